@@ -1,0 +1,329 @@
+"""`generate` with `reasoning_mode` and `max_thinking_tokens`, as a mixin over transformers' own.
+
+It changes the prompt the model reads and adds one logits processor; the decoding itself is transformers'. Whatever the
+caller sees (returned sequences, streamer, own processors and criteria, lengths) stays in terms of the caller's prompt.
+Must not know: the model's layers, how prompts are worded.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from .prompt import Prompt, ReasoningIds, RewrittenPrompt
+from .reasoning import check_reasoning_mode
+from .thinking import ThinkingProcessor
+
+PrefixFn = Callable[[int, torch.Tensor], list[int]]
+
+
+class Small4GenerationMixin(GenerationMixin):
+    """Adds the reasoning arguments to `generate`; without them it is transformers' `generate` untouched."""
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        prefix_allowed_tokens_fn: PrefixFn | None = None,
+        *,
+        reasoning_mode: str | Sequence[str] | None = None,
+        max_thinking_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `generate`, with two more arguments.
+
+        Args:
+            reasoning_mode: "none" or "high", or a list with one of them for each row. The prompt's model-settings block
+                is made to say so (rewritten or inserted, the batch re-padded on the left), and decoding keeps to it:
+                "none" opens no `[THINK]`, "high" thinks first. Left out: `generation_config.reasoning_mode`, else the
+                prompt's own settings stand and decoding is free.
+            max_thinking_tokens: most tokens between `[THINK]` and `[/THINK]`, those already in the prompt counted;
+                then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode is kept to.
+            kwargs: everything else `generate` takes; `tokenizer` also supplies the control ids where the checkpoint's
+                generation_config has no `reasoning_token_ids`.
+
+        Returns:
+            What `generate` returns. Sequences [rows, length] begin with the ids that were passed in, also where the
+            model read a rewritten prompt; attentions, hidden states and the cache belong to what it read, and a call
+            that goes on from the sequences with that cache is understood. With `inputs_embeds` there are no ids to
+            rewrite: the mode governs decoding alone.
+
+        Raises:
+            ValueError: a mode or budget that is not allowed, a prompt that is no chat prompt, a mode that contradicts
+                a filled cache, unknown control ids, or continuous batching, which can keep to neither argument.
+        """
+        call = kwargs | {"inputs": inputs, "generation_config": generation_config}
+        call |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
+        call |= {"prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
+        options = _Options(call, generation_config, self.generation_config)
+        mode = options.get("reasoning_mode", reasoning_mode)
+        budget = options.get("max_thinking_tokens", max_thinking_tokens)
+        record = _record_of(kwargs.get("past_key_values"))
+        # An assistant's drafts are governed by the processor of the model it drafts for.
+        assists = getattr(generation_config, "is_assistant", False)
+        if assists or (mode is None and budget is None and record is None):
+            return super().generate(**call)
+
+        if kwargs.get("cache_implementation") == "paged":
+            _refuse_continuous_batching(mode, budget)
+        _check_budget(budget)
+        rewritten = _prepare(call, options, mode, budget, record)
+        result = super().generate(**call)
+        if rewritten is None:
+            return result
+        _remember(call.get("past_key_values"), getattr(result, "past_key_values", None), record or rewritten)
+        return _as_caller(result, rewritten)
+
+    def generate_batch(self, inputs: Any, generation_config: GenerationConfig | None = None, **kwargs: Any) -> Any:
+        """transformers' continuous batching; it keeps no history of a row, so the reasoning arguments are refused."""
+        options = _Options(kwargs, generation_config, self.generation_config)
+        mode = options.get("reasoning_mode", kwargs.pop("reasoning_mode", None))
+        budget = options.get("max_thinking_tokens", kwargs.pop("max_thinking_tokens", None))
+        _refuse_continuous_batching(mode, budget)
+        return super().generate_batch(inputs, generation_config=generation_config, **kwargs)
+
+    def init_continuous_batching(self, generation_config: GenerationConfig | None = None, **kwargs: Any) -> Any:
+        """transformers' manager for continuous batching; refused like `generate_batch`."""
+        options = _Options({}, generation_config, self.generation_config)
+        _refuse_continuous_batching(options.get("reasoning_mode"), options.get("max_thinking_tokens"))
+        return super().init_continuous_batching(generation_config=generation_config, **kwargs)
+
+
+class _Options:
+    """A setting's value as `generate` would resolve it: argument, then the config passed in, then the model's own."""
+
+    def __init__(self, call: dict[str, Any], passed: GenerationConfig | None, own: GenerationConfig) -> None:
+        self.call, self.configs = call, [config for config in (passed, own) if config is not None]
+
+    def get(self, name: str, given: Any = None) -> Any:
+        values = [given, self.call.get(name), *(getattr(config, name, None) for config in self.configs)]
+        return next((value for value in values if value is not None), None)
+
+    def eos(self) -> list[int]:
+        """Every id that may end a message: what stops this call, and what ends one for the checkpoint."""
+        values = [self.call.get("eos_token_id"), *(config.eos_token_id for config in self.configs)]
+        found: set[int] = set()
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                value = value.tolist()
+            found |= set() if value is None else {value} if isinstance(value, int) else set(value)
+        return sorted(found)
+
+    def reasoning_ids(self) -> ReasoningIds:
+        mapping, tokenizer = self.get("reasoning_token_ids"), self.call.get("tokenizer")
+        if mapping is not None:
+            return ReasoningIds.from_mapping(mapping)
+        if tokenizer is not None:
+            return ReasoningIds.from_tokenizer(tokenizer)
+        raise ValueError(
+            "reasoning_mode and max_thinking_tokens need the ids of the control tokens, but this model's "
+            "generation_config has no reasoning_token_ids. Pass tokenizer=... to generate, or use a checkpoint folder "
+            "written by `small4 convert`."
+        )
+
+
+def _prepare(
+    call: dict[str, Any], options: _Options, mode: Any, budget: int | None, record: RewrittenPrompt | None
+) -> RewrittenPrompt | None:
+    """Edits `call` so that transformers' `generate` does what was asked; returns the rewrite if the prompt changed."""
+    ids = _ids_of(call)
+    modes = _modes_of_rows(mode, ids.shape[0])
+    known, eos, pad = options.reasoning_ids(), options.eos(), options.get("pad_token_id")
+    caller = Prompt.of(ids, call.get("attention_mask"), pad, eos)
+    actual = caller
+    if call.get("inputs_embeds") is None and (mode is not None or record is not None):
+        _check_whole(caller, mode, record)
+        actual = caller if record is None else _resumed(caller, record)
+        wanted = actual.with_modes(modes, known, pad or 0)
+        _check_cache(call.get("past_key_values"), changed=wanted is not actual, mode=mode)
+        actual = wanted
+    rewritten = None if actual is caller else RewrittenPrompt(caller, actual)
+    if rewritten is not None:
+        _hand_over(call, options, rewritten)
+    if mode is not None or budget is not None:
+        rows = actual.ids.tolist()
+        starts = [known.answer_start(row, eos) for row in rows]
+        ruled = modes if mode is not None else [known.mode_of(row) for row in rows]
+        rules = ThinkingProcessor(starts, ruled, budget, known.think, known.end_think, eos)
+        call["logits_processor"] = LogitsProcessorList([*(call["logits_processor"] or []), rules])
+    return rewritten
+
+
+def _hand_over(call: dict[str, Any], options: _Options, rewritten: RewrittenPrompt) -> None:
+    """Puts the rewritten prompt into `call`, and translates whatever in it is meant for the caller's own."""
+    if call.get("position_ids") is not None:
+        raise ValueError(
+            "position_ids were passed with a reasoning_mode that changes the prompt's ids, so they no longer fit. Leave "
+            "them out (generate derives them from attention_mask), or put the mode into the prompt yourself."
+        )
+    call["inputs" if call["inputs"] is not None else "input_ids"] = rewritten.actual.ids
+    call["attention_mask"] = rewritten.actual.mask
+    _shift_lengths(call, options, rewritten.added)
+    if (processors := call["logits_processor"]) is not None:
+        call["logits_processor"] = [_CallersProcessor(each, rewritten) for each in processors]
+    if (criteria := call["stopping_criteria"]) is not None:
+        call["stopping_criteria"] = StoppingCriteriaList(_CallersCriterion(each, rewritten) for each in criteria)
+    if (streamer := call.get("streamer")) is not None:
+        call["streamer"] = _CallersStreamer(streamer, rewritten)
+    if (allowed := call["prefix_allowed_tokens_fn"]) is not None:
+        beams, returned = options.get("num_beams") or 1, options.get("num_return_sequences") or 1
+        repeats = 1 if beams > 1 else returned  # transformers counts beams of one prompt as one batch entry
+        call["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, rewritten.row_as_caller(row // repeats, ids))
+
+
+def _shift_lengths(call: dict[str, Any], options: _Options, added: int) -> None:
+    """Lengths that count the prompt count the caller's: lengthen them by what was added to it."""
+    for name in ("max_length", "min_length"):
+        length = options.get(name)
+        if length is None:
+            continue
+        if call.get(name) is None and call["generation_config"] is not None:
+            call["generation_config"] = copy(call["generation_config"])
+            setattr(call["generation_config"], name, length + added)
+        else:
+            call[name] = length + added
+
+
+class _CallersProcessor(LogitsProcessor):
+    """A caller's logits processor, shown the caller's prompt."""
+
+    def __init__(self, processor: Any, rewritten: RewrittenPrompt) -> None:
+        self.processor, self.rewritten = processor, rewritten
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return self.processor(self.rewritten.as_caller(input_ids), scores)
+
+
+class _CallersCriterion(StoppingCriteria):
+    """A caller's stopping criterion, shown the caller's prompt."""
+
+    def __init__(self, criterion: Any, rewritten: RewrittenPrompt) -> None:
+        self.criterion, self.rewritten = criterion, rewritten
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        return self.criterion(self.rewritten.as_caller(input_ids), scores, **kwargs)
+
+
+class _CallersStreamer(BaseStreamer):
+    """A caller's streamer: what is put first is the prompt, and it gets its own."""
+
+    def __init__(self, streamer: BaseStreamer, rewritten: RewrittenPrompt) -> None:
+        self.streamer, self.rewritten, self.begun = streamer, rewritten, False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.streamer.put(value if self.begun else self.rewritten.as_caller(value))
+        self.begun = True
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+def _as_caller(result: Any, rewritten: RewrittenPrompt) -> Any:
+    """`generate`'s result with the caller's prompt at the beginning of its sequences."""
+    if isinstance(result, torch.Tensor):
+        return rewritten.as_caller(result)
+    result.sequences = rewritten.as_caller(result.sequences)
+    return result
+
+
+def _remember(passed: Any, returned: Any, rewritten: RewrittenPrompt) -> None:
+    """Notes on the cache what its beginning was rewritten from, for calls that go on with it."""
+    for cache in (passed, returned):
+        if cache is not None:
+            cache.rewritten_prompt = rewritten
+
+
+def _record_of(cache: Any) -> RewrittenPrompt | None:
+    """The rewrite a filled cache was filled under, if there was one; an emptied cache forgets it."""
+    if cache is not None and cache.get_seq_length() == 0:
+        cache.rewritten_prompt = None
+    return getattr(cache, "rewritten_prompt", None)
+
+
+def _resumed(prompt: Prompt, record: RewrittenPrompt) -> Prompt:
+    """The prompt as the cache has read its beginning."""
+    if record.begins_as_read(prompt):
+        return prompt
+    resumed = record.as_read(prompt)
+    if resumed is None:
+        raise ValueError(
+            "past_key_values was filled under a rewritten prompt (reasoning_mode), and the ids passed now begin with "
+            "neither that prompt nor the one it was made from. Pass the returned sequences with the new tokens behind "
+            "them, or start with an empty cache."
+        )
+    return resumed
+
+
+def _ids_of(call: dict[str, Any]) -> torch.Tensor:
+    """The prompt's ids; [batch, 0] for a prompt of embeddings alone."""
+    ids = call.get("input_ids") if call["inputs"] is None else call["inputs"]
+    if ids is not None:
+        return ids
+    embeds = call.get("inputs_embeds")
+    if embeds is None:
+        raise ValueError("reasoning_mode and max_thinking_tokens need a prompt: pass input_ids or inputs_embeds.")
+    return torch.zeros(embeds.shape[0], 0, dtype=torch.long, device=embeds.device)
+
+
+def _modes_of_rows(mode: Any, rows: int) -> list[str | None]:
+    if mode is None:
+        return [None] * rows
+    if not isinstance(mode, (list, tuple)):
+        return [check_reasoning_mode(mode)] * rows
+    if len(mode) != rows:
+        raise ValueError(
+            f"reasoning_mode lists {len(mode)} modes for a batch of {rows}; give one for each row, or a single string."
+        )
+    return [check_reasoning_mode(each) for each in mode]
+
+
+def _check_budget(budget: Any) -> None:
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
+        raise ValueError(
+            f"max_thinking_tokens is {budget!r}, but it must be a whole number of tokens, 0 or more; leave it out "
+            "for thoughts of any length."
+        )
+
+
+def _check_whole(prompt: Prompt, mode: Any, record: RewrittenPrompt | None) -> None:
+    """New tokens alone do not show what the cached part of the conversation says."""
+    if prompt.mask.shape != prompt.ids.shape:
+        given = "reasoning_mode was given" if mode is not None else "past_key_values was filled under a reasoning_mode"
+        raise ValueError(
+            f"{given}, but input_ids [{prompt.ids.shape[1]} tokens] hold only a part of what attention_mask "
+            f"[{prompt.mask.shape[1]} tokens] covers, so the prompt's settings cannot be seen. Pass the ids of the "
+            "whole conversation; what past_key_values holds is not computed again."
+        )
+
+
+def _check_cache(cache: Any, changed: bool, mode: Any) -> None:
+    if changed and cache is not None and cache.get_seq_length() > 0:
+        raise ValueError(
+            f"reasoning_mode is {mode!r}, but past_key_values already holds {cache.get_seq_length()} tokens of a prompt "
+            "with other settings, and they stand at its beginning. Keep the mode the conversation began with, or start "
+            "with an empty cache."
+        )
+
+
+def _refuse_continuous_batching(mode: Any, budget: Any) -> None:
+    if mode is None and budget is None:
+        return
+    given = {"reasoning_mode": mode, "max_thinking_tokens": budget}
+    named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    raise ValueError(
+        f"{named} cannot be kept to in continuous batching, which shows logits processors no history. Call generate, or "
+        "write the mode into the prompts (processor.apply_chat_template(..., reasoning_mode=...)) and unset these "
+        "fields of generation_config."
+    )
