@@ -1,0 +1,185 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): projections, the expanded path, the absorbed path, and the one switch between them.
+
+What is cached per token is one latent of `kv_lora_rank` numbers and one rotary key of `qk_rope_head_dim`, shared by all heads. Keys and values
+of a head are linear in the latent (`kv_b_proj`). Either that projection is applied to every cached token (expand), or, which is
+exact too, moved over to the query and to the output (absorb), so that attention runs on the latents themselves. This file does not
+store the cache.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .rope import Positions, rotate_pairs
+
+# Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.
+LATENT_NORM_EPS = 1e-6
+
+
+def eager_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention that also returns its weights; softmax in float32.
+
+    Args:
+        query: `[batch, heads, queries, width]`. key, value: `[batch, heads or 1, keys, ...]`; one head serves all.
+        attention_mask: Additive, broadcastable to `[batch, heads, queries, keys]`, or None.
+
+    Returns:
+        Output `[batch, queries, heads, value width]` and weights `[batch, heads, queries, keys]`.
+    """
+    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class Small4Attention(nn.Module):
+    """One attention layer. Tensor shapes below: B batch, H heads, Q new tokens, L cached and new tokens, R `kv_lora_rank`."""
+
+    is_causal = True
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.value_dim, self.rank = config.v_head_dim, config.kv_lora_rank
+        self.num_key_value_groups = 1  # read by the attention interface: expanded keys have a head per query head
+        self.scaling, self.attention_dropout = config.softmax_scale, config.attention_dropout or 0.0
+        heads, width, bias = config.num_attention_heads, config.hidden_size, config.attention_bias
+        if config.q_lora_rank is None:
+            self.q_proj = nn.Linear(width, heads * config.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(width, config.q_lora_rank, bias=bias)
+            self.q_a_layernorm = nn.RMSNorm(config.q_lora_rank, eps=LATENT_NORM_EPS)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(width, self.rank + self.rope, bias=bias)
+        self.kv_a_layernorm = nn.RMSNorm(self.rank, eps=LATENT_NORM_EPS)
+        self.kv_b_proj = nn.Linear(self.rank, heads * (self.nope + self.value_dim), bias=False)
+        self.o_proj = nn.Linear(heads * self.value_dim, width, bias=bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        positions: Positions,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: `[B, Q, hidden_size]`.
+            attention_mask: What the chosen attention implementation takes.
+
+        Returns:
+            Output `[B, Q, hidden_size]`, and attention weights `[B, H, Q, L]` from the eager implementation, else None.
+        """
+        query = self.project_query(hidden_states, positions)
+        latent, rotary_key = self.project_latent(hidden_states, positions)
+        if past_key_values is not None:
+            latent, rotary_key = past_key_values.update(latent, rotary_key, self.layer_idx)
+        attend = self.absorbed if self.absorbing_pays(query.shape[2], latent.shape[2]) else self.expanded
+        output, weights = attend(query, latent, rotary_key, attention_mask, **kwargs)
+        return self.o_proj(output.flatten(2)), weights
+
+    def project_query(self, hidden_states: torch.Tensor, positions: Positions) -> torch.Tensor:
+        """Queries `[B, H, Q, nope + rope]`, rotated and scaled for long positions."""
+        if self.config.q_lora_rank is None:
+            query = self.q_proj(hidden_states)
+        else:
+            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
+        query = query.unflatten(-1, (-1, self.nope + self.rope)).transpose(1, 2)
+        plain, rotary = query.split([self.nope, self.rope], dim=-1)
+        query = torch.cat((plain, rotate_pairs(rotary, positions.cos, positions.sin)), dim=-1)
+        return query if positions.query_scale is None else query * positions.query_scale.to(query.dtype)
+
+    def project_latent(self, hidden_states: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the cache keeps of new tokens: normed latents `[B, 1, Q, R]` and rotated keys `[B, 1, Q, rope]`."""
+        latent, rotary_key = self.kv_a_proj_with_mqa(hidden_states)[:, None].split([self.rank, self.rope], dim=-1)
+        return self.kv_a_layernorm(latent), rotate_pairs(rotary_key, positions.cos, positions.sin)
+
+    def absorbing_pays(self, queries: int, keys: int) -> bool:
+        """Compare the multiplications of both paths per head; expand where the projection's weight cannot be read as it is."""
+        up = self.rank * (self.nope + self.value_dim)
+        absorbed = queries * (up + keys * (2 * self.rank + self.rope))
+        expanded = keys * (up + queries * (self.nope + self.rope + self.value_dim))
+        return absorbed < expanded and is_plain_linear(self.kv_b_proj)
+
+    def expanded(
+        self,
+        query: torch.Tensor,
+        latent: torch.Tensor,
+        rotary_key: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention over keys and values of every head, expanded from the latents. Output `[B, Q, H, value_dim]`."""
+        up = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, self.nope + self.value_dim)).transpose(1, 2)
+        plain_key, value = up.split([self.nope, self.value_dim], dim=-1)
+        key = torch.cat((plain_key, rotary_key.expand(-1, plain_key.shape[1], -1, -1)), dim=-1)
+        return self._attend(self, query, key, value, mask, **kwargs)
+
+    def absorbed(
+        self,
+        query: torch.Tensor,
+        latent: torch.Tensor,
+        rotary_key: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same with `kv_b_proj` applied to queries and outputs: one key head `[latent | rotary key]`, whose values are the latents."""
+        key_up, value_up = self.kv_b_proj.weight.unflatten(0, (-1, self.nope + self.value_dim)).split(
+            [self.nope, self.value_dim], dim=1
+        )
+        plain, rotary = query.split([self.nope, self.rope], dim=-1)
+        query = torch.cat((torch.matmul(plain, key_up), rotary), dim=-1)
+        key = torch.cat((latent, rotary_key), dim=-1)
+        one_head = SimpleNamespace(
+            num_key_value_groups=query.shape[1],
+            is_causal=True,
+            layer_idx=self.layer_idx,
+            training=self.training,
+            config=self.config,
+        )
+        output, weights = self._attend(one_head, query, key, latent, mask, **kwargs)
+        output = torch.matmul(output.transpose(1, 2), value_up.transpose(1, 2))
+        return output.transpose(1, 2), weights
+
+    def _attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        dropout = self.attention_dropout if self.training else 0.0
+        return interface(module, query, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """True when `module.weight` is all there is to it: no adapter, quantiser, shard, offload hook or other wrapper in between."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and module.weight.is_floating_point()
+        and not module.weight.is_meta
+        and "forward" not in module.__dict__
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )

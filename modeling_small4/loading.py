@@ -1,0 +1,51 @@
+"""Loading that never guesses: a checkpoint whose tensors do not match the model is refused, with the list of what is wrong.
+
+transformers only warns and leaves missing weights random. This file knows names of tensors, not their meaning.
+"""
+
+from typing import Any
+
+SHOWN = 8
+
+
+class Small4LoadingMixin:
+    """`from_pretrained` for all Small 4 models."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers' `from_pretrained`.
+
+        Raises:
+            ValueError: Tensors are missing from the checkpoint, or it holds some that the model has no place for.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        refuse_mismatch(model, info)
+        return (model, info) if output_loading_info else model
+
+
+def refuse_mismatch(model: Any, info: dict[str, Any]) -> None:
+    """Raise unless every tensor found its place. A new task head may start fresh, and a model without head ignores the head."""
+    body = f"{model.base_model_prefix}."
+    missing = sorted(info.get("missing_keys", ()))
+    head = {name for name, _ in model.named_parameters() if name.startswith("score.")}
+    if head and head <= set(missing):
+        missing = [name for name in missing if name not in head]
+    unexpected = sorted(info.get("unexpected_keys", ()))
+    if head or not hasattr(model, "lm_head"):
+        unexpected = [name for name in unexpected if name.split(".")[0] not in ("lm_head", "score")]
+    if not missing and not unexpected:
+        return
+    parts = [
+        f"{kind}: {_listed(names)}"
+        for kind, names in (("missing", missing), ("without a place in the model", unexpected))
+        if names
+    ]
+    raise ValueError(
+        f"{model.config._name_or_path or 'The checkpoint'} does not match {type(model).__name__} ({'; '.join(parts)}). "
+        f"Check that config.json belongs to these weights (parameters of the body start with {body!r}) and that no file is incomplete."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} tensors, " + ", ".join(names[:SHOWN]) + rest

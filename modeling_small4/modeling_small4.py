@@ -1,0 +1,483 @@
+"""Small 4 for transformers: decoder blocks, text model, vision tower, the full model and its heads. Start reading here.
+
+`Small4ForCausalLM` reads text and, given `pixel_values` and `image_sizes`, images. The rooms behind it: `attention`, `moe`, `rope`,
+`vision`, `generation`, `loading`. Nothing here prepares text or images; see `processing_small4`.
+
+transformers decides features by searching this file's text: experts dispatch needs "@use_experts_implementation" (in `moe`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices, packed_sequence_mask_function
+from transformers.modeling_layers import (
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import Small4Attention
+from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+from .generation import Small4GenerationMixin
+from .loading import Small4LoadingMixin
+from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, router_losses
+from .rope import Positions, text_positions
+from .vision import (
+    Small4MultiModalProjector,
+    Small4VisionAttention,
+    Small4VisionBlocks,
+    Small4VisionLayer,
+    embed_patches,
+    patch_grids,
+    patch_positions,
+)
+
+
+@dataclass
+class Small4ModelOutputWithPast(MoeModelOutputWithPast):
+    """`MoeModelOutputWithPast` with `image_hidden_states`: projected image tokens of all images, `[image tokens, hidden_size]`."""
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class Small4CausalLMOutputWithPast(MoeCausalLMOutputWithPast):
+    """`MoeCausalLMOutputWithPast` with `image_hidden_states`: projected image tokens of all images, `[image tokens, hidden_size]`."""
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+class Small4DecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm block: latent attention, then a mixture of experts (or a dense layer in the first `first_k_dense_replace`)."""
+
+    def __init__(self, config: Small4TextConfig, layer_idx: int) -> None:
+        super().__init__()
+        dense = layer_idx < config.first_k_dense_replace
+        self.self_attn = Small4Attention(config, layer_idx)
+        self.mlp = Small4MLP(config, config.intermediate_size) if dense else Small4MoE(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        positions: Positions,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """`[batch, length, hidden_size]` to the same."""
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_states), positions, attention_mask, past_key_values, **kwargs
+        )
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class Small4PreTrainedModel(Small4LoadingMixin, PreTrainedModel):
+    """Weights, loading and what this model supports, for all classes below."""
+
+    config: Small4Config
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Small4DecoderLayer", "Small4VisionLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = getattr(self.config, "initializer_range", None) or self.config.get_text_config().initializer_range
+        if isinstance(module, Small4TopkRouter):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, Small4Experts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+
+
+class Small4TextModel(Small4PreTrainedModel):
+    """The decoder without a head. Also usable alone, from a `Small4TextConfig`."""
+
+    config: Small4TextConfig
+    input_modalities = ("text",)
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": Small4DecoderLayer,
+        "attentions": Small4Attention,
+        "router_logits": OutputRecorder(Small4TopkRouter, index=0),
+    }
+
+    def __init__(self, config: Small4TextConfig) -> None:
+        super().__init__(config)
+        config.validate_architecture()  # sizes may have been set after the configuration was made
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(Small4DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """
+        Args:
+            input_ids: int64 `[batch, length]`; or `inputs_embeds` `[batch, length, hidden_size]`, one of the two.
+            attention_mask: `[batch, cached + length]`, 0 where padded; or 4-D `[batch, 1, length, cached + length]`, bool (True
+                attends) or additive.
+            position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed sequences, which do not
+                see one another; no cache is made then.
+            past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
+
+        Raises:
+            ValueError: Both or none of `input_ids` and `inputs_embeds`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        packed = None
+        if position_ids is not None and past_key_values is None:
+            packed = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+        if use_cache and past_key_values is None and packed is None and not self.training:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
+
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            and_mask_function=None if packed is None else packed_sequence_mask_function(packed),
+        )
+        mask = self._as_implementation_takes_it(mask, inputs_embeds.dtype)
+        hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = layer(
+                hidden_states,
+                positions,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _as_implementation_takes_it(self, mask: Any, dtype: torch.dtype) -> Any:
+        """Only sdpa reads a bool 4-D mask; the others would add it to the scores as 0 and 1."""
+        if (
+            isinstance(mask, torch.Tensor)
+            and mask.ndim == 4
+            and mask.dtype == torch.bool
+            and self.config._attn_implementation != "sdpa"
+        ):
+            return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask
+
+
+class Small4VisionModel(Small4PreTrainedModel):
+    """The Pixtral tower: images to one vector per patch."""
+
+    config: Small4VisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _can_record_outputs = {"hidden_states": Small4VisionLayer, "attentions": Small4VisionAttention}  # noqa: RUF012
+
+    def __init__(self, config: Small4VisionConfig) -> None:
+        super().__init__(config)
+        config.validate_architecture()
+        self.patch_conv = nn.Conv2d(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
+        )
+        self.ln_pre = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.transformer = Small4VisionBlocks(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_conv
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: `[images, channels, height, width]`, padded to the largest image.
+            image_sizes: int64 `[images, 2]`, height and width in pixels; None: all of them fill `pixel_values`.
+
+        Returns:
+            `last_hidden_state` `[1, patches of all images, hidden_size]`, image after image, row by row.
+        """
+        if image_sizes is None:
+            image_sizes = [list(pixel_values.shape[-2:])] * pixel_values.shape[0]
+        patch = self.config.patch_size
+        grids = patch_grids(image_sizes, pixel_values, patch, patch)
+        hidden_states = self.ln_pre(embed_patches(self.patch_conv, pixel_values, grids))
+        cos, sin = patch_positions(self.config, grids, hidden_states.device)
+        hidden_states = self.transformer(hidden_states, cos, sin, [rows * columns for rows, columns in grids], **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states)
+
+
+class Small4Model(Small4PreTrainedModel):
+    """Decoder, tower and projector without a head: image tokens take the place of `[IMG]` ids."""
+
+    def __init__(self, config: Small4Config) -> None:
+        super().__init__(config)
+        config.validate_architecture()
+        self.language_model = Small4TextModel(config.text_config)
+        if config.vision_config is not None:
+            self.vision_tower = Small4VisionModel(config.vision_config)
+            self.multi_modal_projector = Small4MultiModalProjector(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.embed_tokens = value
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Encode images.
+
+        Args:
+            pixel_values, image_sizes: As in `Small4VisionModel.forward`; sides are multiples of `patch_size * spatial_merge_size`.
+
+        Returns:
+            The tower's output, with `pooler_output` a tuple of one `[image tokens, hidden_size]` per image.
+
+        Raises:
+            ValueError: The model has no vision tower, or sizes and pixels do not fit.
+        """
+        if self.config.vision_config is None:
+            raise ValueError(
+                "This model is text-only (vision_config is None); leave pixel_values out or load a checkpoint with a vision tower."
+            )
+        if image_sizes is None:
+            image_sizes = torch.tensor([pixel_values.shape[-2:]] * pixel_values.shape[0])
+        patch, merge, layer = (
+            self.config.vision_config.patch_size,
+            self.config.spatial_merge_size,
+            self.config.vision_feature_layer,
+        )
+        grids = patch_grids(image_sizes, pixel_values, patch * merge, patch)
+        if layer != -1:
+            kwargs["output_hidden_states"] = True
+        output = self.vision_tower(pixel_values, image_sizes=image_sizes, return_dict=True, **kwargs)
+        features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+        tokens = self.multi_modal_projector(features[0], grids)
+        output.pooler_output = tokens.split([rows * columns // merge**2 for rows, columns in grids])
+        return output
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        image_sizes: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> Small4ModelOutputWithPast:
+        """Text arguments as in `Small4TextModel.forward`, images as in `get_image_features`.
+
+        Args:
+            mm_encoder_outputs: `{"image": output of get_image_features}`, for images encoded before; instead of `pixel_values`.
+
+        Raises:
+            ValueError: The number of `[IMG]` ids is not that of the image tokens, or arguments exclude each other.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if encoded is not None and pixel_values is not None:
+            raise ValueError("Give pixel_values or mm_encoder_outputs, not both.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            encoded = self.get_image_features(pixel_values, image_sizes, return_dict=True)
+        image_tokens = None
+        if encoded is not None:
+            image_tokens = torch.cat(list(encoded.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(
+                self._image_places(input_ids, inputs_embeds, image_tokens), image_tokens
+            )
+        output = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return Small4ModelOutputWithPast(**output, image_hidden_states=image_tokens)
+
+    def _image_places(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """True where an image token goes, bool `[batch, length, 1]`. Without ids, places are those that hold the embedding of `[IMG]`."""
+        if input_ids is not None:
+            places = input_ids == self.config.image_token_index
+        else:
+            marker = torch.tensor(self.config.image_token_index, device=inputs_embeds.device)
+            places = (inputs_embeds == self.get_input_embeddings()(marker)).all(-1)
+        if not torch.compiler.is_compiling() and (found := int(places.sum())) != image_tokens.shape[0]:
+            raise ValueError(
+                f"The prompt has {found} [IMG] ids (id {self.config.image_token_index}) for {image_tokens.shape[0]} image tokens; "
+                "build prompt and images together with Small4Processor, and do not cut the prompt inside an image."
+            )
+        return places[..., None].to(inputs_embeds.device)
+
+
+class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
+    """Small 4 with its language modelling head: text, images, chat and reasoning in one class."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
+
+    def __init__(self, config: Small4Config) -> None:
+        super().__init__(config)
+        self.model = Small4Model(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """See `Small4Model.get_image_features`."""
+        return self.model.get_image_features(pixel_values, image_sizes, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        image_sizes: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        output_router_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> Small4CausalLMOutputWithPast:
+        """As `Small4Model.forward`, and:
+
+        Args:
+            labels: int64 `[batch, length]`, -100 where no loss is wanted. The loss is next-token cross-entropy, plus the balance and
+                z-losses when `output_router_logits` is on.
+            logits_to_keep: Compute logits of the last so many positions only (0: all), or of these indices.
+            output_router_logits: Default `config.text_config.output_router_logits`.
+
+        Returns:
+            `logits` `[batch, kept, vocab_size]`, `loss`, `aux_loss`, `router_logits`, `past_key_values`, ...
+        """
+        text_config: Small4TextConfig = self.config.text_config
+        if output_router_logits is None:
+            output_router_logits = text_config.output_router_logits
+        output = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            image_sizes=image_sizes,
+            mm_encoder_outputs=mm_encoder_outputs,
+            output_router_logits=output_router_logits,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
+        aux_loss, loss = None, None
+        if output.router_logits:
+            aux_loss, router_loss = router_losses(text_config, output.router_logits, attention_mask)
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=text_config.vocab_size, **kwargs)
+            if aux_loss is not None:
+                loss = loss + router_loss.to(loss.device)
+        return Small4CausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=aux_loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            router_logits=output.router_logits,
+            image_hidden_states=output.image_hidden_states,
+        )
+
+
+class Small4ForSequenceClassification(GenericForSequenceClassification, Small4PreTrainedModel):
+    """One label per sequence, read at its last token that is not padding."""
+
+    def __init__(self, config: Small4Config) -> None:
+        Small4PreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = Small4Model(config)
+        self.score = nn.Linear(config.text_config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+class Small4ForTokenClassification(GenericForTokenClassification, Small4PreTrainedModel):
+    """One label per token."""
+
+    def __init__(self, config: Small4Config) -> None:
+        Small4PreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = Small4Model(config)
+        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or 0.0)
+        self.score = nn.Linear(config.text_config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+__all__ = [
+    "Small4ForCausalLM",
+    "Small4ForSequenceClassification",
+    "Small4ForTokenClassification",
+    "Small4Model",
+    "Small4PreTrainedModel",
+    "Small4TextModel",
+    "Small4VisionModel",
+]

@@ -1,0 +1,59 @@
+"""Makes transformers' Auto classes, pipelines and server know Small 4, and finds the demo checkpoint. Nothing of the model itself."""
+
+from pathlib import Path
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.models.auto import modeling_auto
+
+from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+from .modeling_small4 import (
+    Small4ForCausalLM,
+    Small4ForSequenceClassification,
+    Small4ForTokenClassification,
+    Small4Model,
+    Small4TextModel,
+    Small4VisionModel,
+)
+
+
+def register_auto_classes() -> None:
+    """Register every class under the Auto classes that fit it. Calling it again changes nothing."""
+    for config in (Small4Config, Small4TextConfig, Small4VisionConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+    for model in (Small4Model, Small4TextModel, Small4VisionModel):
+        AutoModel.register(model.config_class, model, exist_ok=True)
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        auto.register(Small4Config, Small4ForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(Small4Config, Small4ForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(Small4Config, Small4ForTokenClassification, exist_ok=True)
+    # The server and some trainers look classes up by name in these tables, which `register` leaves alone.
+    names = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
+    for table in names:
+        table.setdefault(Small4Config.model_type, Small4ForCausalLM.__name__)
+
+
+def demo_checkpoint() -> Path:
+    """Folder of the demo checkpoint: a small Small 4, trained for real, that ships with the package and lies in a clone.
+
+    Raises:
+        FileNotFoundError: The installation carries none; reinstall, or pass a checkpoint of your own.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "demo", package.parent / "model_card" / "demo"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"No demo checkpoint beside {package}; reinstall modeling-small4, or name a checkpoint folder yourself."
+    )
