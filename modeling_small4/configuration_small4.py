@@ -146,7 +146,7 @@ class Small4TextConfig(_Small4BaseConfig):
     moe_intermediate_size: int = 2048
     num_hidden_layers: int = 36
     num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
+    num_key_value_heads: Any = None
     q_lora_rank: int | None = 1024
     kv_lora_rank: int = 256
     qk_nope_head_dim: int = 64
@@ -155,15 +155,15 @@ class Small4TextConfig(_Small4BaseConfig):
     n_routed_experts: int = 128
     n_shared_experts: int = 1
     num_experts_per_tok: int = 4
-    n_group: int | None = 1
-    topk_group: int | None = 1
+    n_group: Any = 1
+    topk_group: Any = 1
     norm_topk_prob: bool = True
     routed_scaling_factor: float | int = 1.0
-    first_k_dense_replace: int | None = 0
+    first_k_dense_replace: Any = 0
     hidden_act: str = "silu"
     rms_norm_eps: float | int = 1e-6
     max_position_embeddings: int = 1048576
-    rope_parameters: dict | None = None
+    rope_parameters: Any = None
     softmax_scale_rule: Literal["released", "transformers"] = "released"
     attention_bias: bool = False
     attention_dropout: float | int | None = 0.0
@@ -352,7 +352,7 @@ class Small4VisionConfig(_Small4BaseConfig):
     hidden_act: str = "silu"
     rms_norm_eps: float | int = 1e-5
     attention_dropout: float | int = 0.0
-    rope_parameters: dict | None = None
+    rope_parameters: Any = None
     initializer_range: float | int = 0.02
 
     default_rope_type = "axial"
@@ -432,8 +432,8 @@ class Small4Config(_Small4BaseConfig):
         "vision_config": SubConfigSpec(config_class=Small4VisionConfig, optional=True),
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = field(default_factory=dict)
+    text_config: Any = None
+    vision_config: Any = field(default_factory=dict)
     image_token_index: int = 10
     spatial_merge_size: int = 2
     vision_feature_layer: int = -1
@@ -450,7 +450,7 @@ class Small4Config(_Small4BaseConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "Small4Config":
         """As transformers', and a text-only `mistral4` configuration is read as Small 4 without a tower."""
         if config_dict.get("model_type") in ("mistral4", "small4_text") and "text_config" not in config_dict:
-            outer = {
+            outer: dict[str, Any] = {
                 k: config_dict[k]
                 for k in ("architectures", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
                 if k in config_dict

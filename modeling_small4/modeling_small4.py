@@ -87,7 +87,7 @@ class Small4PreTrainedModel(Small4LoadingMixin, PreTrainedModel):
 
     config: Small4Config
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: tuple[str, ...] = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["Small4DecoderLayer", "Small4VisionLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
@@ -132,11 +132,11 @@ class Small4TextModel(Small4PreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
@@ -220,9 +220,7 @@ class Small4VisionModel(Small4PreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
-        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.Tensor, image_sizes: Any = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         """
         Args:
             pixel_values: `[images, channels, height, width]`, padded to the largest image.
@@ -256,7 +254,7 @@ class Small4Model(Small4PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.language_model.embed_tokens = value
 
     @can_return_tuple
@@ -298,14 +296,14 @@ class Small4Model(Small4PreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        image_sizes: torch.LongTensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> Small4ModelOutputWithPast:
@@ -376,7 +374,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
 
     def get_image_features(
@@ -388,16 +386,16 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        image_sizes: torch.LongTensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         output_router_logits: bool | None = None,
         **kwargs: Any,
@@ -453,7 +451,7 @@ class Small4ForSequenceClassification(GenericForSequenceClassification, Small4Pr
     """One label per sequence, read at its last token that is not padding."""
 
     def __init__(self, config: Small4Config) -> None:
-        Small4PreTrainedModel.__init__(self, config)
+        Small4PreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.num_labels = config.num_labels
         self.model = Small4Model(config)
         self.score = nn.Linear(config.text_config.hidden_size, config.num_labels, bias=False)
@@ -464,7 +462,7 @@ class Small4ForTokenClassification(GenericForTokenClassification, Small4PreTrain
     """One label per token."""
 
     def __init__(self, config: Small4Config) -> None:
-        Small4PreTrainedModel.__init__(self, config)
+        Small4PreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.num_labels = config.num_labels
         self.model = Small4Model(config)
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or 0.0)
