@@ -77,18 +77,12 @@ class ReasoningIds:
         conversations of any length (mistral-common, `InstructTokenizerV15`); so that is where one is inserted.
 
         Raises:
-            ValueError: the row is no chat prompt, or its user message is not finished.
+            ValueError: the row is no chat prompt.
         """
-        if self.inst not in row:
+        if self.inst not in row or self.end_inst not in row[row.index(self.inst) :]:
             raise ValueError(
-                "reasoning_mode needs a chat prompt, but the prompt has no [INST]. Build it from messages with "
-                "processor.apply_chat_template, or leave reasoning_mode out."
-            )
-        last = len(row) - 1 - list(reversed(row)).index(self.inst)
-        if self.end_inst not in row[last:]:
-            raise ValueError(
-                "reasoning_mode needs a finished chat prompt, but its last [INST] has no [/INST]. Build it from "
-                "messages with processor.apply_chat_template, or leave reasoning_mode out."
+                "reasoning_mode needs a chat prompt, but the ids hold no message between [INST] and [/INST]. Build them "
+                "from messages with processor.apply_chat_template, or leave reasoning_mode out."
             )
         wanted = [self.settings, *self.settings_texts[mode], self.end_settings]
         first = row.index(self.inst)
