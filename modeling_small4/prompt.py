@@ -106,8 +106,7 @@ class Prompt:
     def of(cls, ids: torch.Tensor, mask: torch.Tensor | None, pad: int | None, eos: Sequence[int]) -> "Prompt":
         """As `generate` reads its inputs: a missing mask is inferred from the padding id where there is one."""
         if mask is None:
-            infer = pad is not None and pad not in eos
-            mask = ids.ne(pad).long() if infer else torch.ones_like(ids)
+            mask = torch.ones_like(ids) if pad is None or pad in eos else ids.ne(pad).long()
         return cls(ids, mask)
 
     def with_modes(self, modes: Sequence[str | None], known: ReasoningIds, pad: int) -> "Prompt":

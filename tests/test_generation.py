@@ -43,10 +43,10 @@ from transformers.generation.streamers import BaseStreamer
 from modeling_small4 import Small4ForCausalLM
 
 torch.set_num_threads(1)
-NEW = 20
+NEW = 16
 
 
-@pytest.fixture(scope="module", params=range(3))
+@pytest.fixture(scope="module", params=range(2))
 def model(request: pytest.FixtureRequest) -> Small4ForCausalLM:
     return tiny_model(request.param)
 

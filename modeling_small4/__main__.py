@@ -1,0 +1,7 @@
+"""`python -m modeling_small4`: the same as `small4`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

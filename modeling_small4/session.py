@@ -1,0 +1,165 @@
+"""One conversation with a model: messages in, streamed pieces and a parsed answer out, the cache kept between turns.
+
+Must not know: terminals, arguments, exit statuses.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+from .images import ImageAccess, load_image
+from .modeling_small4 import Small4ForCausalLM
+from .processing_small4 import Small4Processor
+from .reasoning import END_THINK, THINK
+
+Show = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A parsed answer and what it took. `complete` is False when it was cut off at the most tokens allowed."""
+
+    message: dict[str, Any]
+    prompt_tokens: int
+    thinking_tokens: int
+    new_tokens: int
+    seconds: float
+    complete: bool
+
+
+@dataclass
+class Session:
+    """Model, processor, settings of one conversation, and its state.
+
+    Args:
+        mode: "none" or "high"; None: `generation_config.reasoning_mode`, else "none".
+        max_new_tokens: per answer, thinking included; None: `generation_config.max_new_tokens`, else 4096.
+        max_thinking_tokens: None for no limit.
+    """
+
+    model: Small4ForCausalLM
+    processor: Small4Processor
+    mode: str | None = None
+    max_new_tokens: int | None = None
+    max_thinking_tokens: int | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    _cache: Any = None
+    _cached: list[int] = field(default_factory=list)
+
+    def ask(self, text: str, images: Sequence[Path] = (), show: Show = lambda channel, piece: None) -> Answer:
+        """Says `text`, with pictures from files before it, and returns the answer, which joins the conversation.
+
+        Args:
+            show: called with (channel, text) while the answer is generated; channel is "thinking", "content" or
+                "tool_calls".
+
+        Raises:
+            ValueError: a file that is no picture, or pictures for a model that has no eyes.
+        """
+        content: list[dict[str, Any]] = [
+            {"type": "image", "image": load_image(path, ImageAccess(paths=True))} for path in images
+        ]
+        content.append({"type": "text", "text": text})
+        if images and self.model.config.vision_config is None:
+            raise ValueError("This model reads no pictures (its configuration has no vision tower); leave them out.")
+        self.messages.append({"role": "user", "content": content if images else text})
+        try:
+            answer = self._answer(show)
+        except BaseException:
+            self.messages.pop()
+            self._cache, self._cached = None, []
+            raise
+        self.messages.append(answer.message)
+        return answer
+
+    def _answer(self, show: Show) -> Answer:
+        settings = self.model.generation_config
+        mode = self.mode or getattr(settings, "reasoning_mode", None) or "none"
+        inputs = self.processor.apply_chat_template(
+            self.messages, reasoning_mode=mode, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ).to(self.model.device, self.model.dtype)
+        prompt = inputs["input_ids"][0].tolist()
+        self._go_back_to(prompt)
+        if self._cached:  # pictures are in the part that is cached
+            inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        streamer = _Streamer(self.processor.tokenizer, prompt, show)
+        begin = time.perf_counter()
+        out = self.model.generate(
+            **inputs,
+            past_key_values=self._cache,
+            reasoning_mode=mode,
+            max_thinking_tokens=self.max_thinking_tokens,
+            max_new_tokens=self.max_new_tokens or settings.max_new_tokens or 4096,
+            tokenizer=self.processor.tokenizer,
+            streamer=streamer,
+        )
+        seconds = time.perf_counter() - begin
+        ids = out[0].tolist()
+        self._cached = ids[: self._cache.get_seq_length()]
+        return self._report(prompt, ids[len(prompt) :], streamer, seconds)
+
+    def _go_back_to(self, prompt: list[int]) -> None:
+        """Keeps of the cache what the new prompt begins with; an answer is written back as it was read, mostly."""
+        same = 0
+        while same < min(len(prompt) - 1, len(self._cached)) and prompt[same] == self._cached[same]:
+            same += 1
+        image = getattr(self.model.config, "image_token_id", None)
+        if self._cache is None or image in prompt[same:]:
+            self._cache, same = DynamicCache(config=self.model.config), 0
+        elif same < len(self._cached):
+            self._cache.crop(same - len(self._cached))
+        self._cached = prompt[:same]
+
+    def _report(self, prompt: list[int], new: list[int], streamer: "_Streamer", seconds: float) -> Answer:
+        ids = self.processor.tokenizer.convert_tokens_to_ids([THINK, END_THINK])
+        thinking = 0
+        if ids[0] in new:
+            thought = new[new.index(ids[0]) + 1 :]
+            thinking = thought.index(ids[1]) if ids[1] in thought else len(thought)
+        eos = self.model.generation_config.eos_token_id
+        complete = new[-1] in (eos if isinstance(eos, list) else [eos])
+        return Answer(streamer.reader.message(), len(prompt), thinking, len(new), seconds, complete)
+
+
+class _Streamer(BaseStreamer):
+    """Reads tokens as they come and shows each piece of text that has become certain."""
+
+    def __init__(self, tokenizer: Any, prompt: list[int], show: Show) -> None:
+        self.reader, self.show, self.begun = tokenizer.response_reader(prompt), show, False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.begun:  # what is put first is the prompt
+            self._give(self.reader.feed(value.flatten()))
+        self.begun = True
+
+    def end(self) -> None:
+        self._give(self.reader.finish())
+
+    def _give(self, pieces: Sequence[tuple[str, str]]) -> None:
+        for channel, text in pieces:
+            self.show(channel, text)
+
+
+def load(folder: str) -> tuple[Small4ForCausalLM, Small4Processor]:
+    """Model and processor from a checkpoint folder or a Hub repository, on the GPUs there are, else on the CPU.
+
+    Raises:
+        ValueError: no such folder or repository, or one that has to be converted first.
+        OSError: a file is missing or cannot be read or downloaded.
+    """
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raw = (path / "params.json").is_file()
+        hint = f"convert it first: small4 convert {folder} DST" if raw else "name a checkpoint folder"
+        raise ValueError(f"{folder} holds no config.json; {hint}.")
+    if not path.is_dir() and (path.exists() or folder.startswith((".", "/", "~")) or folder.count("/") != 1):
+        raise ValueError(f"{folder}: no such folder (a Hub repository is written owner/name).")
+    place: dict[str, Any] = {"device_map": "auto"} if torch.accelerator.is_available() else {}
+    model = Small4ForCausalLM.from_pretrained(folder, dtype="auto", **place)
+    return model.eval(), Small4Processor.from_pretrained(folder)
