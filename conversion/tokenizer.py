@@ -1,0 +1,108 @@
+"""Everything about text that a checkpoint folder holds, from a Tekken file: tokenizer, processor, generation settings.
+
+Must not know: weights, the model's configuration.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+from transformers.integrations.mistral.tokenizer import MistralConverter
+
+from modeling_small4.image_processing_small4 import Small4ImageProcessor
+from modeling_small4.processing_small4 import Small4Processor
+from modeling_small4.reasoning import BOS, EOS, PAD, REASONING_MODES, REASONING_TOKENS, UNK, settings_text
+from modeling_small4.tokenization_small4 import Small4Tokenizer
+from small4_conversion.chat_template import RESPONSE_TEMPLATE, chat_template
+
+VERSION = "v15"
+
+
+def write_processor(tekken_json: Path, out: Path, vision: dict[str, int] | None) -> None:
+    """Writes tokenizer, processor, chat template and generation settings into the checkpoint folder `out`.
+
+    Args:
+        tekken_json: Mistral's tokenizer file, version v15; copied as `tekken.json`.
+        out: the folder; made when missing.
+        vision: `{"patch_size", "max_image_size", "spatial_merge_size"}` in pixels, pixels and patches; None for a model
+            without vision.
+
+    Raises:
+        ValueError: a file of another version, or one that is no Tekken file.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = read_tokenizer(Path(tekken_json))
+    image_processor = Small4ImageProcessor(**vision) if vision is not None else None
+    Small4Processor(image_processor, tokenizer).save_pretrained(out)
+    (out / "generation_config.json").write_text(json.dumps(generation_settings(tokenizer), indent=2) + "\n")
+    if not (out / "tekken.json").exists() or not (out / "tekken.json").samefile(tekken_json):
+        shutil.copyfile(tekken_json, out / "tekken.json")
+
+
+def read_tokenizer(tekken_json: Path) -> Small4Tokenizer:
+    """The tokenizer of a Tekken file. Raises ValueError for a file that is none, or not of version v15."""
+    try:
+        tekken = json.loads(tekken_json.read_text(encoding="utf-8"))
+        version = tekken["config"]["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{tekken_json} is no Tekken tokenizer file: {type(error).__name__} {error}.") from None
+    if version != VERSION:
+        raise ValueError(f"{tekken_json} is a tokenizer of version {version}; Mistral Small 4 needs {VERSION}.")
+    settings = _reasoning_settings(tekken)
+    return Small4Tokenizer(
+        tokenizer_object=_backend(tekken_json),
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNK,
+        padding_side="left",
+        chat_template=chat_template(settings),
+        response_template=RESPONSE_TEMPLATE,
+        reasoning_settings=settings,
+    )
+
+
+def _backend(tekken_json: Path) -> Tokenizer:
+    """Converted by transformers; `<s>` is put before plain text, as in the release."""
+    backend = MistralConverter(str(tekken_json)).converted()
+    bos = backend.token_to_id(BOS)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]
+    )
+    return backend
+
+
+def _reasoning_settings(tekken: dict[str, Any]) -> dict[str, Any] | None:
+    """Which modes the file allows and which holds when none is asked for; None when it has no such setting."""
+    builder = (tekken.get("model_settings_builder") or {}).get("reasoning_effort")
+    if builder is None:
+        return None
+    return {"values": [mode for mode in REASONING_MODES if mode in builder["values"]], "default": builder["default"]}
+
+
+def generation_settings(tokenizer: Small4Tokenizer) -> dict[str, Any]:
+    """What `generation_config.json` holds."""
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "reasoning_token_ids": reasoning_token_ids(tokenizer),
+    }
+
+
+def reasoning_token_ids(tokenizer: Small4Tokenizer) -> dict[str, int | list[int] | None]:
+    """The ids by which `generate` finds and rewrites a prompt's settings, as it has no tokenizer.
+
+    Returns:
+        The id of each of `REASONING_TOKENS` (None where the vocabulary lacks it), and the ids of the settings texts
+        under "settings_none" and "settings_high".
+    """
+    out: dict[str, int | list[int] | None] = {
+        key: tokenizer.control_ids.get(token) for key, token in REASONING_TOKENS.items()
+    }
+    for mode in REASONING_MODES:
+        out[f"settings_{mode}"] = tokenizer.encode_texts([settings_text(mode)])[0]
+    return out

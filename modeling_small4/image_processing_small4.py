@@ -1,0 +1,140 @@
+"""The image processor: images of any source, size and mode to pixel values, with mistral-common's sizes and values.
+
+PIL and torch only. Must not know: text, tokens' ids, the model.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .images import ImageAccess, load_image
+from .resample import resample
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Small4ImageProcessor(BaseImageProcessor):
+    """Resizes images to whole image tokens and normalises them.
+
+    Args:
+        patch_size: side of a patch of the vision tower, in pixels.
+        spatial_merge_size: side of the square of patches that becomes one image token.
+        max_image_size: the longer side of a larger image is brought down to this, in pixels.
+        image_mean, image_std: per channel, of values in [0, 1].
+    """
+
+    model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        patch_size: int = 14,
+        spatial_merge_size: int = 2,
+        max_image_size: int = 1540,
+        image_mean: Sequence[float] = MEAN,
+        image_std: Sequence[float] = STD,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (
+            ("patch_size", patch_size),
+            ("spatial_merge_size", spatial_merge_size),
+            ("max_image_size", max_image_size),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, but is {value!r}.")
+        self.patch_size = patch_size
+        self.spatial_merge_size = spatial_merge_size
+        self.max_image_size = max_image_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self._access = ImageAccess()
+
+    @property
+    def access(self) -> ImageAccess:
+        """What images may be read from when a call does not say; not saved with the processor."""
+        return self._access
+
+    @access.setter
+    def access(self, value: ImageAccess) -> None:
+        if not isinstance(value, ImageAccess):
+            raise ValueError(f"access must be an ImageAccess, but is {type(value).__name__}.")
+        self._access = value
+
+    def token_grid(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of image tokens for an image of `width` x `height` pixels.
+
+        As mistral-common: both sides are divided by the larger ratio to `max_image_size` and rounded half to even,
+        then rounded up to whole tokens.
+        """
+        ratio = max(height / self.max_image_size, width / self.max_image_size)
+        if ratio > 1:
+            width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
+        unit = self.patch_size * self.spatial_merge_size
+        return (height - 1) // unit + 1, (width - 1) // unit + 1
+
+    def process_image(self, image: Any, access: ImageAccess | None = None) -> torch.Tensor:  # type: ignore[override]
+        """One image -> float32 [3, height, width], height and width multiples of `patch_size * spatial_merge_size`."""
+        loaded = load_image(image, access or self.access)
+        rows, columns = self.token_grid(loaded.width, loaded.height)
+        unit = self.patch_size * self.spatial_merge_size
+        return resample(_to_rgb(loaded), (rows * unit, columns * unit), self.image_mean, self.image_std)
+
+    def preprocess(  # type: ignore[override]
+        self, images: Any, return_tensors: str | None = "pt", access: ImageAccess | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Images, nested in any way, to one batch in reading order.
+
+        Returns:
+            `pixel_values` float32 [images, 3, height, width], padded with zeros on the right and below to the largest,
+            and `image_sizes` int64 [images, 2], (height, width) of each in pixels.
+        """
+        tensors = [self.process_image(image, access) for image in flatten(images)]
+        if not tensors:
+            raise ValueError("There are no images to process.")
+        sizes = torch.tensor([tensor.shape[1:] for tensor in tensors])
+        return BatchFeature({"pixel_values": _stack(tensors), "image_sizes": sizes}, tensor_type=return_tensors)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Images for one source or a nested list of them, under the same limits as everywhere."""
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(source) for source in image_url_or_urls]
+        return load_image(image_url_or_urls, self.access)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings to save, without what images may be read from."""
+        return {key: value for key, value in super().to_dict().items() if not key.startswith("_")}
+
+
+def flatten(images: Any) -> list[Any]:
+    """Nested lists of images as one flat list; an array or tensor of four dimensions is a list of images."""
+    if isinstance(images, (list, tuple)):
+        return [leaf for item in images for leaf in flatten(item)]
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    if len(tensors) == 1:
+        return tensors[0][None]
+    height, width = (max(tensor.shape[axis] for tensor in tensors) for axis in (1, 2))
+    out = tensors[0].new_zeros(len(tensors), 3, height, width)
+    for index, tensor in enumerate(tensors):
+        out[index, :, : tensor.shape[1], : tensor.shape[2]] = tensor
+    return out
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB with transparency composited on white, as mistral-common does it; grey stays one plane."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        return image.convert("L")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "WHITE")
+    white.paste(image, (0, 0), image)
+    return white.convert("RGB")

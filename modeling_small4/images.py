@@ -1,0 +1,194 @@
+"""Images from what users give: PIL images, arrays, tensors, bytes and data: URLs; files and the web only when allowed.
+
+Checks the pixel count from the header before anything is decoded. Must not know: resizing, normalising, patches.
+"""
+
+import base64
+import binascii
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from .fetch import fetch
+
+# Raster formats whose decoders run nothing else (Pillow would hand EPS to Ghostscript).
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
+
+
+@dataclass(frozen=True)
+class ImageAccess:
+    """What an image may be read from. The default allows nothing but data that the caller hands over.
+
+    Attributes:
+        paths: False; True for any file; or folders, below which files may be read.
+        hosts: host names from which http(s) URLs may be fetched ("example.com", "*.example.com").
+        private_addresses: allow hosts that resolve to loopback, private or link-local addresses.
+        max_bytes: of an encoded image (file, download, data URL).
+        max_pixels: width times height, read from the header.
+        timeout: seconds for a whole download.
+    """
+
+    paths: bool | tuple[str | os.PathLike[str], ...] = False
+    hosts: tuple[str, ...] = ()
+    private_addresses: bool = False
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = 89_478_485
+    timeout: float = 10.0
+
+
+def load_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
+    """A PIL image from any allowed source.
+
+    Args:
+        source: PIL image; array or tensor [H, W], [H, W, C] or [C, H, W] of uint8, or of floats in [0, 1]; encoded
+            bytes; `data:` URL; where `access` allows it a path, `file://` or `http(s)://` URL.
+        access: defaults to `ImageAccess()`.
+
+    Raises:
+        ValueError: a source that is not allowed, is too large, is no image or is broken.
+    """
+    access = access or ImageAccess()
+    if not isinstance(access, ImageAccess):
+        raise ValueError(f"image access must be an ImageAccess, but is {type(access).__name__}.")
+    if isinstance(source, Image.Image):
+        if isinstance(source, ImageFile.ImageFile):
+            _check_pixels(source.size, access)
+        return _decoded(source, "the image")
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return _from_array(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(source), access, "the image bytes")
+    if isinstance(source, os.PathLike):
+        return _from_path(Path(source), access)
+    if isinstance(source, str):
+        return _from_string(source, access)
+    raise ValueError(
+        f"An image must be a PIL image, array, tensor, bytes, data: URL, path or http(s) URL, not {type(source).__name__}."
+    )
+
+
+def _from_string(source: str, access: ImageAccess) -> Image.Image:
+    scheme = source[:8].partition(":")[0].lower() if ":" in source[:8] else ""
+    if scheme == "data":
+        return _from_bytes(_data_url(source, access), access, "the data: URL")
+    if scheme in ("http", "https"):
+        if not access.hosts:
+            raise ValueError(
+                f"Fetching {_short(source)!r} is not allowed. Allow it with ImageAccess(hosts=({_host(source)!r},)), or "
+                "pass the image itself."
+            )
+        return _from_bytes(fetch(source, access), access, _short(source))
+    if scheme == "file":
+        return _from_path(Path(unquote(urlsplit(source).path)), access)
+    return _from_path(Path(source), access)
+
+
+def _data_url(url: str, access: ImageAccess) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma or not header.endswith(";base64") or not payload:
+        raise ValueError(f"{_short(url)!r} is no data: URL of the form data:<type>;base64,<payload>.")
+    if len(payload) * 3 // 4 > access.max_bytes:
+        raise ValueError(f"The data: URL holds more than the {access.max_bytes} bytes allowed for an image.")
+    try:
+        return base64.b64decode(payload)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"The payload of {_short(url)!r} is not base64: {error}.") from None
+
+
+def _from_path(path: Path, access: ImageAccess) -> Image.Image:
+    if not access.paths:
+        raise ValueError(
+            f"Reading the image from {_short(str(path))!r} is not allowed. Allow files with ImageAccess(paths=True) or "
+            "paths=(folder,), or pass the opened image (PIL.Image.open)."
+        )
+    try:
+        resolved = path.resolve(strict=True)
+        if access.paths is not True and not any(
+            resolved.is_relative_to(Path(folder).resolve()) for folder in access.paths
+        ):
+            raise ValueError(f"{str(path)!r} is not below any of the folders from which images may be read.")
+        if not resolved.is_file():
+            raise ValueError(f"{str(path)!r} is not a file.")
+        if resolved.stat().st_size > access.max_bytes:
+            raise ValueError(f"{str(path)!r} is larger than the {access.max_bytes} bytes allowed for an image.")
+        return _from_bytes(resolved.read_bytes(), access, str(path))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"The image {_short(str(path))!r} cannot be read: {error}.") from None
+
+
+def _from_bytes(data: bytes, access: ImageAccess, what: str) -> Image.Image:
+    if not data:
+        raise ValueError(f"{what} is empty.")
+    if len(data) > access.max_bytes:
+        raise ValueError(f"{what} is larger than the {access.max_bytes} bytes allowed for an image.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f"{what} has far more than the {access.max_pixels} pixels allowed.") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{what} is no image in any of the formats {', '.join(FORMATS)}.") from None
+    except Exception as error:  # Pillow's plugins raise many kinds for broken headers
+        raise ValueError(f"{what} has a broken header: {error}.") from None
+    _check_pixels(image.size, access)
+    return _decoded(image, what)
+
+
+def _check_pixels(size: tuple[int, int], access: ImageAccess) -> None:
+    width, height = size
+    if width * height > access.max_pixels:
+        raise ValueError(
+            f"The image has {width} x {height} pixels, but at most {access.max_pixels} are allowed; make it smaller "
+            "or raise ImageAccess(max_pixels=...)."
+        )
+
+
+def _decoded(image: Image.Image, what: str) -> Image.Image:
+    if image.width < 1 or image.height < 1:
+        raise ValueError(f"{what} is empty: {image.width} x {image.height} pixels.")
+    try:
+        image.load()
+    except Exception as error:  # truncated or corrupt data; Pillow raises OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{what} cannot be decoded: {error}.") from None
+    return image
+
+
+def _from_array(array: "np.ndarray | torch.Tensor") -> Image.Image:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu().float().numpy() if array.is_floating_point() else array.detach().cpu().numpy()
+    shape = array.shape
+    if array.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)) or 0 in shape:
+        raise ValueError(
+            f"An image array must be [H, W], [H, W, C] or [C, H, W] with C of 1, 3 or 4, not {list(shape)}."
+        )
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise ValueError("A float image array must hold values in [0, 1]; pass uint8 for values in [0, 255].")
+        array = np.round(array * 255)
+    elif array.min() < 0 or array.max() > 255:
+        raise ValueError(f"An image array of {array.dtype} must hold values in [0, 255].")
+    return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,274 @@
+"""Chat messages as users write them, read into plain records and checked by mistral-common's rules (tokenizer v15).
+
+Accepts OpenAI's and transformers' spellings. A request that mistral-common refuses is a ValueError here too.
+Must not know: control tokens, tokenizers, how an image is loaded.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = ("system", "user", "assistant", "tool")
+_MAY_FOLLOW = {
+    "system": ("system", "user", "assistant"),
+    "user": ("system", "user", "assistant"),
+    "assistant": ("user", "assistant", "tool"),
+    "tool": ("user", "assistant", "tool"),
+}
+_IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+_FUNCTION_NAME = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")
+
+
+@dataclass
+class Text:
+    text: str
+
+
+@dataclass
+class Thought:
+    text: str
+    closed: bool = True
+
+
+@dataclass
+class Picture:
+    """`source` is whatever the user gave (PIL image, array, bytes, URL, ...); None is a placeholder to be filled."""
+
+    source: Any
+
+
+Chunk = Text | Thought | Picture
+
+
+@dataclass
+class ToolCall:
+    """`arguments` is JSON text. `incomplete` ("name" or "arguments") marks a call that generation broke off: it is
+    written back verbatim, without `[ARGS]` when even the name was not finished."""
+
+    id: str
+    name: str
+    arguments: str
+    incomplete: str | None = None
+
+
+@dataclass
+class Message:
+    role: str
+    content: str | list[Chunk] | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tool_call_id: str | None = None
+    name: str | None = None
+    prefix: bool = False
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Reads one conversation. Raises ValueError naming the message at fault."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise ValueError(f"A conversation is a list of message dicts, but got {type(messages).__name__}.")
+    if not messages:
+        raise ValueError("The conversation is empty; give at least one message.")
+    return [_read_message(message, index) for index, message in enumerate(messages)]
+
+
+def check_conversation(messages: list[Message], finished: bool) -> None:
+    """mistral-common's structural rules.
+
+    Args:
+        finished: the conversation may end with a finished assistant message (training), instead of having to end
+            where the model is to speak.
+
+    Raises:
+        ValueError: what is wrong, and where.
+    """
+    if len(messages) == 1 and messages[0].role not in ("user", "system"):
+        raise ValueError(f"A conversation starts with a user or system message, not {messages[0].role!r} alone.")
+    last = messages[-1]
+    if len(messages) > 1 and last.role == "assistant" and not last.prefix and not finished:
+        raise ValueError(
+            "The last message is the assistant's, so there is nothing to answer. Pass continue_final_message=True to "
+            "have it continued, or add_generation_prompt=False to encode a finished conversation."
+        )
+    for previous, message in zip(messages, messages[1:], strict=False):
+        if message.role not in _MAY_FOLLOW[previous.role]:
+            raise ValueError(f"A {message.role!r} message cannot follow a {previous.role!r} message.")
+        if previous.prefix:
+            raise ValueError("Only the last message can be an assistant message to continue (prefix=True).")
+    _check_tool_pairing(messages)
+    for message in messages:
+        _check_names_and_ids(message)
+
+
+def _check_tool_pairing(messages: list[Message]) -> None:
+    """Every result answers a call of the assistant message before it; no result is missing when it speaks again."""
+    expected: set[str] = set()
+    observed: set[str | None] = set()
+    for message in messages[1:]:  # as in mistral-common, the first message opens no calls
+        if message.role == "tool":
+            if message.tool_call_id in observed:
+                raise ValueError(f"Two tool results have the tool_call_id {message.tool_call_id!r}.")
+            if message.tool_call_id not in expected:
+                raise ValueError(
+                    f"The tool result with tool_call_id {message.tool_call_id!r} answers no call of the assistant "
+                    f"message before it, whose call ids are {sorted(expected)}."
+                )
+            observed.add(message.tool_call_id)
+        elif message.role == "assistant":
+            if len(expected) != len(observed):
+                raise ValueError(f"Results are missing for the tool calls {sorted(expected - observed)}.")
+            expected, observed = set(), set()
+            for call in message.tool_calls:
+                if call.id in expected:
+                    raise ValueError(f"Two tool calls of one assistant message have the id {call.id!r}.")
+                expected.add(call.id)
+
+
+def _check_names_and_ids(message: Message) -> None:
+    if message.role == "tool":
+        if not message.tool_call_id or message.tool_call_id == "null":
+            raise ValueError('A tool message needs the "tool_call_id" of the call it answers.')
+        if message.name is not None:
+            check_function_name(message.name)
+    for call in message.tool_calls:
+        if not call.id or call.id == "null":
+            raise ValueError(f'The tool call of {call.name!r} needs an "id", a string other than "" and "null".')
+        if call.incomplete is None:
+            check_function_name(call.name)
+
+
+def check_function_name(name: str) -> None:
+    """Raises ValueError unless `name` is 1 to 64 letters, digits, underscores and dashes."""
+    if not _FUNCTION_NAME.match(name):
+        raise ValueError(f"The function name {name!r} must be 1 to 64 of the characters a-z, A-Z, 0-9, _ and -.")
+
+
+def _read_message(message: Any, index: int) -> Message:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"Message {index} must be a dict with 'role' and 'content', but is {type(message).__name__}.")
+    role = "system" if message.get("role") == "developer" else message.get("role")
+    if role not in ROLES:
+        raise ValueError(f"Message {index} has the role {role!r}; allowed are {', '.join(ROLES)}.")
+    try:
+        content = _read_content(message.get("content"), role)
+        if role == "assistant":
+            return _read_assistant(message, content)
+    except ValueError as error:
+        raise ValueError(f"Message {index} ({role}): {error}") from None
+    if content is None:
+        raise ValueError(f"Message {index} ({role}) has no content.")
+    if role != "tool":
+        return Message(role, content)
+    call_id, name = message.get("tool_call_id"), message.get("name")
+    for key, value in (("tool_call_id", call_id), ("name", name)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"Message {index} (tool): {key!r} must be a string, but is {value!r}.")
+    return Message(role, content, tool_call_id=call_id, name=name)
+
+
+def _read_assistant(message: Mapping[str, Any], content: str | list[Chunk] | None) -> Message:
+    thought = _read_reasoning(message)
+    if thought is not None:
+        if isinstance(content, list):
+            if any(isinstance(chunk, Thought) for chunk in content):
+                raise ValueError("thinking is given twice, as reasoning_content and as a chunk of content; give one.")
+            content = [thought, *content]
+        else:
+            content = [thought] if content is None else [thought, Text(content)]
+    calls = message.get("tool_calls")
+    if calls is not None and (isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence)):
+        raise ValueError(f"'tool_calls' must be a list, but is {type(calls).__name__}.")
+    prefix = message.get("prefix") or False
+    if not isinstance(prefix, bool):
+        raise ValueError(f"'prefix' must be true or false, but is {prefix!r}.")
+    return Message("assistant", content, [_read_call(call) for call in calls or ()], prefix=prefix)
+
+
+def _read_reasoning(message: Mapping[str, Any]) -> Thought | None:
+    """`reasoning_content` or its other name `reasoning`; `reasoning_closed: False` leaves the thought open."""
+    given = [message[key] for key in ("reasoning_content", "reasoning") if message.get(key) is not None]
+    if not given:
+        return None
+    if any(not isinstance(text, str) for text in given):
+        raise ValueError(f"'reasoning_content' must be a string, but is {type(given[0]).__name__}.")
+    if len(set(given)) > 1:
+        raise ValueError("'reasoning_content' and 'reasoning' are two names for one field and differ; give one.")
+    return Thought(given[0], closed=message.get("reasoning_closed") is not False)
+
+
+def _read_content(content: Any, role: str) -> str | list[Chunk] | None:
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, Mapping) or not isinstance(content, Sequence):
+        raise ValueError(f"'content' must be a string or a list of chunks, but is {type(content).__name__}.")
+    return [_read_chunk(chunk, role) for chunk in content]
+
+
+def _read_chunk(chunk: Any, role: str) -> Chunk:
+    if not isinstance(chunk, Mapping):
+        raise ValueError(f"a content chunk must be a dict with a 'type', but is {type(chunk).__name__}.")
+    kind = chunk.get("type")
+    if kind == "text":
+        return Text(_string(chunk, "text"))
+    if kind == "thinking" and role == "assistant":
+        closed = chunk.get("closed", True)
+        if not isinstance(closed, bool):
+            raise ValueError(f"'closed' must be true or false, but is {closed!r}.")
+        return Thought(_string(chunk, "thinking"), closed)
+    if kind in ("image", "image_url") and role in ("user", "tool"):
+        return Picture(_image_source(chunk))
+    allowed = {"assistant": "text and thinking", "system": "text"}.get(role, "text, image and image_url")
+    raise ValueError(f"content of type {kind!r} cannot stand here; allowed are {allowed}.")
+
+
+def _image_source(chunk: Mapping[str, Any]) -> Any:
+    sources = [chunk[key] for key in _IMAGE_KEYS if chunk.get(key) is not None]
+    if len(sources) > 1:
+        raise ValueError(f"an image chunk names {len(sources)} images; one chunk holds one image.")
+    if not sources:
+        return None
+    source = sources[0]
+    if isinstance(source, Mapping):
+        return _string(source, "url")
+    if chunk.get("base64") is not None and isinstance(source, str) and not source.startswith("data:"):
+        return f"data:;base64,{source}"
+    return source
+
+
+def _read_call(call: Any) -> ToolCall:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or call.get("type", "function") != "function":
+        raise ValueError(
+            'a tool call must look like {"id": ..., "type": "function", "function": {"name", "arguments"}}.'
+        )
+    call_id = call.get("id", "null")
+    if not isinstance(call_id, str):
+        raise ValueError(f"the 'id' of a tool call must be a string, but is {call_id!r}.")
+    incomplete = call.get("incomplete")
+    if incomplete not in (None, "name", "arguments"):
+        raise ValueError(f"'incomplete' of a tool call must be 'name' or 'arguments', but is {incomplete!r}.")
+    return ToolCall(call_id, _string(function, "name"), _arguments(function), incomplete)
+
+
+def _arguments(function: Mapping[str, Any]) -> str:
+    """Arguments as JSON text; a dict is dumped as mistral-common does, whose later steps normalise the text."""
+    if "arguments" not in function:
+        raise ValueError(f"the call of {function['name']!r} has no 'arguments'; give a dict or JSON text.")
+    arguments = function["arguments"]
+    if arguments is None:
+        return "{}"
+    if isinstance(arguments, str):
+        return arguments
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"'arguments' must be a dict or JSON text, but is {type(arguments).__name__}.")
+    try:
+        return json.dumps(dict(arguments))
+    except TypeError as error:
+        raise ValueError(f"the arguments of {function['name']!r} are not JSON: {error}.") from None
+
+
+def _string(record: Mapping[str, Any], key: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} must be a string, but is {'missing' if value is None else repr(value)}.")
+    return value

@@ -1,0 +1,394 @@
+"""The tokenizer: transformers' fast tokenizer, with chats encoded piece by piece as mistral-common encodes them.
+
+A chat never passes through one string: each text is encoded on its own, without control tokens, and the control
+tokens are set between. Must not know: pixels (the processor brings each image's ids), model classes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import BatchEncoding
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import logging
+
+from .chat import Piece, lay_out
+from .reasoning import BOS, END_INST, END_TOOL_RESULTS, IMG, PAD, check_reasoning_mode, resolve_reasoning_mode
+from .responses import MarkSplitter, ResponseReader
+
+logger = logging.get_logger(__name__)
+
+_ANSWER_STARTS_AFTER = (END_INST, END_TOOL_RESULTS)
+
+
+class Prompt(str):
+    """A chat as text that still knows its pieces, so that encoding it keeps user text apart from control tokens."""
+
+    pieces: list[Piece]
+
+    @classmethod
+    def of(cls, pieces: list[Piece]) -> "Prompt":
+        prompt = cls("".join(IMG if piece.kind == "image" else piece.value for piece in pieces))
+        prompt.pieces = pieces
+        return prompt
+
+
+class Small4Tokenizer(TokenizersBackend):
+    """Tekken tokenizer of Mistral Small 4.
+
+    `tokenizer(text)` recognises control tokens written in `text`, as transformers' tokenizers do (it takes raw
+    prompts; `split_special_tokens=True` turns that off). `apply_chat_template` never does.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+    padding_side = "left"
+
+    # -- chats ------------------------------------------------------------------------------------------------------
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        reasoning_mode: str | None = None,
+        reasoning_effort: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Encodes a conversation, or a list of them, with mistral-common's ids.
+
+        Arguments and return values are transformers'. `reasoning_mode` ("none" or "high"; `reasoning_effort` is the
+        same) sets the model-settings block; left out, the tokenizer's default stands. With another `chat_template`
+        than the tokenizer's own, transformers renders it.
+
+        Raises:
+            ValueError: a conversation that mistral-common refuses; images, which only the processor can encode.
+        """
+        if chat_template is not None and chat_template != self.chat_template:
+            if (mode := resolve_reasoning_mode(reasoning_mode, reasoning_effort)) is not None:
+                kwargs |= {"reasoning_mode": mode, "reasoning_effort": mode}
+            return super().apply_chat_template(
+                conversation, tools, documents, chat_template, add_generation_prompt, continue_final_message, tokenize,
+                padding=padding, truncation=truncation, max_length=max_length, return_tensors=return_tensors,
+                return_dict=return_dict, return_assistant_tokens_mask=return_assistant_tokens_mask,
+                tokenizer_kwargs=tokenizer_kwargs, **kwargs,
+            )  # fmt: skip
+        if documents is not None:
+            raise ValueError("The chat format has no place for documents; put their text into a message.")
+        mode = self.reasoning_mode(reasoning_mode, reasoning_effort, kwargs)
+        batched = is_batch(conversation)
+        prompts = [
+            lay_out(chat, tools, mode, continue_final_message, finished=not add_generation_prompt)
+            for chat in (conversation if batched else [conversation])
+        ]
+        if not tokenize:
+            texts = [Prompt.of(pieces) for pieces in prompts]
+            return texts if batched else texts[0]
+        encoded = self.encode_prompts(prompts, [[] for _ in prompts])
+        out = self.collate(
+            encoded, padding, truncation, max_length, return_tensors, return_assistant_tokens_mask, batched=batched
+        )
+        return out if return_dict else out["input_ids"]
+
+    def reasoning_mode(self, mode: Any, effort: Any, others: dict[str, Any]) -> str | None:
+        """The mode to write into a prompt, None where the tokenizer knows no settings.
+
+        `others` are further template variables: `enable_thinking`, with which transformers' server says the same, is
+        understood; the rest draws a warning.
+        """
+        others = {key: value for key, value in others.items() if value is not None}
+        thinking = others.pop("enable_thinking", None)
+        others.pop("sanitize_control_tokens", None)  # always so
+        if others:
+            logger.warning_once(f"The chat format has no variables {sorted(others)}; they are ignored.")
+        asked = resolve_reasoning_mode(mode, effort)
+        if asked is None and thinking is not None:
+            asked = "high" if thinking else "none"
+        known = self.init_kwargs.get("reasoning_settings")
+        if known is None:
+            if asked is not None:
+                raise ValueError(
+                    f"reasoning_mode is {asked!r}, but this tokenizer has no model settings; leave it out."
+                )
+            return None
+        if asked is None:
+            return known["default"]
+        if asked not in known["values"]:
+            raise ValueError(f"reasoning_mode is {asked!r}, but this tokenizer allows only {known['values']}.")
+        return check_reasoning_mode(asked)
+
+    def encode_prompts(
+        self, prompts: Sequence[Sequence[Piece]], image_ids: Sequence[Sequence[list[int]]]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Ids of laid-out prompts.
+
+        Args:
+            prompts: one list of pieces for each prompt.
+            image_ids: for each prompt, the ids of each of its images in order.
+
+        Returns:
+            For each prompt its ids and, as long, 1 where the assistant wrote and 0 elsewhere.
+        """
+        texts = iter(self.encode_texts([p.value for pieces in prompts for p in pieces if p.kind == "text"]))
+        out = []
+        for pieces, images in zip(prompts, image_ids, strict=True):
+            ids: list[int] = []
+            generated: list[int] = []
+            pictures = iter(images)
+            for piece in pieces:
+                if piece.kind == "control":
+                    new = [self.control_id(piece.value)]
+                elif piece.kind == "text":
+                    new = next(texts)
+                elif (picture := next(pictures, None)) is not None:
+                    new = picture
+                else:
+                    raise ValueError(
+                        "The tokenizer alone cannot encode images; use the processor (AutoProcessor) or "
+                        'pipeline("image-text-to-text").'
+                    )
+                ids += new
+                generated += [int(piece.generated)] * len(new)
+            out.append((ids, generated))
+        return out
+
+    def collate(
+        self,
+        encoded: list[tuple[list[int], list[int]]],
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        assistant_masks: bool = False,
+        batched: bool = True,
+    ) -> BatchEncoding:
+        """A batch of `input_ids`, `attention_mask` and, when asked for, `assistant_masks`; padded as `padding` says, and
+        always when tensors of several prompts are asked for."""
+        limit = max_length or self.model_max_length
+        if truncation:
+            keep = slice(-limit, None) if self.truncation_side == "left" else slice(limit)
+            encoded = [(ids[keep], mask[keep]) for ids, mask in encoded]
+        padding = padding or (return_tensors is not None and len(encoded) > 1)
+        rows = self.pad({"input_ids": [ids for ids, _ in encoded]}, padding=padding, max_length=max_length)
+        if assistant_masks:
+            rows["assistant_masks"] = [
+                self._beside(mask, len(row)) for (_, mask), row in zip(encoded, rows["input_ids"], strict=True)
+            ]
+        if not batched and return_tensors is None:
+            return BatchEncoding({key: value[0] for key, value in rows.items()})
+        return BatchEncoding(dict(rows), tensor_type=return_tensors)
+
+    def _beside(self, mask: list[int], length: int) -> list[int]:
+        padding = [0] * (length - len(mask))
+        return padding + mask if self.padding_side == "left" else mask + padding
+
+    def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        """As in transformers; a prompt from `apply_chat_template(tokenize=False)` keeps its user text plain."""
+        prompts = [text] if isinstance(text, str) else text
+        if args or not isinstance(prompts, (list, tuple)) or not prompts:
+            return super().__call__(text, *args, **kwargs)
+        if not all(isinstance(prompt, Prompt) for prompt in prompts):
+            return super().__call__(text, *args, **kwargs)
+        encoded = self.encode_prompts([prompt.pieces for prompt in prompts], [[] for _ in prompts])
+        known = {key: kwargs[key] for key in ("padding", "truncation", "max_length", "return_tensors") if key in kwargs}
+        return self.collate(encoded, **known, batched=not isinstance(text, str))
+
+    # -- ids --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def control_ids(self) -> dict[str, int]:
+        """Control token -> id."""
+        return {token.content: index for index, token in self.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """Id -> control token."""
+        return {index: token for token, index in self.control_ids.items()}
+
+    def control_id(self, token: str) -> int:
+        """The id of a control token; ValueError when the vocabulary has none."""
+        if token not in self.control_ids:
+            raise ValueError(f"This tokenizer has no control token {token}, which the conversation needs.")
+        return self.control_ids[token]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of plain texts, each encoded on its own; none is ever a control id, whatever the texts spell."""
+        try:
+            encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        except UnicodeEncodeError:  # half of a surrogate pair becomes U+FFFD
+            repaired = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+            return self.encode_texts(repaired)
+        out = [encoding.ids for encoding in encodings]
+        if any(not self.control_tokens.keys().isdisjoint(ids) for ids in out):
+            out = [encoding.ids for encoding in self._strict.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return out
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The same model without added tokens: nothing is looked for in the text before it is split into words."""
+        plain = Tokenizer(self._tokenizer.model)
+        plain.pre_tokenizer = self._tokenizer.pre_tokenizer
+        return plain
+
+    @cached_property
+    def _strict(self) -> Tokenizer:
+        """`_plain` with the control tokens taken out of the vocabulary too. Needed only where the split pattern lets a
+        whole control token through as one word, which Tekken's does not."""
+        state = json.loads(self._tokenizer.to_str())
+        state["added_tokens"] = []
+        state["post_processor"] = None
+        vocab = state["model"]["vocab"]
+        state["model"]["vocab"] = {token: index for token, index in vocab.items() if token not in self.control_ids}
+        return Tokenizer.from_str(json.dumps(state))
+
+    @cached_property
+    def _byte_of(self) -> dict[str, int]:
+        """Byte-level BPE writes each byte as a printable character: this is the way back."""
+        plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        shifted = [byte for byte in range(256) if byte not in plain]
+        return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(shifted)}
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that a token stands for; empty for control tokens and ids outside the vocabulary."""
+        token = None if index in self.control_tokens else self._tokenizer.id_to_token(index)
+        return bytes(self._byte_of[character] for character in token or "")
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    def parse_response(self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None) -> Any:
+        """Reads what the model generated into a message: `role`, `reasoning_content`, `content`, `tool_calls`.
+
+        Args:
+            response: ids (list, array, tensor) or decoded text, of one answer or a batch of them. Ids are safer: text
+                in which the model spells out a control token cannot be told from the token itself.
+            schema: another response template than the tokenizer's own; then transformers parses.
+            prefix: the prompt, ids or text; an assistant message begun in it belongs to the answer.
+            tools: accepted for transformers; arguments are JSON and need no casting.
+
+        Returns:
+            A dict, or a list of them for a batch. It can be put back into `messages`. `reasoning_closed: False` says
+            that the thought was not closed, `incomplete` in a tool call that it broke off.
+        """
+        if schema is not None and schema != self.response_template:
+            return super().parse_response(response, schema, prefix=prefix, tools=tools)
+        answers, batched = _rows(response)
+        prefixes, _ = _rows(prefix) if prefix is not None and len(prefix) else ([None], False)
+        if len(prefixes) == 1:
+            prefixes = prefixes * len(answers)
+        if len(prefixes) != len(answers):
+            raise ValueError(f"There are {len(answers)} answers but {len(prefixes)} prefixes; give one or as many.")
+        messages = [self._read(answer, start) for answer, start in zip(answers, prefixes, strict=True)]
+        return messages if batched else messages[0]
+
+    def response_reader(self, prefix: Any = None) -> "TokenReader":
+        """A reader to be fed with ids or text as they are generated, for streaming."""
+        return TokenReader(self, prefix)
+
+    def _read(self, answer: Any, prefix: Any) -> dict[str, Any]:
+        if prefix is None:
+            answer = self.events(answer)
+            while answer and answer[0] == (True, PAD):
+                answer = answer[1:]
+            if answer and answer[0] == (True, BOS):  # a whole sequence, prompt and answer
+                answer = answer[_answer_start(answer) :]
+        reader = TokenReader(self, prefix)
+        reader.feed(answer)
+        return reader.message()
+
+    def events(self, source: Any) -> list[tuple[bool, Any]]:
+        """`(True, control token)` and `(False, text or bytes)` in order."""
+        if isinstance(source, str):
+            return MarkSplitter(self.control_ids).feed(source, final=True)
+        out: list[tuple[bool, Any]] = []
+        for index in source:
+            token = self.control_tokens.get(index)
+            if token is not None:
+                out.append((True, token))
+            elif out and not out[-1][0]:
+                out[-1] = (False, out[-1][1] + self.token_bytes(index))
+            else:
+                out.append((False, self.token_bytes(index)))
+        return out
+
+
+class TokenReader:
+    """Reads an answer while it is generated: `feed` with ids or decoded text returns `(channel, text)` pieces."""
+
+    def __init__(self, tokenizer: Small4Tokenizer, prefix: Any = None) -> None:
+        self._tokenizer = tokenizer
+        self._reader = ResponseReader()
+        self._splitter = MarkSplitter(tokenizer.control_ids)
+        if prefix is not None and len(prefix):
+            events = tokenizer.events(_rows(prefix)[0][0])
+            start = _answer_start(events)
+            self._take(events[start:] if start else [])
+
+    def feed(self, source: Any) -> list[tuple[str, str]]:
+        """Takes ids (list, array, tensor) or text."""
+        if isinstance(source, str):
+            return self._take(self._splitter.feed(source))
+        if isinstance(source, list) and source and isinstance(source[0], tuple):
+            return self._take(source)
+        return self._take(self._tokenizer.events(_rows(source)[0][0]))
+
+    def finish(self) -> list[tuple[str, str]]:
+        """What was held back because it could have been the beginning of a control token or character."""
+        return self._take(self._splitter.feed("", final=True)) + self._reader.flush()
+
+    def message(self) -> dict[str, Any]:
+        """The message read, as `parse_response` returns it."""
+        self.finish()
+        return self._reader.message()
+
+    def _take(self, events: list[tuple[bool, Any]]) -> list[tuple[str, str]]:
+        out: list[tuple[str, str]] = []
+        for is_control, value in events:
+            if is_control:
+                out += self._reader.control(value)
+            else:
+                out += self._reader.text(value) if isinstance(value, str) else self._reader.data(value)
+        return out
+
+
+def is_batch(conversation: Any) -> bool:
+    """Whether this is a list of conversations, not one."""
+    return (
+        isinstance(conversation, Sequence)
+        and len(conversation) > 0
+        and isinstance(conversation[0], Sequence)
+        and not isinstance(conversation[0], (str, bytes, Mapping))
+    )
+
+
+def _answer_start(events: list[tuple[bool, Any]]) -> int:
+    """Where the last turn of the assistant begins."""
+    after = [index for index, (is_control, value) in enumerate(events) if is_control and value in _ANSWER_STARTS_AFTER]
+    return after[-1] + 1 if after else 0
+
+
+def _rows(source: Any) -> tuple[list[Any], bool]:
+    """One answer or many -> a list of them, each text or a list of ids, and whether they were many."""
+    if isinstance(source, str):
+        return [source], False
+    if hasattr(source, "tolist"):
+        source = source.tolist()
+    if isinstance(source, int):
+        source = [source]
+    source = list(source)
+    if source and not isinstance(source[0], int):
+        return [
+            row.tolist() if hasattr(row, "tolist") else row if isinstance(row, str) else list(row) for row in source
+        ], True
+    return [source], False

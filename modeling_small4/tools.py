@@ -1,0 +1,58 @@
+"""Tool definitions: Python functions or JSON schemas in, the JSON text of the `[AVAILABLE_TOOLS]` block out.
+
+Must not know: messages, control tokens, tokenizers.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers.utils import get_json_schema
+
+from .json_schema import check_json_schema
+from .messages import check_function_name
+
+
+def tools_text(tools: Sequence[Any]) -> str:
+    """The JSON list that stands between `[AVAILABLE_TOOLS]` and `[/AVAILABLE_TOOLS]`, as mistral-common dumps it.
+
+    Args:
+        tools: functions with type hints and a docstring, or dicts
+            `{"type": "function", "function": {"name", "description", "parameters"}}`.
+
+    Raises:
+        ValueError: a tool of another form, a bad name, or parameters that are no JSON schema (draft 7).
+    """
+    if isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence):
+        raise ValueError(f"tools must be a list of functions or JSON schemas, but is {type(tools).__name__}.")
+    try:
+        return json.dumps([_definition(tool) for tool in tools], ensure_ascii=False)
+    except TypeError as error:
+        raise ValueError(f"A tool definition is not JSON: {error}.") from None
+
+
+def _definition(tool: Any) -> dict[str, Any]:
+    if inspect.isfunction(tool) or inspect.ismethod(tool):
+        tool = get_json_schema(tool)
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
+        raise ValueError(
+            'A tool must be a Python function or {"type": "function", "function": {"name": ..., "parameters": ...}}, '
+            f"but is {tool!r}."
+        )
+    name, description, parameters = (function.get(key) for key in ("name", "description", "parameters"))
+    description = "" if description is None else description
+    parameters = {} if parameters is None else parameters
+    if not isinstance(name, str):
+        raise ValueError(f"A tool's 'name' must be a string, but is {name!r}.")
+    check_function_name(name)
+    if not isinstance(description, str):
+        raise ValueError(f"The 'description' of the tool {name!r} must be a string, but is {description!r}.")
+    if not isinstance(parameters, Mapping):
+        raise ValueError(f"The 'parameters' of the tool {name!r} must be a JSON schema (a dict), not {parameters!r}.")
+    try:
+        check_json_schema(parameters)
+    except ValueError as error:
+        raise ValueError(f"The 'parameters' of the tool {name!r} are no JSON schema: {error}") from None
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
