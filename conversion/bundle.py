@@ -1,0 +1,128 @@
+"""What goes into a checkpoint folder beside weights and configuration: tokenizer and processor files, and the model's code.
+
+Knows file names; what is in a tokenizer is the business of `tokenizer.py`.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import modeling_small4
+
+from .checkpoint import CheckpointError, read_json
+from .source import Checkpoint
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("processor_config.json", "preprocessor_config.json", "generation_config.json"),
+)
+_VERBATIM = ("tekken.json", "SYSTEM_PROMPT.txt")
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_small4.Small4Config",
+    "AutoModel": "modeling_small4.Small4Model",
+    "AutoModelForCausalLM": "modeling_small4.Small4ForCausalLM",
+    "AutoModelForImageTextToText": "modeling_small4.Small4ForCausalLM",
+    "AutoModelForMultimodalLM": "modeling_small4.Small4ForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_small4.Small4ForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_small4.Small4ForTokenClassification",
+    "AutoProcessor": "processing_small4.Small4Processor",
+    "AutoImageProcessor": "image_processing_small4.Small4ImageProcessor",
+}
+
+
+def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callable[[str], None]) -> None:
+    """Write everything about tokenizer, chat template, processor and generation defaults for a checkpoint in `layout`.
+
+    Made from tekken.json where there is one; a folder that already has our files keeps them as they are.
+
+    Raises:
+        CheckpointError: A raw checkpoint without tekken.json, or a tekken.json that cannot be read.
+    """
+    tekken = source.folder / "tekken.json"
+    for name in _VERBATIM:
+        if (source.folder / name).exists():
+            shutil.copyfile(source.folder / name, folder / name)
+    if layout == "mistral":
+        if not tekken.exists():
+            note("tokenizer: none written, SRC has no tekken.json")
+        return
+    if source.layout == layout or not tekken.exists():
+        if source.layout == "mistral":
+            raise CheckpointError(f"{tekken}: missing; the tokenizer is made from it")
+        _copy_tokenizer(source.folder, folder, note)
+        return
+    read_json(tekken)
+    from .tokenizer import write_processor
+
+    try:
+        write_processor(tekken, folder, _image_sizes(source))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{tekken}: is no Tekken tokenizer ({type(error).__name__}: {error})") from None
+    if layout == "transformers":
+        _name_host_processor(folder, source)
+
+
+def _image_sizes(source: Checkpoint) -> dict[str, int] | None:
+    vision = source.config.vision_config
+    if vision is None:
+        return None
+    limit = ((source.params or {}).get("vision_encoder") or {}).get("max_image_size", vision.image_size)
+    return {
+        "patch_size": vision.patch_size,
+        "max_image_size": limit,
+        "spatial_merge_size": source.config.spatial_merge_size,
+    }
+
+
+def _copy_tokenizer(origin: Path, folder: Path, note: Callable[[str], None]) -> None:
+    found = [name for name in _TOKENIZER_FILES if (origin / name).exists()]
+    for name in found:
+        if not name.endswith(".json") or name == "tokenizer.json":
+            shutil.copyfile(origin / name, folder / name)
+            continue
+        content = read_json(origin / name)
+        content.pop("auto_map", None)
+        _write_json(folder / name, content)
+    note(f"tokenizer: {'kept as it was' if 'tokenizer.json' in found else 'none written, SRC has neither tekken.json nor tokenizer.json'}")
+
+
+def _name_host_processor(folder: Path, source: Checkpoint) -> None:
+    """Let transformers' own Pixtral processor read the folder in place of ours."""
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            content = read_json(folder / name)
+            if "processor_class" in content:
+                content["processor_class"] = "PixtralProcessor"
+            _write_json(folder / name, content)
+
+
+def copy_code(folder: Path) -> None:
+    """Put the files that the model needs into `folder`, and name their classes in its configuration files."""
+    package = Path(modeling_small4.__file__).parent
+    for name in sorted(_reachable(package, {value.split(".")[0] for value in AUTO_MAP.values()})):
+        shutil.copyfile(package / f"{name}.py", folder / f"{name}.py")
+    config = read_json(folder / "config.json")
+    _write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            content = read_json(folder / name)
+            content["auto_map"] = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+            _write_json(folder / name, content)
+
+
+def _reachable(package: Path, names: set[str]) -> set[str]:
+    """The modules of a flat package that `names` import, directly or not."""
+    seen: set[str] = set()
+    while todo := names - seen:
+        for name in todo:
+            text = (package / f"{name}.py").read_text(encoding="utf-8")
+            names = names | set(re.findall(r"^\s*from\s+\.(\w+)\s+import", text, re.MULTILINE))
+        seen |= todo
+    return seen
+
+
+def _write_json(file: Path, content: dict[str, object]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,220 @@
+"""Safetensors files read and written as streams: headers first and checked, bodies in small pieces, memory bounded.
+
+A header is 8 bytes of length (little endian), JSON, then the bodies in the order of their offsets without a gap
+(github.com/huggingface/safetensors, "Format"). Knows bytes and dtypes; it does not know what a tensor means.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CHUNK = 8 << 20  # bytes held at a time while copying
+_MAX_HEADER = 100 << 20
+
+DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "U8": torch.uint8,
+}
+_WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
+_WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line that names the file and, where there is one, the tensor."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where some values lie on disk: `shape` of `dtype` (safetensors' spelling), `nbytes` from byte `start` of `file`."""
+
+    file: Path
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return self.count * _WIDTHS[self.dtype]
+
+    def part(self, offset: int, shape: tuple[int, ...]) -> "Stored":
+        """The `shape` values that begin `offset` values into this tensor (row-major)."""
+        return Stored(self.file, self.tensor, self.dtype, shape, self.start + offset * _WIDTHS[self.dtype])
+
+
+def width(dtype: str) -> int:
+    """Bytes of one value of a dtype in safetensors' spelling."""
+    return _WIDTHS[dtype]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError for anything else, also for a repeated key."""
+    try:
+        return parse_json(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not a valid JSON object ({_one_line(error)})") from None
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """As `read_json`, from bytes; raises ValueError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} appears twice")
+        return out
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    out = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    if not isinstance(out, dict):
+        raise ValueError(f"a {type(out).__name__} stands where an object is expected")
+    return out
+
+
+def read_headers(files: list[Path]) -> dict[str, Stored]:
+    """Every tensor of several safetensors files, checked against the files' sizes. No body is read.
+
+    Raises:
+        CheckpointError: A damaged or truncated file, or a tensor that appears twice.
+    """
+    out: dict[str, Stored] = {}
+    for file in files:
+        for tensor, stored in _read_header(file).items():
+            if tensor in out:
+                raise CheckpointError(f"{file}: tensor {tensor} is also in {out[tensor].file.name}")
+            out[tensor] = stored
+    return out
+
+
+def _read_header(file: Path) -> dict[str, Stored]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise CheckpointError(f"{file}: truncated or no safetensors file (header of {length} bytes in {size})")
+        raw = stream.read(length)
+    try:
+        header = parse_json(raw)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: the safetensors header is damaged ({_one_line(error)})") from None
+    header.pop("__metadata__", None)
+    out = {name: _entry(file, name, entry, 8 + length) for name, entry in header.items()}
+    _check_extents(file, list(out.values()), 8 + length, size)
+    return out
+
+
+def _entry(file: Path, name: str, entry: Any, base: int) -> Stored:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        ok = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        ok = False
+    if not ok:
+        raise CheckpointError(f"{file}: tensor {name} has a damaged header entry")
+    if dtype not in _WIDTHS:
+        raise CheckpointError(f"{file}: tensor {name} has the unknown dtype {dtype!r}")
+    stored = Stored(file, name, dtype, shape, base + begin)
+    if stored.nbytes != end - begin:
+        raise CheckpointError(f"{file}: tensor {name} is {dtype} {list(shape)}, but {end - begin} bytes are stored for it")
+    return stored
+
+
+def _check_extents(file: Path, entries: list[Stored], base: int, size: int) -> None:
+    position, last = base, None
+    for stored in sorted(entries, key=lambda s: (s.start, s.nbytes)):
+        if stored.start != position:
+            raise CheckpointError(f"{file}: tensor {stored.tensor} overlaps another or leaves a gap before it")
+        position, last = stored.start + stored.nbytes, stored.tensor
+        if position > size:
+            raise CheckpointError(f"{file}: truncated, tensor {stored.tensor} ends at byte {position} of {size}")
+    if position != size:
+        raise CheckpointError(f"{file}: {size - position} bytes too many after tensor {last}")
+
+
+class Reader:
+    """Reads pieces of many files, keeping them open. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def into(self, buffer: memoryview, stored: Stored, offset: int) -> None:
+        """Fill `buffer` from byte `offset` of `stored`."""
+        if stored.file not in self._open:
+            self._open[stored.file] = os.open(stored.file, os.O_RDONLY)
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(self._open[stored.file], [buffer[done:]], stored.start + offset + done)
+            if got == 0:
+                raise CheckpointError(f"{stored.file}: ends inside tensor {stored.tensor}; was it changed meanwhile?")
+            done += got
+
+    def tensor(self, stored: Stored, first: int = 0, count: int | None = None) -> torch.Tensor:
+        """`count` values from value `first` on, flat, or the whole in its shape."""
+        shape = stored.shape if count is None else (count,)
+        out = torch.empty(shape, dtype=DTYPES[stored.dtype])
+        if out.numel():
+            self.into(as_bytes(out), stored, first * width(stored.dtype))
+        return out
+
+    def stream(self, stored: Stored) -> Iterator[memoryview]:
+        """The bytes of `stored` in pieces; each is valid until the next is asked for."""
+        buffer = memoryview(bytearray(min(CHUNK, stored.nbytes)))
+        for offset in range(0, stored.nbytes, CHUNK):
+            piece = buffer[: min(CHUNK, stored.nbytes - offset)]
+            self.into(piece, stored, offset)
+            yield piece
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, writable."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+
+
+def header_bytes(entries: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """The first bytes of a file with these (name, dtype, shape), whose bodies follow in the same order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape in entries:
+        end = position + math.prod(shape) * width(dtype)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # bodies begin at a multiple of 8, so that they can be mapped into memory
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write everything; `os.write` may stop early."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

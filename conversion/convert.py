@@ -1,0 +1,219 @@
+"""`small4 convert`: a checkpoint of any layout into a folder of another, streaming, whole or not at all.
+
+Order of work: read and check everything that can be checked, plan, then write beside the destination and rename. Knows the files
+of a folder; names, tensors and configurations are the business of its neighbours.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import hub, raw, shards
+from .bundle import copy_code, write_tokenizer
+from .checkpoint import CheckpointError, Reader, read_json
+from .console import add_json, describe_bytes, progress_bar, run_command
+from .memory import peak_rss_bytes
+from .plan import Output, plan
+from .source import Checkpoint, open_checkpoint
+from .staging import check_destination, new_folder
+from .transformers_layout import quantization_entry, transformers_config
+
+LAYOUTS = ("small4", "mistral", "transformers")
+PRECISIONS = ("keep", "bfloat16", "float32")
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert. shard_size in bytes; softmax_scale None means: as the source says, released for transformers folders."""
+
+    to: str = "small4"
+    dtype: str = "keep"
+    softmax_scale: str | None = None
+    with_code: bool = False
+    overwrite: bool = False
+    shard_size: int = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion came to."""
+
+    tensors: int
+    bytes: int
+    seconds: float
+    peak_rss_bytes: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `small4 convert`."""
+    parser.add_argument("src", metavar="SRC", help="a folder, or a repository on the Hub, in any of the three layouts")
+    parser.add_argument("dst", metavar="DST", type=Path, help="the folder to write; it appears whole or not at all")
+    parser.add_argument("--to", choices=LAYOUTS, default="small4", help="layout to write (default: small4)")
+    parser.add_argument(
+        "--dtype", choices=PRECISIONS, default="keep", help="keep: bit for bit; otherwise FP8 and NVFP4 are dequantised"
+    )
+    parser.add_argument(
+        "--softmax-scale",
+        choices=("released", "transformers"),
+        help="how a transformers folder's mscale keys are read: as the release means them (default), or as transformers >= 5.15 does",
+    )
+    parser.add_argument("--with-code", action="store_true", help="carry the model's code, for trust_remote_code=True")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it is a checkpoint folder")
+    parser.add_argument(
+        "--shard-size", type=_size, default=5_000_000_000, metavar="SIZE", help="largest output file, such as 5GB or 500MB"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out `small4 convert`; returns the exit status."""
+    options = Options(args.to, args.dtype, args.softmax_scale, args.with_code, args.overwrite, args.shard_size)
+    return run_command("convert", lambda: _convert_and_report(args, options))
+
+
+def _convert_and_report(args: argparse.Namespace, options: Options) -> int:
+    notes: list[str] = []
+    with progress_bar("converting") as progress:
+        summary = convert(args.src, args.dst, options, notes.append, progress)
+    for note in notes:
+        print(note, file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(asdict(summary)))
+    else:
+        rate = describe_bytes(summary.bytes / max(summary.seconds, 1e-9))
+        print(
+            f"{args.dst}: {summary.tensors} tensors, {describe_bytes(summary.bytes)} in {summary.seconds:.1f} s ({rate}/s), "
+            f"peak memory {describe_bytes(summary.peak_rss_bytes)}"
+        )
+    return 0
+
+
+def convert(
+    src: str | Path,
+    dst: Path,
+    options: Options | None = None,
+    note: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Summary:
+    """Convert the checkpoint `src` (a folder or a Hub repository) into the folder `dst`.
+
+    note: told what was decided, in sentences. progress: told bytes done and in all.
+
+    Raises:
+        CheckpointError: The source is damaged or cannot be said in the target layout, or the destination is taken. Nothing is left.
+        OSError: The disk is full or fails. Nothing is left.
+    """
+    options = options or Options()
+    if options.with_code and options.to != "small4":
+        raise CheckpointError(f"--with-code: only the small4 layout carries code, not {options.to}")
+    started = time.perf_counter()
+    folder = hub.resolve(str(src), note)
+    check_destination(dst, folder, options.overwrite)
+    source = open_checkpoint(folder, options.softmax_scale)
+    note(f"layout: {source.layout}, {source.precision()} -> {options.to}, {options.dtype}")
+    note(f"softmax scale: {source.scale_note}")
+    with Reader() as reader:
+        outputs, remarks = plan(source, options.to, options.dtype, reader)
+        for remark in remarks + _warnings(source, options):
+            note(remark)
+        configuration = _configuration(source, options)
+        _check_space(dst, sum(output.nbytes for output in outputs))
+        with new_folder(dst, options.overwrite) as partial:
+            for name, content in configuration.items():
+                (partial / name).write_bytes(content)
+            write_tokenizer(source, partial, options.to, note)
+            if options.with_code:
+                copy_code(partial)
+            written = _write_weights(partial, outputs, options, reader, progress)
+    return Summary(written.tensors, written.bytes, time.perf_counter() - started, peak_rss_bytes())
+
+
+def _write_weights(
+    folder: Path, outputs: list[Output], options: Options, reader: Reader, progress: Callable[[int, int], None]
+) -> shards.Written:
+    stem = "consolidated" if options.to == "mistral" else "model"
+    total = sum(output.nbytes for output in outputs)
+    parts = shards.split(outputs, options.shard_size, stem)
+    return shards.write(folder, parts, stem, reader, lambda done: progress(done, total))
+
+
+def _warnings(source: Checkpoint, options: Options) -> list[str]:
+    out = []
+    precision = source.precision()
+    if precision == "nvfp4" and options.dtype == "keep":
+        out.append(f"NVFP4 experts are dequantised to {_NAMES[source.plain_dtype()]}: no layout written here holds NVFP4")
+    if precision == "fp8" and options.dtype == "keep" and options.to == "transformers":
+        out.append(
+            "transformers 5.23 drops the experts' scales when it dequantises (on CPU and older GPUs) and computes garbage; "
+            "use --dtype bfloat16 for it, or load this folder with modeling_small4"
+        )
+    return out
+
+
+def _configuration(source: Checkpoint, options: Options) -> dict[str, bytes]:
+    """The configuration files of the output by name; refuses what the target layout cannot say."""
+    kept = source.precision() == "fp8" and options.dtype == "keep"
+    dtype = options.dtype if options.dtype != "keep" else _NAMES[source.plain_dtype()]
+    if options.to == "mistral":
+        return {"params.json": _params(source, kept)}
+    static = any(values.activation for values in source.values.values())
+    entry = quantization_entry(static, source.config.vision_config is None) if kept else None
+    if options.to == "transformers":
+        content = transformers_config(source.config, dtype)
+    else:
+        config = source.config
+        config.architectures, config.dtype, config.auto_map = ["Small4ForCausalLM"], dtype, {}
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        content = config.to_diff_dict()
+    if entry:
+        content["quantization_config"] = entry
+    out = {"config.json": _dump(content)}
+    if source.params is not None:
+        original = source.folder / ("params.json" if source.layout == "mistral" else raw.KEPT)
+        out[raw.KEPT] = original.read_bytes()
+    return out
+
+
+def _params(source: Checkpoint, fp8: bool) -> bytes:
+    """params.json: the original's bytes where it still holds, otherwise made from the configuration."""
+    file = source.folder / ("params.json" if source.layout == "mistral" else raw.KEPT)
+    params = raw.params_from_config(source.config, source.params, source.config_file)
+    if fp8:
+        static = any(values.activation for values in source.values.values())
+        params["quantization"] = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR" if static else "NO_SCALES"}
+        told = (source.params or {}).get("quantization")
+        if isinstance(told, dict) and told.items() >= params["quantization"].items():
+            params["quantization"] = told
+    if source.params is not None and params == read_json(file):
+        return file.read_bytes()
+    return _dump(params)
+
+
+def _dump(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _check_space(dst: Path, needed: int) -> None:
+    parent = next(folder for folder in dst.resolve().parents if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise CheckpointError(f"{parent}: is not writable")
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise CheckpointError(f"{dst}: needs {describe_bytes(needed)}, but {parent} has {describe_bytes(free)} free")
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 5GB, 500MB or a number of bytes")
+    return max(1, int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " ")))

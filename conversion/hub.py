@@ -1,0 +1,45 @@
+"""A source named on the command line to a folder on disk: as it is, or downloaded from the Hub, only the files that are needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from .checkpoint import CheckpointError
+
+# The main release carries two layouts of 119 GB each: never ask for everything.
+_RAW = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt", "consolidated*.safetensors", "consolidated.safetensors.index.json")
+_FUSED = (
+    *("config.json", "raw_params.json", "tekken.json", "SYSTEM_PROMPT.txt", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"),
+    *("processor_config.json", "preprocessor_config.json"),
+)
+
+
+def resolve(source: str, note: Callable[[str], None]) -> Path:
+    """The folder of `source`. A path wins over a repository of the same name.
+
+    Raises:
+        CheckpointError: Neither a folder nor a repository, or one without a checkpoint in a known layout.
+        OSError: The network fails.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise CheckpointError(f"{source}: no such folder, and no name of a Hub repository") from None
+    if source.startswith((".", "/")) or source.count("/") != 1:
+        raise CheckpointError(f"{source}: no such folder (a Hub repository is written owner/name)")
+    try:
+        files = set(HfApi().list_repo_files(source))
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"{source}: no such folder, and no such repository on the Hub (or it is private)") from None
+    raw = "params.json" in files and any(f.startswith("consolidated") and f.endswith(".safetensors") for f in files)
+    if not raw and "config.json" not in files:
+        raise CheckpointError(f"{source}: the repository holds neither params.json with consolidated weights nor config.json")
+    note(f"source: {source} on the Hub, {'raw' if raw else 'config.json'} layout, only its files are downloaded")
+    return Path(snapshot_download(source, allow_patterns=list(_RAW if raw else _FUSED)))

@@ -1,0 +1,205 @@
+"""The one table of tensor names: what the raw release calls a tensor, what we call it, and which shape it has.
+
+Both directions are read from the same rows, so neither can drift. A row is one *leaf*: the smallest piece that stands alone in
+the raw layout. In ours the leaves of a layer's routed experts are slices of two fused tensors. Knows names and shapes; it never
+opens a file and never touches a tensor.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from modeling_small4.configuration_small4 import Small4Config, Small4TextConfig
+
+TEXT = "model.language_model."
+TOWER = "model.vision_tower."
+PROJECTOR = "model.multi_modal_projector."
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of the raw layout and its place in ours.
+
+    `index` is empty for a tensor of its own; `(expert,)` for a slice of `down_proj` [E, D, ff]; `(expert, half)` for a slice of
+    `gate_up_proj` [E, 2 ff, D], half 0 being the gate rows and 1 the up rows. `linear` marks what the FP8 release quantises.
+    `rotary_heads` is above 0 where raw rows come in interleaved rotary pairs per head and ours in two halves.
+    """
+
+    raw: str
+    name: str
+    shape: tuple[int, ...]
+    index: tuple[int, ...] = ()
+    linear: bool = False
+    rotary_heads: int = 0
+
+
+# (raw name, our name, shape as keys of `_sizes`); a trailing mark on the raw name: "*" quantised in FP8, "~" rotary rows.
+_Rows = tuple[tuple[str, str, str], ...]
+_TOP: _Rows = (("tok_embeddings.weight", TEXT + "embed_tokens.weight", "vocab dim"),)
+_LAST: _Rows = (("norm.weight", TEXT + "norm.weight", "dim"),)
+_HEAD: _Rows = (("output.weight", "lm_head.weight", "vocab dim"),)
+_QUERY_LATENT: _Rows = (
+    ("attention.wq_a.weight*", "self_attn.q_a_proj.weight", "q_rank dim"),
+    ("attention.q_a_norm.weight", "self_attn.q_a_layernorm.weight", "q_rank"),
+    ("attention.wq_b.weight*", "self_attn.q_b_proj.weight", "query q_rank"),
+)
+_QUERY_FULL: _Rows = (("attention.wq.weight*", "self_attn.q_proj.weight", "query dim"),)
+_LAYER: _Rows = (
+    ("attention_norm.weight", "input_layernorm.weight", "dim"),
+    ("attention.wkv_a_with_mqa.weight*", "self_attn.kv_a_proj_with_mqa.weight", "kv_a dim"),
+    ("attention.kv_a_norm.weight", "self_attn.kv_a_layernorm.weight", "kv_rank"),
+    ("attention.wkv_b.weight*", "self_attn.kv_b_proj.weight", "kv_b kv_rank"),
+    ("attention.wo.weight*", "self_attn.o_proj.weight", "dim value"),
+    ("ffn_norm.weight", "post_attention_layernorm.weight", "dim"),
+)
+_ROUTER: _Rows = (("gate.weight", "mlp.gate.weight", "experts dim"),)
+_SHARED: _Rows = (
+    ("shared_experts.w1.weight*", "mlp.shared_experts.gate_proj.weight", "shared_ff dim"),
+    ("shared_experts.w2.weight*", "mlp.shared_experts.down_proj.weight", "dim shared_ff"),
+    ("shared_experts.w3.weight*", "mlp.shared_experts.up_proj.weight", "shared_ff dim"),
+)
+_DENSE: _Rows = (
+    ("feed_forward.w1.weight*", "mlp.gate_proj.weight", "dense_ff dim"),
+    ("feed_forward.w2.weight*", "mlp.down_proj.weight", "dim dense_ff"),
+    ("feed_forward.w3.weight*", "mlp.up_proj.weight", "dense_ff dim"),
+)
+_VISION_TOP: _Rows = (
+    ("vision_encoder.patch_conv.weight", TOWER + "patch_conv.weight", "v_dim channels patch patch"),
+    ("vision_encoder.ln_pre.weight", TOWER + "ln_pre.weight", "v_dim"),
+    ("pre_mm_projector_norm.weight", PROJECTOR + "norm.weight", "v_dim"),
+    ("patch_merger.merging_layer.weight", PROJECTOR + "patch_merger.merging_layer.weight", "v_dim merged"),
+    ("vision_language_adapter.w_in.weight", PROJECTOR + "linear_1.weight", "dim v_dim"),
+    ("vision_language_adapter.w_out.weight", PROJECTOR + "linear_2.weight", "dim dim"),
+)
+_VISION_BIAS: _Rows = (
+    ("vision_language_adapter.w_in.bias", PROJECTOR + "linear_1.bias", "dim"),
+    ("vision_language_adapter.w_out.bias", PROJECTOR + "linear_2.bias", "dim"),
+)
+_VISION_LAYER: _Rows = (
+    ("attention_norm.weight", "attention_norm.weight", "v_dim"),
+    ("attention.wq.weight~", "attention.q_proj.weight", "v_dim v_dim"),
+    ("attention.wk.weight~", "attention.k_proj.weight", "v_dim v_dim"),
+    ("attention.wv.weight", "attention.v_proj.weight", "v_dim v_dim"),
+    ("attention.wo.weight", "attention.o_proj.weight", "v_dim v_dim"),
+    ("ffn_norm.weight", "ffn_norm.weight", "v_dim"),
+    ("feed_forward.w1.weight", "feed_forward.gate_proj.weight", "v_ff v_dim"),
+    ("feed_forward.w2.weight", "feed_forward.down_proj.weight", "v_dim v_ff"),
+    ("feed_forward.w3.weight", "feed_forward.up_proj.weight", "v_ff v_dim"),
+)
+
+
+def leaves(config: Small4Config) -> Iterator[Leaf]:
+    """Every tensor of a checkpoint with this configuration, in the order in which it is written.
+
+    The slices of one fused tensor follow each other without a gap, in the order of their bytes.
+    """
+    text, sizes = config.text_config, _sizes(config)
+    yield from _filled(_TOP, sizes)
+    for layer in range(text.num_hidden_layers):
+        yield from _decoder_layer(text, layer, sizes)
+    yield from _filled(_LAST if config.tie_word_embeddings else _LAST + _HEAD, sizes)
+    if config.vision_config is not None:
+        yield from _filled(_VISION_TOP + (_VISION_BIAS if config.multimodal_projector_bias else ()), sizes)
+        for layer in range(config.vision_config.num_hidden_layers):
+            raw, ours = f"vision_encoder.transformer.layers.{layer}.", f"{TOWER}transformer.layers.{layer}."
+            yield from _filled(_VISION_LAYER, sizes, raw, ours, config.vision_config.num_attention_heads)
+
+
+def _decoder_layer(text: Small4TextConfig, layer: int, sizes: dict[str, int]) -> Iterator[Leaf]:
+    raw, ours = f"layers.{layer}.", f"{TEXT}layers.{layer}."
+    yield from _filled(_LAYER + (_QUERY_FULL if text.q_lora_rank is None else _QUERY_LATENT), sizes, raw, ours)
+    if layer < text.first_k_dense_replace:
+        yield from _filled(_DENSE, sizes, raw, ours)
+        return
+    yield from _filled(_ROUTER + (_SHARED if text.n_shared_experts else ()), sizes, raw, ours)
+    wide, narrow = (sizes["ff"], sizes["dim"]), (sizes["dim"], sizes["ff"])
+    for expert in range(text.n_routed_experts):
+        for half, projection in enumerate(("w1", "w3")):
+            name, place = f"{raw}experts.{expert}.{projection}.weight", (expert, half)
+            yield Leaf(name, f"{ours}mlp.experts.gate_up_proj", wide, place, linear=True)
+    for expert in range(text.n_routed_experts):
+        name = f"{raw}experts.{expert}.w2.weight"
+        yield Leaf(name, f"{ours}mlp.experts.down_proj", narrow, (expert,), linear=True)
+
+
+def _filled(rows: _Rows, sizes: dict[str, int], raw: str = "", ours: str = "", heads: int = 0) -> Iterator[Leaf]:
+    for raw_name, our_name, shape in rows:
+        bare = raw_name.rstrip("*~")
+        yield Leaf(
+            raw + bare,
+            ours + our_name,
+            tuple(sizes[key] for key in shape.split()),
+            linear=raw_name.endswith("*"),
+            rotary_heads=heads if raw_name.endswith("~") else 0,
+        )
+
+
+def _sizes(config: Small4Config) -> dict[str, int]:
+    text, vision = config.text_config, config.vision_config
+    heads = text.num_attention_heads
+    out = {
+        "vocab": text.vocab_size,
+        "dim": text.hidden_size,
+        "q_rank": text.q_lora_rank or 0,
+        "query": heads * text.qk_head_dim,
+        "kv_rank": text.kv_lora_rank,
+        "kv_a": text.kv_lora_rank + text.qk_rope_head_dim,
+        "kv_b": heads * (text.qk_nope_head_dim + text.v_head_dim),
+        "value": heads * text.v_head_dim,
+        "experts": text.n_routed_experts,
+        "ff": text.moe_intermediate_size,
+        "shared_ff": text.moe_intermediate_size * text.n_shared_experts,
+        "dense_ff": text.intermediate_size,
+    }
+    if vision is not None:
+        out |= {
+            "v_dim": vision.hidden_size,
+            "v_ff": vision.intermediate_size,
+            "channels": vision.num_channels,
+            "patch": vision.patch_size,
+            "merged": vision.hidden_size * config.spatial_merge_size**2,
+        }
+    return out
+
+
+def fused_shape(leaf: Leaf, experts: int) -> tuple[int, ...]:
+    """Shape of the whole tensor in our layout that `leaf` is, or is a slice of."""
+    if not leaf.index:
+        return leaf.shape
+    halves = len(leaf.index)  # (expert, half): gate and up rows stand in one matrix
+    return (experts, leaf.shape[0] * halves, leaf.shape[1])
+
+
+def scale_names(leaf: Leaf, raw: bool) -> tuple[str, str]:
+    """Names of the weight scale and the activation scale of a quantised leaf, in the raw layout or in ours."""
+    if raw:
+        stem = leaf.raw.removesuffix(".weight")
+        return f"{stem}.qscale_weight", f"{stem}.qscale_act"
+    if leaf.index:
+        return f"{leaf.name}_scale_inv", f"{leaf.name}_activation_scale"
+    stem = leaf.name.removesuffix(".weight")
+    return f"{stem}.weight_scale_inv", f"{stem}.activation_scale"
+
+
+# transformers' spellings of our prefixes. Published files use the first column, files saved by transformers since 4.52 ours.
+_PUBLISHED = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", TEXT),
+    ("vision_tower.", TOWER),
+    ("multi_modal_projector.", PROJECTOR),
+)
+
+
+def from_transformers(name: str, text_only: bool) -> str:
+    """Our name of a tensor that a transformers folder calls `name`, in any of its spellings."""
+    for theirs, ours in _PUBLISHED:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    if text_only and name.startswith("model.") and not name.startswith(TEXT):
+        return TEXT + name.removeprefix("model.")
+    return name
+
+
+def to_transformers(name: str, text_only: bool) -> str:
+    """The name that transformers' own classes give our tensor `name`: the text-only class has no `language_model` level."""
+    return re.sub(f"^{re.escape(TEXT)}", "model.", name) if text_only else name

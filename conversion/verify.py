@@ -1,0 +1,168 @@
+"""`small4 verify`: two checkpoints of any layout compared tensor by tensor in real value, a few megabytes at a time.
+
+Real value: quantised weights count as the numbers they stand for. Two quantised checkpoints are compared by code times scale, a
+quantised one against a plain one by the bfloat16 that loading makes of it. Writes nothing.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from . import hub
+from .checkpoint import Reader, Stored
+from .console import add_json, progress_bar, run_command
+from .naming import Leaf, leaves
+from .plan import numbers_of
+from .source import Checkpoint, Values, open_checkpoint
+from .transforms import halves_to_interleaved
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor that is not the same. max_abs is the largest absolute difference, None where there is no such number."""
+
+    tensor: str
+    reason: str
+    max_abs: float | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `small4 verify`."""
+    parser.add_argument("a", metavar="A", help="a folder or a Hub repository, in any layout")
+    parser.add_argument("b", metavar="B", help="the one to compare with")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out `small4 verify`; 0 if the two are equal, 1 otherwise."""
+    return run_command("verify", lambda: _verify_and_report(args))
+
+
+def _verify_and_report(args: argparse.Namespace) -> int:
+    with progress_bar("comparing") as progress:
+        compared, differences = compare(args.a, args.b, progress)
+    if args.json:
+        print(json.dumps({"equal": not differences, "differences": [asdict(d) for d in differences]}))
+    else:
+        for d in differences:
+            print(f"{d.tensor}: {d.reason}" + ("" if d.max_abs is None else f", largest difference {d.max_abs:.6g}"))
+        print(f"{len(differences)} tensors differ" if differences else f"equal: {compared} tensors")
+    return 1 if differences else 0
+
+
+def compare(
+    a: str | Path, b: str | Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[int, list[Difference]]:
+    """Compare two checkpoints; returns the number of tensors looked at and what differs, by the name stored in `a`.
+
+    Raises:
+        CheckpointError: One of them is no checkpoint, or a file is damaged.
+    """
+    sides = [open_checkpoint(hub.resolve(str(source), lambda _: None), strict=False) for source in (a, b)]
+    found: dict[str, Difference] = {}
+    tables = [{leaf.raw: leaf for leaf in leaves(side.config)} for side in sides]
+    names = dict.fromkeys((*tables[0], *tables[1]))
+    with Reader() as reader:
+        for done, raw in enumerate(names):
+            for difference in _compare_leaf(reader, sides, tables, raw):
+                _add(found, difference)
+            progress(done + 1, len(names))
+    for side in sides:
+        for tensor, reason in side.problems:
+            _add(found, Difference(tensor, f"{reason} ({side.folder})", None))
+    return len(names), list(found.values())
+
+
+def _add(found: dict[str, Difference], new: Difference) -> None:
+    """Keep one entry per stored tensor, with the largest difference of its slices."""
+    old = found.get(new.tensor)
+    if old is None or (old.max_abs is not None and new.max_abs is not None and new.max_abs > old.max_abs):
+        found[new.tensor] = new
+
+
+def _compare_leaf(reader: Reader, sides: list[Checkpoint], tables: list[dict[str, Leaf]], raw: str) -> Iterator[Difference]:
+    values = [_values(side, raw) for side in sides]
+    if values[0] is None or values[1] is None:
+        for side, value, other in zip(sides, values, reversed(values), strict=True):
+            if value is None and other is not None:
+                yield Difference(other.body.tensor, f"missing in {side.folder}", None)
+        return
+    name = values[0].body.tensor
+    shapes = [table[raw if raw in table else "tok_embeddings.weight"].shape for table in tables]
+    if shapes[0] != shapes[1]:
+        yield Difference(name, f"shape {list(shapes[0])} against {list(shapes[1])}", None)
+        return
+    largest = _largest_difference(reader, sides, tables, raw, (values[0], values[1]))
+    if largest:
+        yield Difference(name, "values differ", largest if math.isfinite(largest) else None)
+    yield from _compare_activation(reader, sides, raw, (values[0], values[1]))
+
+
+def _values(side: Checkpoint, raw: str) -> Values | None:
+    """The values of a leaf; a tied output head has those of the embedding."""
+    if raw == "output.weight" and side.config.tie_word_embeddings:
+        raw = "tok_embeddings.weight"
+    return side.values.get(raw)
+
+
+def _largest_difference(
+    reader: Reader, sides: list[Checkpoint], tables: list[dict[str, Leaf]], raw: str, values: tuple[Values, Values]
+) -> float:
+    """Largest |a - b|; infinite where one is no finite number and the other is not the same; 0 if equal."""
+    rounded = not (values[0].quantized and values[1].quantized)
+    streams = []
+    for side, table, value in zip(sides, tables, values, strict=True):
+        heads = table[raw].rotary_heads if raw in table else 0
+        if heads and side.layout != "mistral":
+            streams.append(iter([halves_to_interleaved(reader.tensor(value.body), heads).reshape(-1)]))
+        elif heads:
+            streams.append(iter([reader.tensor(value.body).view(-1)]))
+        else:
+            streams.append(numbers_of(reader, value, rounded))
+    largest = 0.0
+    for one, other in zip(*streams, strict=True):
+        wide = torch.float64 if torch.float32 in (one.dtype, other.dtype) else torch.float32
+        x, y = one.to(wide), other.to(wide)
+        if torch.equal(x, y):
+            continue
+        gap = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs())
+        largest = max(largest, float(gap.nan_to_num(nan=math.inf).max()))
+    return largest
+
+
+def _compare_activation(reader: Reader, sides: list[Checkpoint], raw: str, values: tuple[Values, Values]) -> Iterator[Difference]:
+    """Static activation scales, where both sides are FP8. A layout with one for gate and up together holds the larger."""
+    if values[0].scale is None or values[1].scale is None:
+        return
+    first, second = (value.activation for value in values)
+    if first is None or second is None:
+        for side, mine, other in ((sides[0], first, second), (sides[1], second, first)):
+            if mine is None and other is not None:
+                yield Difference(other.tensor, f"missing in {side.folder}", None)
+        return
+    partners = [_partner(side, raw) for side in sides]
+    shared = any(p is not None and p == mine for p, mine in zip(partners, (first, second), strict=True))
+    numbers = [
+        max(_number(reader, mine), _number(reader, partner) if shared and partner else 0.0)
+        for mine, partner in zip((first, second), partners, strict=True)
+    ]
+    if numbers[0] != numbers[1]:
+        yield Difference(first.tensor, "activation scales differ", abs(numbers[0] - numbers[1]))
+
+
+def _partner(side: Checkpoint, raw: str) -> Stored | None:
+    """The activation scale of the up projection for a routed expert's gate projection, and the reverse."""
+    if ".experts." not in raw or ".w2." in raw:
+        return None
+    other = raw.replace(".w1.", ".w3.") if ".w1." in raw else raw.replace(".w3.", ".w1.")
+    values = side.values.get(other)
+    return values.activation if values else None
+
+
+def _number(reader: Reader, stored: Stored) -> float:
+    return float(reader.tensor(stored).reshape(()))
