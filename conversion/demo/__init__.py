@@ -1,0 +1,1 @@
+"""The demo checkpoint: its vocabulary, its generated data and its training. Writes into model_card/demo."""

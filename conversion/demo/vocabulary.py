@@ -1,0 +1,102 @@
+"""The demo checkpoint's tekken.json: the release's control ids and pattern, and a small vocabulary trained on the demo's own text.
+
+The first 256 ranks are the bytes, as in every Tekken file, so any text can be written; a few hundred merges follow, learned
+by byte-pair encoding from generated questions and answers. Knows nothing of models.
+
+    python -m small4_conversion.demo.vocabulary OUT/tekken.json
+"""
+
+import base64
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from small4_conversion.demo.data import corpus
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+NUM_SPECIAL = 1000
+NUM_VOCABULARY = 768
+# Released Tekken splitting: words with one leading mark or space, single digits, punctuation, line ends, spaces.
+PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CONTROL = {
+    0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
+    7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]", 9: "[TOOL_CALLS]", 10: "[IMG]", 11: "<pad>", 12: "[IMG_BREAK]",
+    13: "[IMG_END]", 14: "[PREFIX]", 15: "[MIDDLE]", 16: "[SUFFIX]", 17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]",
+    19: "[TOOL_CONTENT]", 31: "[CALL_ID]", 32: "[ARGS]", 34: "[THINK]", 35: "[/THINK]", 36: "[MODEL_SETTINGS]",
+    37: "[/MODEL_SETTINGS]",
+}  # fmt: skip
+# max_image_size is small so that a picture of any size costs at most 4 x 4 image tokens.
+VISION = {"patch_size": 14, "max_image_size": 112, "spatial_merge_size": 2}
+
+
+def train_merges(texts: Iterator[str], size: int) -> list[bytes]:
+    """Byte-pair encoding over `texts`: the `size` tokens in order of rank, all 256 bytes first."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    spelled = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    to_byte = _byte_of_symbol()
+    merged = [bytes(to_byte[symbol] for symbol in token) for token, _ in spelled]
+    return [bytes([value]) for value in range(256)] + [token for token in merged if len(token) > 1]
+
+
+def tekken(vocabulary: list[bytes]) -> dict[str, Any]:
+    """A tekken.json of format v15 around `vocabulary`, with every control id of the release."""
+    names = [CONTROL.get(rank, f"<SPECIAL_{rank}>") for rank in range(NUM_SPECIAL)]
+    return {
+        "config": {
+            "pattern": PATTERN,
+            "num_vocab_tokens": len(vocabulary),
+            "default_vocab_size": NUM_SPECIAL + len(vocabulary),
+            "default_num_special_tokens": NUM_SPECIAL,
+            "version": "v15",
+        },
+        "vocab": [_entry(rank, token) for rank, token in enumerate(vocabulary)],
+        "special_tokens": [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)],
+        "model_settings_builder": {
+            "reasoning_effort": {"type": "enum", "accepts_none": True, "default": "none", "values": ["none", "high"]}
+        },
+        "image": {
+            "image_patch_size": VISION["patch_size"],
+            "max_image_size": VISION["max_image_size"],
+            "spatial_merge_size": VISION["spatial_merge_size"],
+        },
+    }
+
+
+def write_tekken(path: Path, seed: int = 0) -> None:
+    """Train the vocabulary on the demo's own text and write it; the same seed writes the same bytes."""
+    vocabulary = train_merges(corpus(random.Random(seed)), NUM_VOCABULARY)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tekken(vocabulary), ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
+def _entry(rank: int, token: bytes) -> dict[str, Any]:
+    try:
+        text: str | None = token.decode("utf-8")
+    except UnicodeDecodeError:
+        text = None
+    return {"rank": rank, "token_bytes": base64.b64encode(token).decode("ascii"), "token_str": text}
+
+
+def _byte_of_symbol() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes, as the byte-level trainer spells them."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    table = {chr(value): value for value in printable}
+    others = [value for value in range(256) if value not in printable]
+    return table | {chr(256 + index): value for index, value in enumerate(others)}
+
+
+if __name__ == "__main__":
+    write_tekken(Path(sys.argv[1]))
