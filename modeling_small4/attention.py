@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -171,6 +172,38 @@ class Small4Attention(nn.Module):
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.attention_dropout if self.training else 0.0
         return interface(module, query, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+
+def four_dimensional_mask(mask: Any, implementation: str, dtype: torch.dtype) -> Any:
+    """Bring a caller's own 4-D mask into the form that the attention implementation reads; anything else is returned as it is.
+
+    sdpa reads bool and additive masks; the others would add a bool mask to the scores as 0 and 1, and a dense mask crashes flex
+    attention on a CPU.
+
+    Args:
+        mask: bool (True attends) or additive, `[batch, 1, queries, keys]`.
+
+    Raises:
+        ValueError: flex attention is given an additive mask with values between "attends" and "does not".
+    """
+    if not (isinstance(mask, torch.Tensor) and mask.ndim == 4) or implementation == "sdpa":
+        return mask
+    if implementation == "flex_attention":
+        return _block_mask(mask)
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask
+
+
+def _block_mask(mask: torch.Tensor) -> BlockMask:
+    allowed = mask if mask.dtype == torch.bool else mask == 0
+    if mask.dtype != torch.bool and not torch.compiler.is_compiling() and bool(((mask != 0) & (mask > -1e4)).any()):
+        raise ValueError(
+            "flex_attention takes 4-D masks of 0 (attends) and -inf (does not); use sdpa or eager for other biases."
+        )
+    batch, _, queries, keys = allowed.shape
+    padded = nn.functional.pad(allowed[:, 0], (0, -keys % 128, 0, -queries % 128))  # kernels read whole blocks of 128
+    return create_block_mask(lambda b, h, q, k: padded[b, q, k], batch, None, queries, keys, device=mask.device)
 
 
 def is_plain_linear(module: nn.Module) -> bool:

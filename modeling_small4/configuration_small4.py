@@ -49,7 +49,7 @@ def _require_positive(config: PreTrainedConfig, *names: str) -> None:
 def _warn_of_misspellings(config: PreTrainedConfig, unknown: dict[str, Any]) -> None:
     """A keyword that no field has, but which looks like one, is most likely a slip: name the field meant."""
     known = {f.name for f in fields(config)} | set(config.attribute_map)
-    for name in unknown.keys() - _COMMON_KEYS:
+    for name in unknown.keys() - _COMMON_KEYS - known:
         if name.startswith("_"):
             continue
         if close := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
@@ -67,6 +67,7 @@ class _Small4BaseConfig(PreTrainedConfig):
     def _finish(self, **kwargs: Any) -> None:
         kwargs.pop("model_type", None)  # "mistral3" from a foreign config.json must not shadow the class attribute
         _warn_of_misspellings(self, kwargs)
+        self.validate_rope()  # before the host fills in what is missing
         kwargs.setdefault("auto_map", {})  # read by trainers as `config.auto_map`; not written while empty
         PreTrainedConfig.__post_init__(self, **kwargs)
         self.validate_architecture()

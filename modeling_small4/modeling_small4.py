@@ -24,7 +24,7 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import Small4Attention
+from .attention import Small4Attention, four_dimensional_mask
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .generation import Small4GenerationMixin
 from .loading import Small4LoadingMixin
@@ -144,7 +144,7 @@ class Small4TextModel(Small4PreTrainedModel):
         Args:
             input_ids: int64 `[batch, length]`; or `inputs_embeds` `[batch, length, hidden_size]`, one of the two.
             attention_mask: `[batch, cached + length]`, 0 where padded; or 4-D `[batch, 1, length, cached + length]`, bool (True
-                attends) or additive.
+                attends) or additive, which then says all, also what is causal.
             position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed sequences, which do not
                 see one another; no cache is made then.
             past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
@@ -172,7 +172,7 @@ class Small4TextModel(Small4PreTrainedModel):
             past_key_values=past_key_values,
             and_mask_function=None if packed is None else packed_sequence_mask_function(packed),
         )
-        mask = self._as_implementation_takes_it(mask, inputs_embeds.dtype)
+        mask = four_dimensional_mask(mask, self.config._attn_implementation, inputs_embeds.dtype)
         hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
@@ -184,17 +184,6 @@ class Small4TextModel(Small4PreTrainedModel):
                 **kwargs,
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
-
-    def _as_implementation_takes_it(self, mask: Any, dtype: torch.dtype) -> Any:
-        """Only sdpa reads a bool 4-D mask; the others would add it to the scores as 0 and 1."""
-        if (
-            isinstance(mask, torch.Tensor)
-            and mask.ndim == 4
-            and mask.dtype == torch.bool
-            and self.config._attn_implementation != "sdpa"
-        ):
-            return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        return mask
 
 
 class Small4VisionModel(Small4PreTrainedModel):
