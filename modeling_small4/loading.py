@@ -5,6 +5,10 @@ transformers only warns and leaves missing weights random. This file knows names
 
 from typing import Any
 
+from transformers.modeling_utils import PreTrainedModel
+
+from .quantization import finish_loading, prepare_loading
+
 SHOWN = 8
 
 
@@ -21,6 +25,16 @@ class Small4LoadingMixin:
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         refuse_mismatch(model, info)
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """transformers' reading of the tensors, with the published names and FP8 layouts added for this one load."""
+        prepare_loading(model, checkpoint_files, load_config)
+        out = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        finish_loading(model)
+        return out
 
 
 def refuse_mismatch(model: Any, info: dict[str, Any]) -> None:
