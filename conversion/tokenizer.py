@@ -20,7 +20,7 @@ from small4_conversion.chat_template import RESPONSE_TEMPLATE, chat_template
 VERSION = "v15"
 
 
-def write_processor(tekken_json: Path, out: Path, vision: dict[str, int] | None) -> None:
+def write_processor(tekken_json: Path, out: Path, vision: dict[str, Any] | None) -> None:
     """Writes tokenizer, processor, chat template and generation settings into the checkpoint folder `out`.
 
     Args:

@@ -111,9 +111,8 @@ def _from_path(path: Path, access: ImageAccess) -> Image.Image:
         )
     try:
         resolved = path.resolve(strict=True)
-        if access.paths is not True and not any(
-            resolved.is_relative_to(Path(folder).resolve()) for folder in access.paths
-        ):
+        folders = () if isinstance(access.paths, bool) else access.paths
+        if access.paths is not True and not any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders):
             raise ValueError(f"{str(path)!r} is not below any of the folders from which images may be read.")
         if not resolved.is_file():
             raise ValueError(f"{str(path)!r} is not a file.")
@@ -162,9 +161,10 @@ def _decoded(image: Image.Image, what: str) -> Image.Image:
     return image
 
 
-def _from_array(array: "np.ndarray | torch.Tensor") -> Image.Image:
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu().float().numpy() if array.is_floating_point() else array.detach().cpu().numpy()
+def _from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
+    if isinstance(source, torch.Tensor):
+        source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
+    array: np.ndarray = source
     shape = array.shape
     if array.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -90,7 +91,7 @@ def check_conversation(messages: list[Message], finished: bool) -> None:
             "The last message is the assistant's, so there is nothing to answer. Pass continue_final_message=True to "
             "have it continued, or add_generation_prompt=False to encode a finished conversation."
         )
-    for previous, message in zip(messages, messages[1:], strict=False):
+    for previous, message in pairwise(messages):
         if message.role not in _MAY_FOLLOW[previous.role]:
             raise ValueError(f"A {message.role!r} message cannot follow a {previous.role!r} message.")
         if previous.prefix:

@@ -241,10 +241,6 @@ class Small4Processor(ProcessorMixin):
         finally:
             self.__dict__.pop("get_attributes", None)
 
-    @property
-    def model_input_names(self) -> list[str]:
-        return super().model_input_names
-
 
 def _sources(prompts: list[list[Piece]], images: list[Any]) -> list[Any]:
     """The source of each image piece in order; those that name none take the images given beside, in order."""
@@ -262,7 +258,7 @@ def _sources(prompts: list[list[Piece]], images: list[Any]) -> list[Any]:
     return sources
 
 
-def _check_images_kept(encoded: list[tuple[list[int], list[int]]], rows: Any, image_token: int | None) -> None:
+def _check_images_kept(encoded: list[tuple[list[int], list[int]]], rows: Any, image_token: Any) -> None:
     before = [ids.count(image_token) for ids, _ in encoded]
     after = [list(row).count(image_token) for row in (rows.tolist() if hasattr(rows, "tolist") else rows)]
     if before != after:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -180,19 +181,25 @@ class Small4Tokenizer(TokenizersBackend):
         if truncation:
             keep = slice(-limit, None) if self.truncation_side == "left" else slice(limit)
             encoded = [(ids[keep], mask[keep]) for ids, mask in encoded]
-        padding = padding or (return_tensors is not None and len(encoded) > 1)
-        rows = self.pad({"input_ids": [ids for ids, _ in encoded]}, padding=padding, max_length=max_length)
+        longest = max(len(ids) for ids, _ in encoded)
+        if padding == "max_length":
+            longest = max(longest, limit)
+        width = longest if padding or return_tensors is not None else None
+        rows = {
+            "input_ids": [self._padded(ids, width, self.pad_token_id) for ids, _ in encoded],
+            "attention_mask": [self._padded([1] * len(ids), width, 0) for ids, _ in encoded],
+        }
         if assistant_masks:
-            rows["assistant_masks"] = [
-                self._beside(mask, len(row)) for (_, mask), row in zip(encoded, rows["input_ids"], strict=True)
-            ]
+            rows["assistant_masks"] = [self._padded(mask, width, 0) for _, mask in encoded]
+        if return_tensors == "pt":
+            return BatchEncoding({key: torch.tensor(value) for key, value in rows.items()})
         if not batched and return_tensors is None:
             return BatchEncoding({key: value[0] for key, value in rows.items()})
-        return BatchEncoding(dict(rows), tensor_type=return_tensors)
+        return BatchEncoding(rows, tensor_type=return_tensors)
 
-    def _beside(self, mask: list[int], length: int) -> list[int]:
-        padding = [0] * (length - len(mask))
-        return padding + mask if self.padding_side == "left" else mask + padding
+    def _padded(self, row: list[int], width: int | None, filler: int) -> list[int]:
+        padding = [filler] * (width - len(row)) if width is not None else []
+        return padding + row if self.padding_side == "left" else row + padding
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
         """As in transformers; a prompt from `apply_chat_template(tokenize=False)` keeps its user text plain."""
@@ -227,9 +234,9 @@ class Small4Tokenizer(TokenizersBackend):
         """Ids of plain texts, each encoded on its own; none is ever a control id, whatever the texts spell."""
         try:
             encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        except UnicodeEncodeError:  # half of a surrogate pair becomes U+FFFD
-            repaired = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-            return self.encode_texts(repaired)
+        except (TypeError, UnicodeEncodeError):  # half of a surrogate pair: it becomes U+FFFD
+            texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+            encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
         out = [encoding.ids for encoding in encodings]
         if any(not self.control_tokens.keys().isdisjoint(ids) for ids in out):
             out = [encoding.ids for encoding in self._strict.encode_batch_fast(list(texts), add_special_tokens=False)]
