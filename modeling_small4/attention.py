@@ -7,7 +7,7 @@ store the cache.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,8 +45,18 @@ def eager_attention(
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    weights = nn.functional.dropout(weights, p=dropout)  # 0 outside training
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+@dataclass
+class LatentHead:
+    """What the attention interface reads off a module, for the one key head that all query heads share in the absorbed path."""
+
+    num_key_value_groups: int
+    layer_idx: int
+    is_causal: bool = True
+    training: bool = False
 
 
 class Small4Attention(nn.Module):
@@ -114,11 +124,14 @@ class Small4Attention(nn.Module):
         return self.kv_a_layernorm(latent), rotate_pairs(rotary_key, positions.cos, positions.sin)
 
     def absorbing_pays(self, queries: int, keys: int) -> bool:
-        """Compare the multiplications of both paths per head; expand where the projection's weight cannot be read as it is."""
+        """Compare the multiplications of both paths per head. Expand where the projection's weight cannot be read as it is, and for
+        flash attention, whose heads are not as wide as a latent."""
         up = self.rank * (self.nope + self.value_dim)
         absorbed = queries * (up + keys * (2 * self.rank + self.rope))
         expanded = keys * (up + queries * (self.nope + self.rope + self.value_dim))
-        return absorbed < expanded and is_plain_linear(self.kv_b_proj)
+        return (
+            absorbed < expanded and is_plain_linear(self.kv_b_proj) and "flash" not in self.config._attn_implementation
+        )
 
     def expanded(
         self,
@@ -149,14 +162,7 @@ class Small4Attention(nn.Module):
         plain, rotary = query.split([self.nope, self.rope], dim=-1)
         query = torch.cat((torch.matmul(plain, key_up), rotary), dim=-1)
         key = torch.cat((latent, rotary_key), dim=-1)
-        one_head = SimpleNamespace(
-            num_key_value_groups=query.shape[1],
-            is_causal=True,
-            layer_idx=self.layer_idx,
-            training=self.training,
-            config=self.config,
-        )
-        output, weights = self._attend(one_head, query, key, latent, mask, **kwargs)
+        output, weights = self._attend(LatentHead(query.shape[1], self.layer_idx), query, key, latent, mask, **kwargs)
         output = torch.matmul(output.transpose(1, 2), value_up.transpose(1, 2))
         return output.transpose(1, 2), weights
 

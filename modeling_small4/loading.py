@@ -16,14 +16,19 @@ class Small4LoadingMixin:
     """`from_pretrained` for all Small 4 models."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, *args: Any, output_loading_info: bool = False, ignore_mismatched_sizes: bool = False, **kwargs: Any
+    ) -> Any:
         """As transformers' `from_pretrained`.
 
         Raises:
-            ValueError: Tensors are missing from the checkpoint, or it holds some that the model has no place for.
+            ValueError: Tensors are missing from the checkpoint, have another shape than the model's (unless
+                `ignore_mismatched_sizes`), or have no place in the model.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        refuse_mismatch(model, info)
+        # Mismatched shapes are let through here, to be reported by name below.
+        options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | kwargs
+        model, info = super().from_pretrained(*args, **options)  # type: ignore[misc]
+        refuse_mismatch(model, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
     @staticmethod
@@ -37,9 +42,8 @@ class Small4LoadingMixin:
         return out
 
 
-def refuse_mismatch(model: Any, info: dict[str, Any]) -> None:
+def refuse_mismatch(model: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
     """Raise unless every tensor found its place. A new task head may start fresh, and a model without head ignores the head."""
-    body = f"{model.base_model_prefix}."
     missing = sorted(info.get("missing_keys", ()))
     head = {name for name, _ in model.named_parameters() if name.startswith("score.")}
     if head and head <= set(missing):
@@ -47,19 +51,17 @@ def refuse_mismatch(model: Any, info: dict[str, Any]) -> None:
     unexpected = sorted(info.get("unexpected_keys", ()))
     if head or not hasattr(model, "lm_head"):
         unexpected = [name for name in unexpected if name.split(".")[0] not in ("lm_head", "score")]
-    if not missing and not unexpected:
-        return
-    parts = [
-        f"{kind}: {_listed(names)}"
-        for kind, names in (("missing", missing), ("without a place in the model", unexpected))
-        if names
-    ]
-    raise ValueError(
-        f"{model.config._name_or_path or 'The checkpoint'} does not match {type(model).__name__} ({'; '.join(parts)}). "
-        f"Check that config.json belongs to these weights (parameters of the body start with {body!r}) and that no file is incomplete."
-    )
+    shapes = [] if ignore_mismatched_sizes else sorted(info.get("mismatched_keys", ()))
+    wrong = [f"{name} is {list(given)}, the model's is {list(wanted)}" for name, given, wanted in shapes]
+    problems = {"missing": missing, "of another shape": wrong, "without a place in the model": unexpected}
+    if any(problems.values()):
+        raise ValueError(
+            f"{model.config._name_or_path or 'The checkpoint'} does not match {type(model).__name__}: "
+            + "; ".join(f"{len(names)} tensors {kind} ({_listed(names)})" for kind, names in problems.items() if names)
+            + ". Check that config.json belongs to these weights and that no file is incomplete."
+        )
 
 
 def _listed(names: list[str]) -> str:
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} tensors, " + ", ".join(names[:SHOWN]) + rest
+    return ", ".join(names[:SHOWN]) + rest

@@ -21,6 +21,7 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -39,6 +40,8 @@ from .vision import (
     patch_grids,
     patch_positions,
 )
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -420,6 +423,11 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
         aux_loss, loss = None, None
         if output.router_logits:
             aux_loss, router_loss = router_losses(text_config, output.router_logits, attention_mask)
+            if self.model.language_model.gradient_checkpointing and self.training and not aux_loss.requires_grad:
+                logger.warning_once(
+                    "The router losses have no gradient: reentrant checkpointing records router logits without one. "
+                    'Enable it with gradient_checkpointing_kwargs={"use_reentrant": False}.'
+                )
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=text_config.vocab_size, **kwargs)
             if aux_loss is not None:
