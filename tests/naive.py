@@ -29,7 +29,9 @@ def attention(layer: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Ten
 
 def _query(config: Any, query: torch.Tensor, position: int, nope: int) -> torch.Tensor:
     rope = config.rope_parameters
-    scale = 1 + rope["llama_4_scaling_beta"] * torch.log(torch.tensor(1.0 + position // rope["original_max_position_embeddings"]))
+    scale = 1 + rope["llama_4_scaling_beta"] * torch.log(
+        torch.tensor(1.0 + position // rope["original_max_position_embeddings"])
+    )
     return torch.cat((query[:nope], rotate(config, query[nope:], position))) * scale
 
 

@@ -135,7 +135,9 @@ def test_older_spellings_give_the_same_model(tmp_path: Path) -> None:
 def test_configuration_objects_of_transformers_are_read() -> None:
     vision = PixtralVisionConfig(hidden_act="silu", patch_size=14, image_size=1540)
     host = Mistral3Config(text_config=Mistral4Config(), vision_config=vision, tie_word_embeddings=False)
-    assert shape_of(Small4Config(text_config=host.text_config, vision_config=host.vision_config)) == shape_of(Small4Config())
+    assert shape_of(Small4Config(text_config=host.text_config, vision_config=host.vision_config)) == shape_of(
+        Small4Config()
+    )
 
 
 def test_text_only_mistral4_folder_has_no_tower(tmp_path: Path) -> None:

@@ -13,8 +13,12 @@ CASES = {
     "other seed": Case(seed=7),
     "text only": Case(seed=1, vision=None),
     "magnitude correction": Case(seed=2, rule="transformers"),
-    "wide heads": Case(seed=3, text={"num_attention_heads": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 24, "v_head_dim": 10}),
-    "three of twelve experts": Case(seed=4, text={"n_routed_experts": 12, "num_experts_per_tok": 3, "n_shared_experts": 2}),
+    "wide heads": Case(
+        seed=3, text={"num_attention_heads": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 24, "v_head_dim": 10}
+    ),
+    "three of twelve experts": Case(
+        seed=4, text={"n_routed_experts": 12, "num_experts_per_tok": 3, "n_shared_experts": 2}
+    ),
     "expert groups": Case(seed=5, text={"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}),
     "weights not renormalised": Case(seed=6, text={"norm_topk_prob": False}),
     "dense first layer": Case(seed=8, text={"first_k_dense_replace": 1}),
@@ -23,7 +27,9 @@ CASES = {
     "small patches, merged by three": Case(
         seed=11, vision={"patch_size": 8, "num_attention_heads": 3, "image_size": 96}, top={"spatial_merge_size": 3}
     ),
-    "mild yarn": Case(seed=12, yarn={"factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0, "original_max_position_embeddings": 64}),
+    "mild yarn": Case(
+        seed=12, yarn={"factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0, "original_max_position_embeddings": 64}
+    ),
 }
 WITH_IMAGES = [name for name, case in CASES.items() if case.vision is not None]
 ALL_KERNELS = ["sdpa", "eager", "flex_attention"]
@@ -96,7 +102,9 @@ def test_attention_agrees_with_the_naive_one(name: str) -> None:
     text = ours.model.language_model
     hidden = torch.randn(70, 64)
     recorded = []
-    handle = text.layers[0].self_attn.register_forward_hook(lambda module, args, output: recorded.append((args[0], output[0])))
+    handle = text.layers[0].self_attn.register_forward_hook(
+        lambda module, args, output: recorded.append((args[0], output[0]))
+    )
     with torch.no_grad():
         text(inputs_embeds=hidden[None])
         handle.remove()
@@ -161,7 +169,9 @@ def test_left_padded_rows_equal_single_ones(pair: tuple) -> None:
         alone = host.generate(ids[row : row + 1, -n:], **options)
         assert torch.equal(together[row, 50:], alone[0, n:])
         with torch.no_grad():
-            torch.testing.assert_close(logits[row, -n:], host(ids[row : row + 1, -n:]).logits[0], atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(
+                logits[row, -n:], host(ids[row : row + 1, -n:]).logits[0], atol=TOLERANCE, rtol=0
+            )
 
 
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
@@ -249,7 +259,9 @@ def test_images_are_encoded_alone(pair: tuple) -> None:
             poisoned[index, :, :, width:] = torch.nan
         together = ours.get_image_features(poisoned, inputs["image_sizes"]).pooler_output
         for index, (height, width) in enumerate(inputs["image_sizes"].tolist()):
-            alone = ours.get_image_features(inputs["pixel_values"][index : index + 1, :, :height, :width]).pooler_output[0]
+            alone = ours.get_image_features(
+                inputs["pixel_values"][index : index + 1, :, :height, :width]
+            ).pooler_output[0]
             torch.testing.assert_close(together[index], alone, atol=TOLERANCE, rtol=0)
 
 
@@ -262,5 +274,7 @@ def test_bfloat16_is_as_exact_as_transformers() -> None:
         ids = text_ids(case)
         with torch.no_grad():
             exact = host(ids).logits
-            errors += torch.stack([(model.bfloat16()(ids).logits.float() - exact).abs().median() for model in (ours, host)])
+            errors += torch.stack(
+                [(model.bfloat16()(ids).logits.float() - exact).abs().median() for model in (ours, host)]
+            )
     assert errors[0] <= errors[1]
