@@ -169,9 +169,8 @@ def test_chat_computes_only_what_is_new(folder: Path) -> None:
     model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    session = Session(model, processor, max_new_tokens=40)
+    session = Session(model, processor, max_new_tokens=4)
     first = session.ask("A long question " * 20)
-    assert first.complete
     del lengths[:]
     second = session.ask("And?")
     assert lengths[0] <= second.prompt_tokens - first.prompt_tokens
