@@ -1,6 +1,8 @@
 """Mistral Small 4 for transformers. Importing this package registers its classes with every Auto class; it does no other work."""
 
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+from .image_processing_small4 import Small4ImageProcessor
+from .images import ImageAccess
 from .modeling_small4 import (
     Small4ForCausalLM,
     Small4ForSequenceClassification,
@@ -9,18 +11,24 @@ from .modeling_small4 import (
     Small4TextModel,
     Small4VisionModel,
 )
+from .processing_small4 import Small4Processor
 from .registration import demo_checkpoint, register_auto_classes
+from .tokenization_small4 import Small4Tokenizer
 
 register_auto_classes()
 
 __all__ = [
+    "ImageAccess",
     "Small4Config",
     "Small4ForCausalLM",
     "Small4ForSequenceClassification",
     "Small4ForTokenClassification",
+    "Small4ImageProcessor",
     "Small4Model",
+    "Small4Processor",
     "Small4TextConfig",
     "Small4TextModel",
+    "Small4Tokenizer",
     "Small4VisionConfig",
     "Small4VisionModel",
     "demo_checkpoint",

@@ -4,16 +4,20 @@ from pathlib import Path
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoProcessor,
+    AutoTokenizer,
 )
 from transformers.models.auto import modeling_auto
 
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+from .image_processing_small4 import Small4ImageProcessor
 from .modeling_small4 import (
     Small4ForCausalLM,
     Small4ForSequenceClassification,
@@ -22,6 +26,8 @@ from .modeling_small4 import (
     Small4TextModel,
     Small4VisionModel,
 )
+from .processing_small4 import Small4Processor
+from .tokenization_small4 import Small4Tokenizer
 
 
 def register_auto_classes() -> None:
@@ -34,6 +40,9 @@ def register_auto_classes() -> None:
         auto.register(Small4Config, Small4ForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(Small4Config, Small4ForSequenceClassification, exist_ok=True)
     AutoModelForTokenClassification.register(Small4Config, Small4ForTokenClassification, exist_ok=True)
+    AutoTokenizer.register(Small4Config, tokenizer_class=Small4Tokenizer, exist_ok=True)
+    AutoImageProcessor.register(Small4Config, image_processor_classes={"pil": Small4ImageProcessor}, exist_ok=True)
+    AutoProcessor.register(Small4Config, Small4Processor, exist_ok=True)
     # The server and some trainers look classes up by name in these tables, which `register` leaves alone.
     names = (
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
