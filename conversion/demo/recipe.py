@@ -20,6 +20,7 @@ class Recipe:
     matrix_rate: float = 1e-2
     other_rate: float = 3e-3
     weight_decay: float = 0.05
+    save_steps: int = 200
     seed: int = 0
 
 

@@ -126,7 +126,7 @@ def arguments(folder: Path, recipe: Recipe) -> TrainingArguments:
         warmup_steps=recipe.warmup_steps,
         max_grad_norm=1.0,
         logging_steps=20,
-        save_steps=200,
+        save_steps=recipe.save_steps,
         save_total_limit=2,
         seed=recipe.seed,
         dataloader_num_workers=0,
