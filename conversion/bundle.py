@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import modeling_small4
 
@@ -20,7 +21,7 @@ _TOKENIZER_FILES = (
 )
 _VERBATIM = ("tekken.json", "SYSTEM_PROMPT.txt")
 
-AUTO_MAP = {
+AUTO_MAP: dict[str, Any] = {
     "AutoConfig": "configuration_small4.Small4Config",
     "AutoModel": "modeling_small4.Small4Model",
     "AutoModelForCausalLM": "modeling_small4.Small4ForCausalLM",
@@ -30,6 +31,7 @@ AUTO_MAP = {
     "AutoModelForTokenClassification": "modeling_small4.Small4ForTokenClassification",
     "AutoProcessor": "processing_small4.Small4Processor",
     "AutoImageProcessor": "image_processing_small4.Small4ImageProcessor",
+    "AutoTokenizer": [None, "tokenization_small4.Small4Tokenizer"],  # [slow, fast]
 }
 
 
@@ -62,7 +64,7 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{tekken}: is no Tekken tokenizer ({type(error).__name__}: {error})") from None
     if layout == "transformers":
-        _name_host_processor(folder, source)
+        _name_host_processor(folder, _image_sizes(source))
 
 
 def _image_sizes(source: Checkpoint) -> dict[str, int] | None:
@@ -89,28 +91,40 @@ def _copy_tokenizer(origin: Path, folder: Path, note: Callable[[str], None]) -> 
     note(f"tokenizer: {'kept as it was' if 'tokenizer.json' in found else 'none written, SRC has neither tekken.json nor tokenizer.json'}")
 
 
-def _name_host_processor(folder: Path, source: Checkpoint) -> None:
-    """Let transformers' own Pixtral processor read the folder in place of ours."""
-    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            content = read_json(folder / name)
-            if "processor_class" in content:
-                content["processor_class"] = "PixtralProcessor"
-            _write_json(folder / name, content)
+def _name_host_processor(folder: Path, sizes: dict[str, int] | None) -> None:
+    """Let transformers' own tokenizer and Pixtral processor read the folder in place of ours."""
+    content = read_json(folder / "tokenizer_config.json")
+    content |= {"tokenizer_class": "TokenizersBackend", "processor_class": "PixtralProcessor"}
+    if sizes is None:
+        del content["processor_class"]
+        (folder / "processor_config.json").unlink(missing_ok=True)
+    else:
+        patch, merge = sizes["patch_size"], sizes["spatial_merge_size"]
+        pixels = {"patch_size": {"height": patch, "width": patch}, "size": {"longest_edge": sizes["max_image_size"]}}
+        images = {"image_processor_type": "PixtralImageProcessor", **pixels}
+        own = {"processor_class": "PixtralProcessor", "patch_size": patch, "spatial_merge_size": merge}
+        _write_json(folder / "processor_config.json", {**own, "image_processor": images})
+    _write_json(folder / "tokenizer_config.json", content)
 
 
 def copy_code(folder: Path) -> None:
     """Put the files that the model needs into `folder`, and name their classes in its configuration files."""
     package = Path(modeling_small4.__file__).parent
-    for name in sorted(_reachable(package, {value.split(".")[0] for value in AUTO_MAP.values()})):
+    doors = {entry.split(".")[0] for entry in AUTO_MAP.values() if isinstance(entry, str)} | {"tokenization_small4"}
+    for name in sorted(_reachable(package, doors)):
         shutil.copyfile(package / f"{name}.py", folder / f"{name}.py")
-    config = read_json(folder / "config.json")
-    _write_json(folder / "config.json", {**config, "auto_map": AUTO_MAP})
-    for name in ("processor_config.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            content = read_json(folder / name)
-            content["auto_map"] = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
-            _write_json(folder / name, content)
+    processing = {key: AUTO_MAP[key] for key in ("AutoProcessor", "AutoImageProcessor", "AutoTokenizer")}
+    for name, entries in (
+        ("config.json", AUTO_MAP),
+        ("processor_config.json", processing),
+        ("tokenizer_config.json", processing),
+    ):
+        if not (folder / name).exists():
+            continue
+        content = {**read_json(folder / name), "auto_map": entries}
+        if isinstance(content.get("image_processor"), dict):  # AutoImageProcessor reads this part of processor_config.json only
+            content["image_processor"]["auto_map"] = {"AutoImageProcessor": entries["AutoImageProcessor"]}
+        _write_json(folder / name, content)
 
 
 def _reachable(package: Path, names: set[str]) -> set[str]:

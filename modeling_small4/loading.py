@@ -31,6 +31,12 @@ class Small4LoadingMixin:
         refuse_mismatch(model, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers' `save_pretrained`. `auto_map` is written only together with the code it names."""
+        if not self.is_remote_code():  # type: ignore[attr-defined]
+            self.config.auto_map = {}  # type: ignore[attr-defined]
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
     @staticmethod
     def _load_pretrained_model(
         model: Any, state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, *args: Any, **kwargs: Any
