@@ -56,15 +56,24 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
             raise CheckpointError(f"{tekken}: missing; the tokenizer is made from it")
         _copy_tokenizer(source.folder, folder, note)
         return
-    read_json(tekken)
-    from .tokenizer import write_processor
+    _check_vocabulary(tekken, source.config.text_config.vocab_size)
+    from .tokenizer import write_processor  # imports mistral-common, which only this needs
 
     try:
         write_processor(tekken, folder, _image_sizes(source))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{tekken}: is no Tekken tokenizer ({type(error).__name__}: {error})") from None
+    except OSError:
+        raise
+    except Exception as error:  # the libraries that read it raise whatever they stumble over
+        reason = " ".join(str(error).split())
+        raise CheckpointError(reason if str(tekken) in reason else f"{tekken}: is no Tekken tokenizer ({reason})") from None
     if layout == "transformers":
         _name_host_processor(folder, _image_sizes(source))
+
+
+def _check_vocabulary(tekken: Path, vocab_size: int) -> None:
+    tokens = (read_json(tekken).get("config") or {}).get("default_vocab_size")
+    if type(tokens) is int and tokens > vocab_size:
+        raise CheckpointError(f"{tekken}: has {tokens} tokens, but the model's vocabulary has {vocab_size}")
 
 
 def _image_sizes(source: Checkpoint) -> dict[str, int] | None:

@@ -124,7 +124,7 @@ def _read_header(file: Path) -> dict[str, Stored]:
 def _entry(file: Path, name: str, entry: Any, base: int) -> Stored:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        ok = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        ok = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
         ok = False
     if not ok:
