@@ -1,7 +1,7 @@
 """Bicubic resampling of images to normalised float tensors, as mistral-common's OpenCV call computes it.
 
 Cubic kernel with a = -0.75, half-pixel centres, no antialiasing, edges repeated, float32 and no clamping. Each axis is
-a banded matrix; blocks of its rows are dense enough for matrix products. Must not know: files, tokens, patches.
+a banded matrix, and blocks of its rows are dense enough for matrix products. Must not know: files, tokens, patches.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-_BLOCK = 32
+_WINDOW = 48  # about how many source samples a block looks at
+
+
+class _Block(NamedTuple):
+    """Targets [begin, end) are `weights` [end - begin, last - first] times the samples [first, last)."""
+
+    begin: int
+    end: int
+    first: int
+    last: int
+    weights: np.ndarray
 
 
 class _Axis(NamedTuple):
-    """One axis: `needed` source positions (None: all), then blocks (begin, end, first source, last source + 1, weights
-    [end - begin, last - first])."""
-
-    needed: torch.Tensor | None
-    blocks: list[tuple[int, int, int, int, torch.Tensor]]
+    needed: np.ndarray | None  # positions of the samples the blocks count; None: all samples
+    blocks: list[_Block]
 
 
 def resample(image: Image.Image, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -35,58 +42,60 @@ def resample(image: Image.Image, size: tuple[int, int], mean: Sequence[float], s
         float32 [3, height, width].
     """
     height, width = size
-    rows, columns = _axis(image.height, height), _axis(image.width, width)
-    out = torch.empty(3, height, width)
-    planes = image.split()
-    middle: torch.Tensor | None = None
-    for channel in range(3):
-        if channel < len(planes):
-            middle = _plane(planes[channel], rows, columns, height)
-        assert middle is not None
-        scale = 1 / (255 * std[channel])
-        for begin, end, first, last, weights in columns.blocks:
-            torch.mm(middle[:, first:last], (weights * scale).t(), out=out[channel, :, begin:end])
-        out[channel] -= mean[channel] / std[channel]
-    return out
+    # OpenCV takes another path for images narrower than its kernel, where positions are rounded to float32.
+    single = min(image.width, image.height) < 4
+    rows = _axis(image.height, height, single)
+    middle = np.stack([_resize_rows(plane, rows, height) for plane in image.split()])
+    columns = _axis(image.width, width, single)
+    if columns.needed is not None:
+        middle = middle[:, :, columns.needed]
+    scale = (1 / (255 * np.array(std))).astype(np.float32).reshape(3, 1, 1)
+    out = np.empty((3, height, width), np.float32)
+    for begin, end, first, last, weights in columns.blocks:
+        np.matmul(middle[:, :, first:last], weights.T * scale, out=out[:, :, begin:end])
+    out -= (np.array(mean) / np.array(std)).astype(np.float32).reshape(3, 1, 1)
+    return torch.from_numpy(out)
 
 
-def _plane(plane: Image.Image, rows: _Axis, columns: _Axis, height: int) -> torch.Tensor:
-    """One channel resized along its height: uint8 image -> float32 [height, needed columns]."""
+def _resize_rows(plane: Image.Image, rows: _Axis, height: int) -> np.ndarray:
+    """One channel [source height, width] -> float32 [height, width]. torch multiplies these wide blocks faster than
+    numpy; for the tall blocks of the other axis it is the other way round."""
     pixels = torch.frombuffer(bytearray(plane.tobytes()), dtype=torch.uint8).view(plane.height, plane.width)
     if rows.needed is not None:
-        pixels = pixels.index_select(0, rows.needed)
-    if columns.needed is not None:
-        pixels = pixels.index_select(1, columns.needed)
-    out = torch.empty(height, pixels.shape[1])
+        pixels = pixels[torch.from_numpy(rows.needed)]
+    out = torch.empty(height, plane.width)
     for begin, end, first, last, weights in rows.blocks:
-        torch.mm(weights, pixels[first:last].float(), out=out[begin:end])
-    return out
+        torch.mm(torch.from_numpy(weights), pixels[first:last].float(), out=out[begin:end])
+    return out.numpy()
 
 
 @lru_cache(maxsize=256)
-def _axis(source: int, target: int) -> _Axis:
-    """The weights that take `source` samples to `target`. Coordinates are float64, as in OpenCV."""
-    index, weight = _taps(source, target)
+def _axis(source: int, target: int, single: bool) -> _Axis:
+    """The weights that take `source` samples to `target`."""
+    index, weight = _taps(source, target, single)
     needed = None
-    if source > 4 * target:  # most samples are never looked at
-        positions, index = np.unique(index, return_inverse=True)
+    if source > 8 * target:  # most samples are never looked at
+        needed, index = np.unique(index, return_inverse=True)
         index = index.reshape(weight.shape)
-        needed = torch.from_numpy(positions)
+        source = len(needed)
+    size = max(int(_WINDOW * target / source), 1)
     blocks = []
-    for begin in range(0, target, _BLOCK):
-        end = min(begin + _BLOCK, target)
+    for begin in range(0, target, size):
+        end = min(begin + size, target)
         window = index[:, begin:end]
         first, last = int(window.min()), int(window.max()) + 1
         dense = np.zeros((end - begin, last - first))
         for tap in range(4):
             np.add.at(dense, (np.arange(end - begin), window[tap] - first), weight[tap, begin:end])
-        blocks.append((begin, end, first, last, torch.from_numpy(dense.astype(np.float32))))
+        blocks.append(_Block(begin, end, first, last, dense.astype(np.float32)))
     return _Axis(needed, blocks)
 
 
-def _taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+def _taps(source: int, target: int, single: bool) -> tuple[np.ndarray, np.ndarray]:
     """The four source positions of each target position and their weights, both [4, target]."""
     position = (np.arange(target) + 0.5) * (source / target) - 0.5
+    if single:
+        position = position.astype(np.float32).astype(np.float64)
     left = np.floor(position)
     x, a = position - left, -0.75
     weight = np.zeros((4, target))
