@@ -1,4 +1,4 @@
-"""The command line: `small4 generate`, `small4 chat`, and the commands of `small4_conversion` where it is installed.
+"""The command line: `small4 generate`, `small4 chat`, the package's other commands, and those of `small4_conversion` where it is installed.
 
 Run: `small4 --help`, or `python -m modeling_small4 --help`. Parses arguments and prints; models and conversations are in
 `session`. Must not know: tensors, token ids.
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from .session import Answer, Session
 
 DIM, PLAIN = "\033[2m", "\033[0m"
+OWN = {  # command -> module with its arguments, and what it does
+    "plan": ("plan_command", "say what fits on which machine, and how to lay it out"),
+}
 CONVERSION = {  # command -> what it does; its arguments are declared by the module of that name
     "convert": "convert a checkpoint between Small 4's three layouts",
     "verify": "compare two checkpoints tensor by tensor, in real value",
@@ -48,6 +52,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", help="talk in turns", description=about)
     _add_model_arguments(chat)
     chat.set_defaults(run=lambda args: _reported("chat", _chat, args))
+    for name, (file, about) in OWN.items():
+        sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        if name == command:
+            module = importlib.import_module(f"{__package__}.{file}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=partial(_reported, name, module.run))
     for name, about in CONVERSION.items():
         if importlib.util.find_spec("small4_conversion") and importlib.util.find_spec(f"small4_conversion.{name}"):
             sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")

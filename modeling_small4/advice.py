@@ -1,0 +1,228 @@
+"""What to do with a plan: the command that does it, what would fit when it does not, what is cheaper when it does, and the release's table.
+
+Everything here asks `memory.plan` again with something changed. Must not know: the command line, tensors.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .hardware import GPUS, Device, Machine, parse_machine
+from .memory import Plan, Request, plan
+from .sizes import BITS
+
+CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096)
+COUNTS = (1, 2, 4, 8, 16)
+RAM_SIZES_GB = (32, 64, 96, 128, 192, 256, 384, 512)
+ENGINE_ONLY = "transformers has no NVFP4; vLLM runs it, from the published NVFP4 checkpoint"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Something else that fits. `change`: in words, what is different from what was asked."""
+
+    change: str
+    devices: str
+    request: Request
+    plan: Plan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"change": self.change, "devices": self.devices, "layout": self.plan.layout} | asdict(self.request)
+
+
+def alternatives(config: Any, made: Plan) -> list[Alternative]:
+    """What fits, when `made` does not; what is cheaper and fits as well, when it does. The least change first."""
+    found = _cheaper(config, made) if made.fits else _smaller(config, made)
+    return [a for a in found if a.plan.fits]
+
+
+def _try(config: Any, machine: Machine, request: Request, change: str) -> Alternative:
+    fields = asdict(request)
+    return Alternative(change, machine.name, request, plan(config, machine, fields.pop("precision"), **fields))
+
+
+def _cheaper(config: Any, made: Plan) -> Iterator[Alternative]:
+    """Fewer GPUs of the kind; the same with a lower precision; no replacement for a machine that is one GPU already."""
+    for precision in (made.request.precision, *_lower(made)):
+        request = replace(made.request, precision=precision)
+        same = precision == made.request.precision
+        for machine in _counts(made.machine, below=len(made.machine.gpus)):
+            tried = _try(config, machine, request, "fewer GPUs" if same else f"fewer GPUs, {precision}")
+            if tried.plan.fits:
+                yield tried
+                break
+
+
+def _smaller(config: Any, made: Plan) -> Iterator[Alternative]:
+    """One change at a time: precision, cache, batch, context, then more hardware."""
+    machine, request = made.machine, made.request
+    for precision in _lower(made):
+        yield _try(config, machine, replace(request, precision=precision), f"{precision} weights")
+    if request.cache_bits == 16:
+        yield _try(config, machine, replace(request, cache_bits=8), "8-bit cache")
+    for change in _reduced(request):
+        tried = _try(config, machine, change, _said(request, change))
+        if tried.plan.fits:
+            yield tried
+            break
+    else:  # both at once: the lowest precision with a shorter context
+        lowest = min(_lower(made), key=lambda precision: BITS[precision], default=request.precision)
+        low = replace(request, precision=lowest)
+        fitting = (_try(config, machine, change, f"{lowest} weights, {_said(low, change)}") for change in _reduced(low))
+        yield from list(a for a in fitting if a.plan.fits)[:1]
+    yield from _more(config, made)
+
+
+def _more(config: Any, made: Plan) -> Iterator[Alternative]:
+    """More main memory for the same GPUs, or more GPUs of the kind."""
+    machine = made.machine
+    have = machine.ram.capacity if machine.ram else 0
+    larger = (size for size in RAM_SIZES_GB if size * 10**9 > have)
+    with_ram = (_with_ram(machine, size) for size in larger)
+    tried = (
+        _try(config, m, made.request, "more main memory, weights visit the GPU" if machine.gpus else "more main memory")
+        for m in with_ram
+    )
+    yield from _first(tried)
+    yield from _first(_try(config, m, made.request, "more GPUs") for m in _counts(machine, above=len(machine.gpus)))
+
+
+def _first(tried: Iterator[Alternative]) -> Iterator[Alternative]:
+    found = next((a for a in tried if a.plan.fits), None)
+    if found:
+        yield found
+
+
+def _lower(made: Plan) -> list[str]:
+    """Precisions with fewer bits that this machine has a use for."""
+    order = [p for p in ("bfloat16", "fp8", "int8", "nvfp4", "int4") if BITS[p] < BITS[made.held]]
+    return [p for p in order if made.machine.computes(p) and (p != "nvfp4" or made.machine.gpus)]
+
+
+def _counts(machine: Machine, below: int = 1 << 30, above: int = 0) -> Iterator[Machine]:
+    """The same machine with another number of its GPUs, if they are of one kind."""
+    kinds = {(gpu.model, gpu.capacity, gpu.capability) for gpu in machine.gpus}
+    if len(kinds) != 1:
+        return
+    model, capacity, capability = kinds.pop()
+    rest = "".join(f"+{d.capacity / 1e9:.0f}GB-{d.model}" for d in (machine.ram, machine.disk) if d)
+    for count in COUNTS:
+        if above < count < below:
+            gpus = tuple(Device(index, model, capacity, capability) for index in range(count))
+            yield replace(machine, name=f"{count}x{model}{rest}", gpus=gpus)
+
+
+def _with_ram(machine: Machine, size_gb: int) -> Machine:
+    gpus = machine.name.split("+")[0] if machine.gpus else ""
+    parts = [p for p in machine.name.split("+") if not p.strip().lower().endswith("ram")] if gpus else []
+    return replace(machine, name="+".join([*parts, f"{size_gb}GB-ram"]), ram=Device("cpu", "ram", size_gb * 10**9))
+
+
+def _reduced(request: Request) -> Iterator[Request]:
+    """The same with a smaller batch, then one sequence of a shorter context."""
+    batch = request.batch
+    while batch > 1:
+        batch //= 2
+        yield replace(request, batch=batch)
+    for context in CONTEXTS:
+        if context < request.context:
+            yield replace(request, batch=1, context=context)
+
+
+def _said(old: Request, new: Request) -> str:
+    words = [f"context {new.context:,}"] if new.context != old.context else []
+    words += [f"batch {new.batch}"] if new.batch != old.batch else []
+    return ", ".join(words)
+
+
+def notes(made: Plan) -> list[str]:
+    """What a number does not say: expanded FP8, engines, weights that visit, the cache that every rank holds."""
+    out = []
+    if made.held != made.request.precision:
+        out.append(
+            "These devices do not compute in FP8: the weights are expanded to bfloat16 while loading (vLLM keeps FP8 on Ampere)."
+        )
+    if made.request.precision == "nvfp4":
+        out.append(f"{ENGINE_ONLY}.")
+    if made.request.precision == "int4":
+        out.append(
+            "4 bits: llama.cpp with an exported model (Q4 formats take 4.5 to 5 bits); quality is not measured here."
+        )
+    if made.offloads:
+        out.append("Weights in main memory or on disk visit the GPU for every token: generation is bound by that copy.")
+    if made.distributed:
+        out.append("Heads share the latents, so every rank holds the whole cache: more ranks free memory only from weights. "
+                   "Replicas on fewer GPUs each serve more sequences.")  # fmt: skip
+    return out
+
+
+def replicas(config: Any, made: Plan) -> tuple[int, int]:
+    """How to serve the most sequences of the asked context: `(copies of the model, sequences of all together)` with GPUs dealt evenly."""
+    count, options = len(made.machine.gpus), [(1, made.contexts)]
+    for each in _counts(made.machine, below=count) if made.distributed else ():
+        if count % len(each.gpus) == 0:
+            fields = asdict(made.request)
+            copies = count // len(each.gpus)
+            options.append((copies, copies * plan(config, each, fields.pop("precision"), **fields).contexts))
+    return max(options, key=lambda option: option[1])
+
+
+def release_table(config: Any, context: int = 262144) -> list[dict[str, Any]]:
+    """The release's table of infrastructure, with what the arithmetic says of each.
+
+    Minimum: 4x H100 or 1x DGX B200. Recommended: 4x H200 or 2x DGX B200.
+
+    Returns:
+        One row per machine: "role", "devices", for each of bfloat16 and fp8 "contexts" (sequences of `context` at once, in the best
+        number of replicas) and "replicas", and "reason".
+    """
+    rows = []
+    for role, devices in (
+        ("minimum", "4xH100"),
+        ("minimum", "1xDGX-B200"),
+        ("recommended", "4xH200"),
+        ("recommended", "2xDGX-B200"),
+    ):
+        row: dict[str, Any] = {"role": role, "devices": devices}
+        for precision in ("bfloat16", "fp8"):
+            made = plan(config, devices, precision, context=context)
+            copies, contexts = replicas(config, made)
+            row[precision] = {"fits": made.fits, "replicas": copies, "contexts": contexts, "used": made.loads[0].used}
+        row["reason"] = _reason(config, devices, row, context)
+        rows.append(row)
+    return rows
+
+
+def _reason(config: Any, devices: str, row: dict[str, Any], context: int) -> str:
+    """Why this machine: the smallest that holds the unquantised weights, or what it has room for beyond that."""
+    machine = parse_machine(devices)
+    fewest = next(
+        n for n in range(1, 17) if plan(config, f"{n}x{machine.gpus[0].model}", "bfloat16", context=context).fits
+    )
+    kind = machine.gpus[0].model
+    room = f"room for {row['bfloat16']['contexts']} sequences of {context:,} tokens in bfloat16, {row['fp8']['contexts']} in FP8"
+    if len(machine.gpus) == fewest:
+        return f"the fewest {kind} that hold the bfloat16 weights with one such sequence; {room}"
+    unit = "DGX is the smallest unit and more than enough: " if "DGX" in devices else ""
+    return f"{unit}{fewest} x {kind} hold the bfloat16 weights, the rest is for sequences: {room}"
+
+
+def command(made: Plan) -> str:
+    """The line of Python that loads the model so."""
+    if made.request.precision == "nvfp4":
+        ranks = len(made.machine.gpus) or 1
+        return f"vllm serve MODEL --tensor-parallel-size {ranks} --max-model-len {made.request.context}"
+    if made.distributed:
+        sizes = ", ".join(f"{name}={size}" for name, size in made.distributed.items())
+        count = len(made.machine.gpus)
+        return (
+            f"torchrun --nproc-per-node {min(count, 8)} SCRIPT.py, with "
+            f"Small4ForCausalLM.from_pretrained(MODEL, distributed_config=DistributedConfig({sizes}))"
+        )
+    homes = set((made.device_map or {}).values())
+    place = repr(homes.pop()) if len(homes) == 1 else "DEVICE_MAP"
+    return f"Small4ForCausalLM.from_pretrained(MODEL, device_map={place})"
+
+
+__all__ = ["GPUS", "Alternative", "alternatives", "command", "notes", "release_table", "replicas"]

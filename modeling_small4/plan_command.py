@@ -1,0 +1,221 @@
+"""`small4 plan`: arguments and print-out of the planner. Must not know: arithmetic, which is in `sizes`, `memory` and `advice`."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .advice import alternatives, command, notes, release_table, replicas
+from .configuration_small4 import Small4Config
+from .hardware import GPUS, NODES, Machine, parse_machine, this_machine
+from .memory import CHUNK, LAYOUTS, Plan, plan
+from .sizes import PRECISIONS, cache_bytes, weight_bytes
+
+EXAMPLES = ("4xH100", "2xH100", "8xH200", "4xH200", "2xH200", "1xH200", "2xB200", "1xB200", "1xDGX-B200", "4xA100", "4x24GB+64GB-ram",
+            "2x24GB+64GB-ram", "24GB+64GB-ram", "24GB+128GB-ram", "128GB-ram", "64GB-ram")  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `small4 plan`."""
+    parser.add_argument("--model", metavar="DIR_OR_REPO", help="whose config.json is read (default: the release)")
+    known = ", ".join([*GPUS, *NODES])
+    parser.add_argument(
+        "--devices", metavar="SPEC", help=f"4xH100, 24GB+64GB-ram, ... (default: this machine). Known names: {known}"
+    )
+    parser.add_argument("--dtype", choices=PRECISIONS, default="fp8", help="precision of weights (default: fp8)")
+    parser.add_argument(
+        "--context", metavar="N", type=int, default=262144, help="tokens per sequence (default: 262144)"
+    )
+    parser.add_argument("--batch", metavar="N", type=int, default=1, help="sequences at once (default: 1)")
+    parser.add_argument(
+        "--chunk", metavar="N", type=int, default=CHUNK, help=f"tokens read per forward pass (default: {CHUNK})"
+    )
+    parser.add_argument(
+        "--images", metavar="N", type=int, default=1, help="largest images encoded at once (default: 1)"
+    )
+    parser.add_argument(
+        "--cache-bits", type=int, choices=(16, 8), default=16, help="bits per cached number (default: 16)"
+    )
+    parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="how weights are spread (default: auto)")
+    parser.add_argument("--table", action="store_true", help="print what fits on many machines, as a Markdown table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print what was asked for.
+
+    Raises:
+        ValueError: A device, number or model that cannot be planned for.
+    """
+    config = _configuration(args.model)
+    if args.table:
+        rows = _rows(config, args.context)
+        print(
+            json.dumps({"machines": rows, "release": release_table(config, args.context)})
+            if args.json
+            else _markdown(config, rows, args.context)
+        )
+        return
+    machine = parse_machine(args.devices) if args.devices else this_machine()
+    asked = {name: getattr(args, name) for name in ("context", "batch", "chunk", "images", "cache_bits")}
+    made = plan(config, machine, args.dtype, layout=args.layout, **asked)
+    print(json.dumps(_as_json(config, made)) if args.json else _as_text(config, made))
+
+
+def _configuration(model: str | None) -> Any:
+    from transformers import AutoConfig
+
+    if model is None:
+        return Small4Config()
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{model} holds no config.json; name a checkpoint folder, or convert it first: small4 convert {model} DST."
+        )
+    kind = AutoConfig.from_pretrained(model).model_type
+    if kind not in ("small4", "small4_text", "mistral3", "mistral4"):
+        raise ValueError(f"{model} is of model type {kind!r}; the planner knows Small 4 only.")
+    return Small4Config.from_pretrained(model)
+
+
+def _as_json(config: Any, made: Plan) -> dict[str, Any]:
+    copies, contexts = replicas(config, made)
+    return made.to_dict() | {
+        "weights": weight_bytes(config, made.held),
+        "cache_per_token": cache_bytes(config, 1),
+        "replicas": {"copies": copies, "contexts": contexts},
+        "command": command(made),
+        "notes": notes(made),
+        "alternatives": [other.to_dict() for other in alternatives(config, made)],
+    }
+
+
+def _as_text(config: Any, made: Plan) -> str:
+    request, weights = made.request, weight_bytes(config, made.held)
+    lines = [
+        f"{made.machine.name}, {request.precision} weights, {request.batch} x {request.context:,} tokens",
+        "",
+        f"weights {_gb(sum(weights.values()))}: "
+        + ", ".join(f"{part} {_gb(size)}" for part, size in weights.items() if size >= 10**7),
+        f"cache   {cache_bytes(config, 1):,} bytes per token in bfloat16, all layers",
+        "",
+        f"{'device':<16}{'usable':>10}{'weights':>10}{'cache':>10}{'activations':>13}{'visiting':>10}{'free':>10}",
+    ]
+    for load in made.loads:
+        sizes = (load.device.usable, sum(load.weights.values()), load.cache)
+        name = (
+            f"{load.device.name} ({load.device.model})"
+            if load.device.model != str(load.device.name)
+            else load.device.model
+        )
+        lines.append(
+            f"{name:<16}"
+            + "".join(f"{_gb(size):>10}" for size in sizes)
+            + f"{_gb(load.activations):>13}{_gb(load.streamed):>10}{_gb(load.free):>10}"
+        )
+    lines += ["", *_verdict(config, made), *(f"note: {note}" for note in notes(made))]
+    others = alternatives(config, made)
+    if others:
+        lines += ["", "cheaper, and fits:" if made.fits else "what fits:"]
+        lines += [
+            f"  {other.change}: --devices {other.devices!r} --dtype {other.request.precision}{_options(other)}"
+            for other in others
+        ]
+    return "\n".join(lines)
+
+
+def _options(other: Any) -> str:
+    defaults = {"context": 262144, "batch": 1, "cache_bits": 16}
+    changed = {
+        name: value for name, value in asdict(other.request).items() if name in defaults and value != defaults[name]
+    }
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed.items())
+
+
+def _verdict(config: Any, made: Plan) -> list[str]:
+    if not made.fits:
+        worst = min(made.loads, key=lambda load: load.free)
+        return [f"does not fit: device {worst.device.name} lacks {_gb(-worst.free)}"]
+    copies, contexts = replicas(config, made)
+    out = [
+        f"fits, {_LAYOUT_WORDS[made.layout]}; room for {made.contexts} sequences of {made.request.context:,} tokens at once"
+    ]
+    if copies > 1 and contexts > made.contexts:
+        out.append(f"as {copies} replicas of {len(made.machine.gpus) // copies} GPUs: room for {contexts}")
+    out.append(command(made))
+    if made.device_map and len(set(made.device_map.values())) > 1:
+        out.append(f"DEVICE_MAP = {_shortened(made.device_map)}")
+    return out
+
+
+_LAYOUT_WORDS = {
+    "device_map": "whole layers on each device",
+    "tensor": "heads and experts cut over the GPUs",
+    "expert": "heads cut, experts dealt over the GPUs",
+}
+
+
+def _shortened(device_map: dict[str, Any]) -> str:
+    """The map as Python that can be pasted, runs of layers as comprehensions."""
+    words, run = [], []
+    for name, home in [*device_map.items(), ("", None)]:
+        index = name.rsplit(".", 1)[1] if ".layers." in name else None
+        if run and (index is None or home != run[0][1]):
+            first, last = run[0][0], run[-1][0]
+            words.append(
+                f'**{{f"model.language_model.layers.{{i}}": {run[0][1]!r} for i in range({first}, {int(last) + 1})}}'
+            )
+            run = []
+        if index is not None:
+            run.append((index, home))
+        elif name:
+            words.append(f'"{name}": {home!r}')
+    return "{" + ", ".join(words) + "}"
+
+
+def _rows(config: Any, context: int) -> list[dict[str, Any]]:
+    rows = []
+    for devices in EXAMPLES:
+        row: dict[str, Any] = {"devices": devices}
+        for precision in ("bfloat16", "fp8", "nvfp4", "int4"):
+            row[precision] = _cell(config, parse_machine(devices), precision, context)
+        rows.append(row)
+    return rows
+
+
+def _cell(config: Any, machine: Machine, precision: str, context: int) -> dict[str, Any] | None:
+    """None where the machine does not compute in that precision. The longest context that fits, and how many of them."""
+    if not machine.computes(precision) or (precision == "nvfp4" and not machine.gpus):
+        return None
+    for tokens in (context, *(c for c in (65536, 16384, 4096) if c < context)):
+        made = plan(config, machine, precision, context=tokens)
+        if made.fits:
+            contexts = replicas(config, made)[1]
+            return {"context": tokens, "contexts": contexts, "layout": made.layout, "offloads": made.offloads}
+    return {"context": 0, "contexts": 0, "layout": made.layout, "offloads": made.offloads}
+
+
+def _markdown(config: Any, rows: list[dict[str, Any]], context: int) -> str:
+    names = {"bfloat16": "BF16", "fp8": "FP8", "nvfp4": "NVFP4", "int4": "4 bit"}
+    sizes = {p: _gb(sum(weight_bytes(config, p).values())) for p in names}
+    lines = ["| machine | " + " | ".join(f"{name}, {sizes[p]}" for p, name in names.items()) + " |", "|---" * 5 + "|"]
+    for row in rows:
+        lines.append(f"| {row['devices']} | " + " | ".join(_cell_text(row[p], context) for p in names) + " |")
+    lines += ["", "| the release says | machine | why |", "|---|---|---|"]
+    lines += [f"| {row['role']} | {row['devices']} | {row['reason']} |" for row in release_table(config, context)]
+    return "\n".join(lines)
+
+
+def _cell_text(cell: dict[str, Any] | None, context: int) -> str:
+    if cell is None:
+        return "-"
+    if not cell["context"]:
+        return "no"
+    tokens = f"{cell['context'] // 1024}k"
+    text = f"{cell['contexts']} x {tokens}" if cell["contexts"] > 1 else tokens
+    return text + (", weights visit" if cell["offloads"] else "")
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if abs(size) >= 10**8 else f"{size / 1e6:.1f} MB" if size else "0"

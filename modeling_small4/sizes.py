@@ -1,0 +1,188 @@
+"""How many bytes Small 4 takes: every tensor by name and shape, the latent cache, and what a forward pass holds, from a configuration alone.
+
+Arithmetic only: no model is built and no tensor made. Must not know: hardware, layouts over devices (`memory` does that).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4, "int4": 4}
+PRECISIONS = tuple(BITS)
+NVFP4_BLOCK, INT4_GROUP = 16, 128
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter. `kind`: "linear" and "experts" are what low precisions apply to, "plain" stays as it is."""
+
+    name: str
+    part: str
+    shape: tuple[int, ...]
+    kind: str = "plain"
+
+    @property
+    def count(self) -> int:
+        """Numbers in it."""
+        return prod(self.shape)
+
+    def nbytes(self, precision: str) -> int:
+        """Bytes, scales included, when the model is held in `precision` (one of `PRECISIONS`).
+
+        fp8: a bfloat16 scale for weights and one for activations per matrix, gate and up rows of an expert apart. nvfp4: routed
+        experts only, a byte for 16 values and two float32 per matrix. int8: a bfloat16 scale per row. int4: a bfloat16 scale and
+        zero for 128 values of a row. All but text linears and experts is bfloat16 then.
+        """
+        if precision == "float32":
+            return 4 * self.count
+        if precision == "bfloat16" or self.kind == "plain" or (precision == "nvfp4" and self.kind != "experts"):
+            return 2 * self.count
+        rows, packed = self.count // self.shape[-1], self.count * BITS[precision] // 8
+        matrices = self.shape[0] * (2 if self.name.endswith("gate_up_proj") else 1) if self.kind == "experts" else 1
+        scales = {
+            "fp8": 4 * matrices,
+            "int8": 2 * rows,
+            "nvfp4": rows * ceil(self.shape[-1] / NVFP4_BLOCK) + 8 * matrices,
+            "int4": 4 * rows * ceil(self.shape[-1] / INT4_GROUP),
+        }
+        return packed + scales[precision]
+
+
+def tensors(config: Any) -> Iterator[Tensor]:
+    """Every parameter of `Small4ForCausalLM(config)`, named as there; a tied head is left out."""
+    text, inner = config.text_config, "model.language_model"
+    wide = (text.vocab_size, text.hidden_size)
+    if config.vision_config is not None:
+        yield from _vision(config)
+    yield Tensor(f"{inner}.embed_tokens.weight", "embedding", wide)
+    for index in range(text.num_hidden_layers):
+        yield from _layer(text, index, f"{inner}.layers.{index}")
+    yield Tensor(f"{inner}.norm.weight", "norms", (text.hidden_size,))
+    if not config.tie_word_embeddings:
+        yield Tensor("lm_head.weight", "head", wide)
+
+
+def _layer(text: Any, index: int, prefix: str) -> Iterator[Tensor]:
+    width, attention = text.hidden_size, f"{prefix}.self_attn"
+    yield Tensor(f"{prefix}.input_layernorm.weight", "norms", (width,))
+    yield Tensor(f"{prefix}.post_attention_layernorm.weight", "norms", (width,))
+    heads, rank = text.num_attention_heads, text.q_lora_rank
+    queries = heads * text.qk_head_dim
+    latent = text.kv_lora_rank
+    linears = [("kv_a_proj_with_mqa", latent + text.qk_rope_head_dim, width, True)]
+    linears += [("kv_b_proj", heads * (text.qk_nope_head_dim + text.v_head_dim), latent, False)]
+    linears += [("o_proj", width, heads * text.v_head_dim, True)]
+    if rank is None:
+        linears += [("q_proj", queries, width, False)]
+    else:
+        linears += [("q_a_proj", rank, width, True), ("q_b_proj", queries, rank, False)]
+        yield Tensor(f"{attention}.q_a_layernorm.weight", "norms", (rank,))
+    yield Tensor(f"{attention}.kv_a_layernorm.weight", "norms", (latent,))
+    for name, rows, columns, biased in linears:
+        yield Tensor(f"{attention}.{name}.weight", "attention", (rows, columns), "linear")
+        if biased and text.attention_bias:
+            yield Tensor(f"{attention}.{name}.bias", "attention", (rows,))
+    yield from _feed_forward(text, index, f"{prefix}.mlp")
+
+
+def _feed_forward(text: Any, index: int, prefix: str) -> Iterator[Tensor]:
+    width = text.hidden_size
+    if index < text.first_k_dense_replace:
+        yield from _gated(prefix, "dense layers", width, text.intermediate_size, "linear")
+        return
+    experts, inner = text.n_routed_experts, text.moe_intermediate_size
+    yield Tensor(f"{prefix}.gate.weight", "router", (experts, width))
+    yield Tensor(f"{prefix}.experts.gate_up_proj", "routed experts", (experts, 2 * inner, width), "experts")
+    yield Tensor(f"{prefix}.experts.down_proj", "routed experts", (experts, width, inner), "experts")
+    if text.n_shared_experts:
+        shared = inner * text.n_shared_experts
+        yield from _gated(f"{prefix}.shared_experts", "shared experts", width, shared, "linear")
+
+
+def _gated(prefix: str, part: str, width: int, inner: int, kind: str) -> Iterator[Tensor]:
+    yield Tensor(f"{prefix}.gate_proj.weight", part, (inner, width), kind)
+    yield Tensor(f"{prefix}.up_proj.weight", part, (inner, width), kind)
+    yield Tensor(f"{prefix}.down_proj.weight", part, (width, inner), kind)
+
+
+def _vision(config: Any) -> Iterator[Tensor]:
+    vision, tower = config.vision_config, "model.vision_tower"
+    width, patch = vision.hidden_size, vision.patch_size
+    yield Tensor(f"{tower}.patch_conv.weight", "vision", (width, vision.num_channels, patch, patch))
+    yield Tensor(f"{tower}.ln_pre.weight", "vision", (width,))
+    for index in range(vision.num_hidden_layers):
+        prefix = f"{tower}.transformer.layers.{index}"
+        yield Tensor(f"{prefix}.attention_norm.weight", "vision", (width,))
+        yield Tensor(f"{prefix}.ffn_norm.weight", "vision", (width,))
+        for name in "qkvo":
+            yield Tensor(f"{prefix}.attention.{name}_proj.weight", "vision", (width, width))
+        yield from _gated(f"{prefix}.feed_forward", "vision", width, vision.intermediate_size, "plain")
+    projector, out = "model.multi_modal_projector", config.text_config.hidden_size
+    yield Tensor(f"{projector}.norm.weight", "projector", (width,))
+    merged = width * config.spatial_merge_size**2
+    yield Tensor(f"{projector}.patch_merger.merging_layer.weight", "projector", (width, merged))
+    for name, columns in (("linear_1", width), ("linear_2", out)):
+        yield Tensor(f"{projector}.{name}.weight", "projector", (out, columns))
+        if config.multimodal_projector_bias:
+            yield Tensor(f"{projector}.{name}.bias", "projector", (out,))
+
+
+def weight_bytes(config: Any, precision: str = "bfloat16") -> dict[str, int]:
+    """Bytes of all weights by part, in `precision`."""
+    parts: dict[str, int] = {}
+    for tensor in tensors(config):
+        parts[tensor.part] = parts.get(tensor.part, 0) + tensor.nbytes(precision)
+    return parts
+
+
+def cache_bytes(config: Any, context: int, batch: int = 1, element: int = 2) -> int:
+    """Bytes of the latent cache of all layers. Per token and layer `kv_lora_rank + qk_rope_head_dim` numbers of `element` bytes."""
+    text = config.text_config
+    return batch * context * text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim) * element
+
+
+@dataclass(frozen=True)
+class Work:
+    """One forward pass: `batch` sequences read `chunk` new tokens each, `context` tokens being in the cache afterwards; `images` of the
+    largest size at once. `shards`: ranks that share heads and experts. `element`: bytes of an activation."""
+
+    batch: int = 1
+    chunk: int = 1
+    context: int = 1
+    images: int = 0
+    shards: int = 1
+    element: int = 2
+
+
+def activation_bytes(config: Any, work: Work) -> dict[str, int]:
+    """Most bytes alive at one time inside one decoder layer, for the logits, and inside the tower; they do not add up, the largest counts.
+
+    With N = batch * chunk new tokens, K = batch * context keys, H heads per rank, e bytes per number, per layer:
+    attention = e * (K * H * (2 * nope + rope + v) + N * H * (2 * (nope + rope) + v) + 2 * K * (latent + rope) + 4 * N * hidden) + N * context
+    (expanded keys and values, queries, the growing cache twice, residuals, the mask); decoding single tokens the keys stay latent:
+    4 * (K * (latent + rope) * 3) instead, their float32 copies. experts = e * N * (top_k * max(4 * hidden, hidden + 4 * width / ranks)
+    + 4 * hidden): copies of the chosen rows. logits: one position per sequence, in e and in float32. vision, per image of P patches:
+    e * P * (6 * width + 3 * inner) + 4 * P * 4 * width.
+    """
+    text, e = config.text_config, work.element
+    new, keys = work.batch * work.chunk, work.batch * work.context
+    heads, width = ceil(text.num_attention_heads / work.shards), text.hidden_size
+    latent = text.kv_lora_rank + text.qk_rope_head_dim
+    expanded = e * keys * heads * (2 * text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim)
+    if work.chunk == 1:
+        expanded = min(expanded, 12 * keys * latent)
+    queries = new * heads * (2 * text.qk_head_dim + text.v_head_dim)
+    inner = ceil(text.moe_intermediate_size / work.shards)
+    parts = {
+        "attention": expanded + e * (queries + 2 * keys * latent + 4 * new * width) + new * work.context,
+        "experts": e * new * (text.num_experts_per_tok * max(4 * width, width + 4 * inner) + 4 * width),
+        "logits": work.batch * text.vocab_size * (e + 4),
+    }
+    if work.images and config.vision_config is not None:
+        vision = config.vision_config
+        patches = work.images * (vision.image_size // vision.patch_size) ** 2
+        parts["vision"] = patches * (
+            e * (6 * vision.hidden_size + 3 * vision.intermediate_size) + 16 * vision.hidden_size
+        )
+    return parts
