@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 _WINDOW = 48  # about how many source samples a block looks at
+_LARGE = 4_000_000  # pixels
 
 
 class _Block(NamedTuple):
@@ -58,15 +59,19 @@ def resample(image: Image.Image, size: tuple[int, int], mean: Sequence[float], s
 
 
 def _resize_rows(plane: Image.Image, rows: _Axis, height: int) -> np.ndarray:
-    """One channel [source height, width] -> float32 [height, width]. torch multiplies these wide blocks faster than
-    numpy; for the tall blocks of the other axis it is the other way round."""
-    pixels = torch.frombuffer(bytearray(plane.tobytes()), dtype=torch.uint8).view(plane.height, plane.width)
+    """One channel [source height, width] -> float32 [height, width]."""
+    pixels = np.frombuffer(bytearray(plane.tobytes()), np.uint8).reshape(plane.height, plane.width)
     if rows.needed is not None:
-        pixels = pixels[torch.from_numpy(rows.needed)]
-    out = torch.empty(height, plane.width)
+        pixels = pixels[rows.needed]
+    out = np.empty((height, plane.width), np.float32)
+    if pixels.size < _LARGE:
+        for begin, end, first, last, weights in rows.blocks:
+            np.matmul(weights, pixels[first:last].astype(np.float32), out=out[begin:end])
+        return out
+    source, target = torch.from_numpy(pixels), torch.from_numpy(out)  # torch is the faster one for wide blocks
     for begin, end, first, last, weights in rows.blocks:
-        torch.mm(torch.from_numpy(weights), pixels[first:last].float(), out=out[begin:end])
-    return out.numpy()
+        torch.mm(torch.from_numpy(weights), source[first:last].float(), out=target[begin:end])
+    return out
 
 
 @lru_cache(maxsize=256)
