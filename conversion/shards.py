@@ -59,6 +59,9 @@ def write(folder: Path, shards: list[Shard], stem: str, reader: Reader, progress
                 done += _write_tensor(descriptor, output, reader)
                 progress(done)
             os.fsync(descriptor)
+        except OSError as error:
+            error.filename = error.filename or str(folder / shard.name)
+            raise
         finally:
             os.close(descriptor)
     if len(shards) > 1:
