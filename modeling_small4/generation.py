@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from .prefill import Small4PrefillMixin
 from .prompt import Prompt, ReasoningIds, RewrittenPrompt
 from .reasoning import check_reasoning_mode
 from .thinking import ThinkingProcessor
@@ -27,7 +28,7 @@ from .thinking import ThinkingProcessor
 PrefixFn = Callable[[int, torch.Tensor], list[int]]
 
 
-class Small4GenerationMixin(GenerationMixin):
+class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
     """Adds the reasoning arguments to `generate`; without them it is transformers' `generate` untouched."""
 
     def generate(
@@ -86,19 +87,23 @@ class Small4GenerationMixin(GenerationMixin):
         _remember(call.get("past_key_values"), getattr(result, "past_key_values", None), record or rewritten)
         return _as_caller(result, rewritten)
 
-    def generate_batch(self, inputs: Any, generation_config: GenerationConfig | None = None, **kwargs: Any) -> Any:
+    def generate_batch(
+        self, inputs: Any, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """transformers' continuous batching; it keeps no history of a row, so the reasoning arguments are refused."""
         options = _Options(kwargs, generation_config, self.generation_config)
         mode = options.get("reasoning_mode", kwargs.pop("reasoning_mode", None))
         budget = options.get("max_thinking_tokens", kwargs.pop("max_thinking_tokens", None))
         _refuse_continuous_batching(mode, budget)
-        return super().generate_batch(inputs, generation_config=generation_config, **kwargs)
+        return super().generate_batch(inputs, generation_config, *args, **kwargs)
 
-    def init_continuous_batching(self, generation_config: GenerationConfig | None = None, **kwargs: Any) -> Any:
+    def init_continuous_batching(
+        self, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """transformers' manager for continuous batching; refused like `generate_batch`."""
         options = _Options({}, generation_config, self.generation_config)
         _refuse_continuous_batching(options.get("reasoning_mode"), options.get("max_thinking_tokens"))
-        return super().init_continuous_batching(generation_config=generation_config, **kwargs)
+        return super().init_continuous_batching(generation_config, *args, **kwargs)
 
 
 class _Options:

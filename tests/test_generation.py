@@ -412,7 +412,6 @@ def test_generation_config_carries_the_fields_and_arguments_win() -> None:
     passed = GenerationConfig(max_new_tokens=NEW, **fields)
     assert torch.equal(direct, model.generate(**batch([prompt]), generation_config=passed))
     assert torch.equal(none, model.generate(**batch([prompt]), generation_config=passed, reasoning_mode="none"))
-    model.generation_config.update(**fields, allow_custom_entries=True)
     model.generation_config.reasoning_mode, model.generation_config.max_thinking_tokens = "high", 3
     assert torch.equal(direct, model.generate(**batch([prompt]), max_new_tokens=NEW))
     assert torch.equal(none, model.generate(**batch([prompt]), reasoning_mode="none", max_new_tokens=NEW))
