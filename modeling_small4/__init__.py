@@ -1,5 +1,6 @@
 """Mistral Small 4 for transformers. Importing this package registers its classes with every Auto class; it does no other work."""
 
+from .cache import LatentCache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .image_processing_small4 import Small4ImageProcessor
 from .images import ImageAccess
@@ -19,6 +20,7 @@ register_auto_classes()
 
 __all__ = [
     "ImageAccess",
+    "LatentCache",
     "Small4Config",
     "Small4ForCausalLM",
     "Small4ForSequenceClassification",

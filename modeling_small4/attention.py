@@ -16,6 +16,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .blocks import BLOCK, LongPrefill, SoftmaxPart, attend_part, merge
+from .cache import extend
 from .rope import Positions, rotate_pairs
 
 # Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.
@@ -100,11 +102,14 @@ class Small4Attention(nn.Module):
             Output `[B, Q, hidden_size]`, and attention weights `[B, H, Q, L]` from the eager implementation, else None.
         """
         query = self.project_query(hidden_states, positions)
-        latent, rotary_key = self.project_latent(hidden_states, positions)
+        tokens = self.project_tokens(hidden_states, positions)
         if past_key_values is not None:
-            latent, rotary_key = past_key_values.update(latent, rotary_key, self.layer_idx)
-        attend = self.absorbed if self.absorbing_pays(query.shape[2], latent.shape[2]) else self.expanded
-        output, weights = attend(query, latent, rotary_key, attention_mask, **kwargs)
+            tokens = extend(past_key_values, tokens, self.rank, self.layer_idx)
+        if isinstance(attention_mask, LongPrefill):
+            attend = self.blocked
+        else:
+            attend = self.absorbed if self.absorbing_pays(query.shape[2], tokens.shape[2]) else self.expanded
+        output, weights = attend(query, tokens, attention_mask, **kwargs)
         return self.o_proj(output.flatten(2)), weights
 
     def project_query(self, hidden_states: torch.Tensor, positions: Positions) -> torch.Tensor:
@@ -118,10 +123,11 @@ class Small4Attention(nn.Module):
         query = torch.cat((plain, rotate_pairs(rotary, positions.cos, positions.sin)), dim=-1)
         return query if positions.query_scale is None else query * positions.query_scale.to(query.dtype)
 
-    def project_latent(self, hidden_states: torch.Tensor, positions: Positions) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the cache keeps of new tokens: normed latents `[B, 1, Q, R]` and rotated keys `[B, 1, Q, rope]`."""
+    def project_tokens(self, hidden_states: torch.Tensor, positions: Positions) -> torch.Tensor:
+        """What the cache keeps of new tokens, `[B, 1, Q, R + rope]`: normed latent, then rotated key."""
         latent, rotary_key = self.kv_a_proj_with_mqa(hidden_states)[:, None].split([self.rank, self.rope], dim=-1)
-        return self.kv_a_layernorm(latent), rotate_pairs(rotary_key, positions.cos, positions.sin)
+        rotary_key = rotate_pairs(rotary_key, positions.cos, positions.sin)
+        return torch.cat((self.kv_a_layernorm(latent).to(rotary_key.dtype), rotary_key), dim=-1)
 
     def absorbing_pays(self, queries: int, keys: int) -> bool:
         """Compare the multiplications of both paths per head. Expand where the projection's weight cannot be read as it is, and for
@@ -133,38 +139,54 @@ class Small4Attention(nn.Module):
             absorbed < expanded and is_plain_linear(self.kv_b_proj) and "flash" not in self.config._attn_implementation
         )
 
-    def expanded(
-        self,
-        query: torch.Tensor,
-        latent: torch.Tensor,
-        rotary_key: torch.Tensor,
-        mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention over keys and values of every head, expanded from the latents. Output `[B, Q, H, value_dim]`."""
+    def expand(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys `[B, H, L, nope + rope]` and values `[B, H, L, value_dim]` of every head."""
+        latent, rotary_key = tokens.split([self.rank, self.rope], dim=-1)
         up = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, self.nope + self.value_dim)).transpose(1, 2)
         plain_key, value = up.split([self.nope, self.value_dim], dim=-1)
-        key = torch.cat((plain_key, rotary_key.expand(-1, plain_key.shape[1], -1, -1)), dim=-1)
-        return self._attend(self, query, key, value, mask, **kwargs)
+        return torch.cat((plain_key, rotary_key.expand(-1, plain_key.shape[1], -1, -1)), dim=-1), value
+
+    def expanded(
+        self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention over keys and values of every head, expanded from the latents. Output `[B, Q, H, value_dim]`."""
+        return self._attend(self, query, *self.expand(tokens), mask, **kwargs)
 
     def absorbed(
-        self,
-        query: torch.Tensor,
-        latent: torch.Tensor,
-        rotary_key: torch.Tensor,
-        mask: torch.Tensor | None,
-        **kwargs: Any,
+        self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The same with `kv_b_proj` applied to queries and outputs: one key head `[latent | rotary key]`, whose values are the latents."""
+        """The same with `kv_b_proj` applied to queries and outputs: one key head, the tokens as they are cached."""
         key_up, value_up = self.kv_b_proj.weight.unflatten(0, (-1, self.nope + self.value_dim)).split(
             [self.nope, self.value_dim], dim=1
         )
         plain, rotary = query.split([self.nope, self.rope], dim=-1)
         query = torch.cat((torch.matmul(plain, key_up), rotary), dim=-1)
-        key = torch.cat((latent, rotary_key), dim=-1)
-        output, weights = self._attend(LatentHead(query.shape[1], self.layer_idx), query, key, latent, mask, **kwargs)
-        output = torch.matmul(output.transpose(1, 2), value_up.transpose(1, 2))
+        # Values are the latents, a part of the keys. torch's CPU kernel wants both equally wide, so there the rest comes along.
+        value = tokens if tokens.device.type == "cpu" else tokens[..., : self.rank]
+        heads = query.shape[1]
+        if query.shape[2] == 1 and (mask is None or isinstance(mask, torch.Tensor)):
+            # One new token: its heads are as many queries to one head, which no kernel has to copy the tokens for.
+            head = LatentHead(1, self.layer_idx)
+            output, weights = self._attend(head, query.transpose(1, 2), tokens, value, mask, is_causal=False, **kwargs)
+            output, weights = output.transpose(1, 2), None if weights is None else weights.transpose(1, 2)
+        else:
+            output, weights = self._attend(LatentHead(heads, self.layer_idx), query, tokens, value, mask, **kwargs)
+        output = torch.matmul(output[..., : self.rank].transpose(1, 2), value_up.transpose(1, 2))
         return output.transpose(1, 2), weights
+
+    def blocked(
+        self, query: torch.Tensor, tokens: torch.Tensor, prefill: LongPrefill, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        """Many queries over many cached tokens: expanded and attended to one block of keys at a time, softmax kept running."""
+        cached = tokens.shape[2] - query.shape[2]
+        parts = list(tokens[:, :, :cached].split(BLOCK, dim=2))
+        shown = [None] * len(parts) if prefill.padding is None else prefill.padding[:, :cached].split(BLOCK, dim=1)
+        total: SoftmaxPart | None = None
+        for block, padding in zip(parts, shown, strict=True):
+            total = merge(total, attend_part(query, *self.expand(block), self.scaling, padding, causal=False))
+        new = None if prefill.padding is None else prefill.padding[:, cached:]
+        total = merge(total, attend_part(query, *self.expand(tokens[:, :, cached:]), self.scaling, new, causal=True))
+        return total.output.to(query.dtype).transpose(1, 2), None
 
     def _attend(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices, packed_sequence_mask_function
 from transformers.modeling_layers import (
     GenericForSequenceClassification,
@@ -26,6 +26,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import Small4Attention, four_dimensional_mask
+from .blocks import long_prefill
+from .cache import LatentCache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .generation import Small4GenerationMixin
 from .loading import Small4LoadingMixin
@@ -163,19 +165,21 @@ class Small4TextModel(Small4PreTrainedModel):
         if position_ids is not None and past_key_values is None:
             packed = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
         if use_cache and past_key_values is None and packed is None and not self.training:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = LatentCache(self.config)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
 
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            and_mask_function=None if packed is None else packed_sequence_mask_function(packed),
-        )
-        mask = four_dimensional_mask(mask, self.config._attn_implementation, inputs_embeds.dtype)
+        mask = long_prefill(self.config, attention_mask, past_key_values, inputs_embeds.shape[1], kwargs)
+        if mask is None:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                and_mask_function=None if packed is None else packed_sequence_mask_function(packed),
+            )
+            mask = four_dimensional_mask(mask, self.config._attn_implementation, inputs_embeds.dtype)
         hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(

@@ -135,13 +135,14 @@ def test_cached_logits_equal_one_forward(pair: tuple, kernel: str, chunks: list[
         ours.set_attn_implementation("sdpa")
 
 
-def test_absorbed_and_expanded_paths_agree_in_outputs_and_gradients(pair: tuple) -> None:
+@pytest.mark.parametrize("queries", [1, 5])
+def test_absorbed_and_expanded_paths_agree_in_outputs_and_gradients(pair: tuple, queries: int) -> None:
     layer = pair[0].model.language_model.layers[0].self_attn
-    query, latent, rotary = torch.randn(2, 4, 5, 32), torch.randn(2, 1, 40, 32), torch.randn(2, 1, 40, 16)
-    mask = torch.ones(5, 40, dtype=torch.bool).tril(35)[None, None]
+    query, tokens = torch.randn(2, 4, queries, 32), torch.randn(2, 1, 40, 48)
+    mask = torch.ones(queries, 40, dtype=torch.bool).tril(40 - queries)[None, None]
     gradients = []
     for path in (layer.absorbed, layer.expanded):
-        inputs = [x.clone().requires_grad_() for x in (query, latent, rotary)]
+        inputs = [x.clone().requires_grad_() for x in (query, tokens)]
         output, _ = path(*inputs, mask)
         gradients.append([output, *torch.autograd.grad(output.square().sum(), [*inputs, layer.kv_b_proj.weight])])
     for absorbed, expanded in zip(*gradients, strict=True):
