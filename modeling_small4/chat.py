@@ -109,7 +109,8 @@ def _normalise(records: list[Message]) -> list[Message]:
             continue
         calls = [call for record in members for call in record.tool_calls]
         call_ids += [call.id for call in calls]
-        out.append(Message(role, _join([record.content for record in members]), calls, prefix=members[-1].prefix))
+        content, last = _join([record.content for record in members]), members[-1]
+        out.append(Message(role, content, calls, prefix=last.prefix, empty=last.empty))
     return out
 
 
@@ -161,7 +162,7 @@ def _tool(record: Message) -> list[Piece]:
 
 
 def _assistant(record: Message) -> list[Piece]:
-    if not record.content and not record.tool_calls:
+    if not record.content and not record.tool_calls and not record.empty:
         raise ValueError("An assistant message needs content, reasoning_content or tool_calls, but has none of them.")
     content = record.content.rstrip(" ") if isinstance(record.content, str) else record.content
     pieces = _content(content)

@@ -4,10 +4,12 @@ Each name is resolved once, the address is checked and then connected to, so a n
 use; each redirect is checked the same way. Must not know: images.
 """
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from typing import Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -90,51 +92,63 @@ def is_public(address: str) -> bool:
 
 def _get(parts: SplitResult, address: tuple[str, int], access: Access, deadline: float) -> tuple[bytes, str | None]:
     """One request to a checked address. Returns the body, or where it is redirected to."""
-    connection = _Pinned(parts, address, deadline)
+    left = deadline - time.monotonic()
+    connection = _Pinned(parts, address, left)
+    # A socket's own timeout starts anew with each byte; this ends the whole exchange.
+    timer = threading.Timer(max(left, 0), connection.give_up)
+    timer.daemon = True
+    timer.start()
     try:
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "modeling-small4"})
-        response = connection.getresponse()
-        if response.status in (301, 302, 303, 307, 308):
-            location = response.getheader("Location")
-            if not location:
-                raise ValueError(f"{parts.hostname!r} redirects without saying where to.")
-            return b"", location
-        if response.status != 200:
-            raise ValueError(f"{parts.geturl()!r} answered {response.status} {response.reason}.")
-        return _read(response, connection, access, deadline), None
+        return _exchange(connection, parts, access)
+    except (OSError, http.client.HTTPException, ValueError):
+        if not connection.gave_up:
+            raise
     finally:
+        timer.cancel()
         connection.close()
+    raise ValueError(f"Fetching {parts.geturl()!r} took longer than {access.timeout} seconds.")
 
 
-def _read(response: http.client.HTTPResponse, connection: "_Pinned", access: Access, deadline: float) -> bytes:
+def _exchange(connection: "_Pinned", parts: SplitResult, access: Access) -> tuple[bytes, str | None]:
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "modeling-small4"})
+    response = connection.getresponse()
+    if response.status in (301, 302, 303, 307, 308):
+        location = response.getheader("Location")
+        if not location:
+            raise ValueError(f"{parts.hostname!r} redirects without saying where to.")
+        return b"", location
+    if response.status != 200:
+        raise ValueError(f"{parts.geturl()!r} answered {response.status} {response.reason}.")
     body = bytearray()
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise ValueError(f"The download took longer than {access.timeout} seconds.")
-        if connection.sock is not None:
-            connection.sock.settimeout(left)
-        chunk = response.read1(_CHUNK)
-        if not chunk:
-            return bytes(body)
+    while chunk := response.read1(_CHUNK):
         body += chunk
         if len(body) > access.max_bytes:
             raise ValueError(f"The download is larger than the {access.max_bytes} bytes allowed for an image.")
+    if connection.gave_up:
+        raise ValueError("the download was ended before its end")
+    return bytes(body), None
 
 
 class _Pinned(http.client.HTTPConnection):
     """Speaks to the checked address, while Host header and certificate are those of the name."""
 
-    def __init__(self, parts: SplitResult, address: tuple[str, int], deadline: float) -> None:
+    def __init__(self, parts: SplitResult, address: tuple[str, int], timeout: float) -> None:
         self._secure = parts.scheme == "https"
         self.default_port = 443 if self._secure else 80
-        super().__init__(str(parts.hostname), address[1])
-        self._address, self._deadline = address, deadline
+        super().__init__(str(parts.hostname), address[1], timeout=max(timeout, 0.001))
+        self._address = address
+        self.gave_up = False
 
     def connect(self) -> None:
-        left = max(self._deadline - time.monotonic(), 0.001)
-        sock = socket.create_connection(self._address, timeout=left)
+        sock = socket.create_connection(self._address, timeout=self.timeout)
         if self._secure:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=self.host)
         self.sock = sock
+
+    def give_up(self) -> None:
+        """Called from another thread: whatever is being waited for ends at once."""
+        self.gave_up = True
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from .fetch import fetch
 
 # Raster formats whose decoders run nothing else (Pillow would hand EPS to Ghostscript).
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,21 @@ def _from_path(path: Path, access: ImageAccess) -> Image.Image:
         )
     try:
         resolved = path.resolve(strict=True)
-        folders = () if isinstance(access.paths, bool) else access.paths
-        if access.paths is not True and not any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders):
-            raise ValueError(f"{str(path)!r} is not below any of the folders from which images may be read.")
-        if not resolved.is_file():
-            raise ValueError(f"{str(path)!r} is not a file.")
-        if resolved.stat().st_size > access.max_bytes:
-            raise ValueError(f"{str(path)!r} is larger than the {access.max_bytes} bytes allowed for an image.")
-        return _from_bytes(resolved.read_bytes(), access, str(path))
-    except (OSError, RuntimeError) as error:
+        size = resolved.stat().st_size
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"The image {_short(str(path))!r} cannot be read: {error}.") from None
+    folders = () if isinstance(access.paths, bool) else access.paths
+    if access.paths is not True and not any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders):
+        raise ValueError(f"{str(path)!r} is not below any of the folders from which images may be read.")
+    if not resolved.is_file():
+        raise ValueError(f"{str(path)!r} is not a file.")
+    if size > access.max_bytes:
+        raise ValueError(f"{str(path)!r} is larger than the {access.max_bytes} bytes allowed for an image.")
+    try:
+        data = resolved.read_bytes()
+    except OSError as error:
+        raise ValueError(f"The image {_short(str(path))!r} cannot be read: {error}.") from None
+    return _from_bytes(data, access, str(path))
 
 
 def _from_bytes(data: bytes, access: ImageAccess, what: str) -> Image.Image:
@@ -131,7 +136,7 @@ def _from_bytes(data: bytes, access: ImageAccess, what: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.DecompressionBombError:
         raise ValueError(f"{what} has far more than the {access.max_pixels} pixels allowed.") from None
     except UnidentifiedImageError:
@@ -140,6 +145,12 @@ def _from_bytes(data: bytes, access: ImageAccess, what: str) -> Image.Image:
         raise ValueError(f"{what} has a broken header: {error}.") from None
     _check_pixels(image.size, access)
     return _decoded(image, what)
+
+
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _check_pixels(size: tuple[int, int], access: ImageAccess) -> None:

@@ -56,12 +56,15 @@ class ToolCall:
 
 @dataclass
 class Message:
+    """One message. `prefix` leaves the assistant's open, `empty` is the assistant saying nothing."""
+
     role: str
     content: str | list[Chunk] | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)
     tool_call_id: str | None = None
     name: str | None = None
     prefix: bool = False
+    empty: bool = False
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -122,7 +125,8 @@ def _check_tool_pairing(messages: list[Message]) -> None:
             for call in message.tool_calls:
                 if call.id in expected:
                     raise ValueError(f"Two tool calls of one assistant message have the id {call.id!r}.")
-                expected.add(call.id)
+                if call.incomplete is None:  # nothing can have answered a call that broke off
+                    expected.add(call.id)
 
 
 def _check_names_and_ids(message: Message) -> None:
@@ -182,7 +186,8 @@ def _read_assistant(message: Mapping[str, Any], content: str | list[Chunk] | Non
     prefix = message.get("prefix") or False
     if not isinstance(prefix, bool):
         raise ValueError(f"'prefix' must be true or false, but is {prefix!r}.")
-    return Message("assistant", content, [_read_call(call) for call in calls or ()], prefix=prefix)
+    calls = [_read_call(call) for call in calls or ()]
+    return Message("assistant", content, calls, prefix=prefix, empty=message.get("empty") is True)
 
 
 def _read_reasoning(message: Mapping[str, Any]) -> Thought | None:

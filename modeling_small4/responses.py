@@ -83,7 +83,8 @@ class ResponseReader:
     def message(self) -> dict[str, Any]:
         """`{"role", "reasoning_content", "content", "tool_calls"}`, ready to be put back into `messages`.
 
-        `reasoning_closed: False` is added when the thought was not closed, and `incomplete` to a call that broke off.
+        `reasoning_closed: False` is added when the thought was not closed, `empty: True` when nothing was said, and
+        `incomplete` to a call that broke off.
         """
         message: dict[str, Any] = {
             "role": "assistant",
@@ -93,6 +94,8 @@ class ResponseReader:
         }
         if self._state == THINKING:
             message["reasoning_closed"] = False
+        if self._thinking is None and not message["content"] and not self._calls:
+            message["empty"] = True
         return message
 
 
