@@ -14,7 +14,7 @@ from small4_conversion.demo.arithmetic import Problem
 from small4_conversion.demo.batches import IGNORED, Parts, cut_thought, supervised
 from small4_conversion.demo.data import dataset, is_held_out
 from small4_conversion.demo.muon import Muon, orthogonal
-from small4_conversion.demo.recipe import Recipe
+from small4_conversion.demo.recipe import Looking, Recipe, Stage
 from small4_conversion.demo.train import train
 from small4_conversion.demo.vocabulary import write_tekken
 
@@ -109,12 +109,12 @@ class _Echo:
 
 def test_parts_hold_each_row_of_a_step_once() -> None:
     rows = dataset("train", 40, 0, tasks={"talk": 1.0}, modes={"none": 1.0})
-    recipe = Recipe(rows=40, steps=5, rows_per_step=12, parts_per_step=3)
-    parts = Parts(rows, _Echo(), MARKS, recipe)
+    stage = Stage({}, rows=40, steps=5, rows_per_step=12, parts_per_step=3)
+    parts = Parts(rows, _Echo(), MARKS, stage, 0)
     assert len(parts) == 15
     seen = [row for part in range(9) for row in map(tuple, parts[part]["input_ids"].tolist())]
     assert len(seen) == 36
-    again = Parts(rows, _Echo(), MARKS, recipe)
+    again = Parts(rows, _Echo(), MARKS, stage, 0)
     assert torch.equal(again[7]["input_ids"], parts[7]["input_ids"])
     assert sorted(parts.order[:40]) == list(range(40))
 
@@ -144,10 +144,13 @@ def test_the_adam_half_is_adamw() -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
-    recipe = Recipe(rows=40, steps=4, rows_per_step=8, warmup_steps=1, decay_steps=2, save_steps=2)
+    text = Stage({"arithmetic": 1.0}, rows=16, steps=2, rows_per_step=8)
+    joint = Stage({"picture": 1.0}, rows=40, steps=4, rows_per_step=8, warmup_steps=1, decay_steps=2, save_steps=2)
+    recipe = Recipe(text=text, looking=Looking(steps=2, pictures_per_step=4), joint=joint)
     train(tmp_path, recipe)
     weights = (tmp_path / "model.safetensors").read_bytes()
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "run" / "joint" / "checkpoint-4")
+    (tmp_path / "run" / "joint.safetensors").unlink()
     (tmp_path / "model.safetensors").unlink()
     train(tmp_path, recipe)
     assert (tmp_path / "model.safetensors").read_bytes() == weights

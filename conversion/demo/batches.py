@@ -69,14 +69,14 @@ class Parts(TorchDataset):
     hardly any padding is computed.
     """
 
-    def __init__(self, rows: Dataset, processor: Any, marks: dict[str, int], recipe: Any) -> None:
+    def __init__(self, rows: Dataset, processor: Any, marks: dict[str, int], stage: Any, seed: int) -> None:
         self.rows, self.processor, self.marks = rows, processor, marks
-        self.size, self.parts, self.pad = recipe.rows_per_step, recipe.parts_per_step, marks["pad"]
+        self.size, self.parts, self.pad = stage.rows_per_step, stage.parts_per_step, marks["pad"]
         self.order: list[int] = []
-        self.steps = recipe.steps
+        self.steps = stage.steps
         while len(self.order) < self.steps * self.size:  # one shuffled epoch after the other
             order = list(range(len(rows)))
-            random.Random(f"{recipe.seed}-{len(self.order)}").shuffle(order)
+            random.Random(f"{seed}-{len(self.order)}").shuffle(order)
             self.order += order
         self.step, self.cut = -1, list[list[dict[str, Any]]]()
 

@@ -85,16 +85,24 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def parameter_groups(
-    model: nn.Module, matrix_rate: float, other_rate: float, weight_decay: float
+    model: nn.Module, matrix_rate: float, other_rate: float, weight_decay: float, eye_rate: float | None = None
 ) -> list[dict[str, Any]]:
-    """Linears, experts and vision layers by Muon; embeddings, patches, head, routers and norms by Adam without decay."""
+    """Linears, experts and vision layers by Muon; embeddings, patches, head, routers and norms by Adam without decay.
+
+    With `eye_rate`, all of tower and projector go by Adam at that rate.
+    """
     apart = ("embed_tokens", "lm_head", "mlp.gate.", "patch_conv")
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    eyes: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim in (2, 3) and not any(part in name for part in apart)
-        (matrices if is_matrix else others).append(parameter)
-    return [
+        if eye_rate is not None and ("vision_tower" in name or "multi_modal_projector" in name):
+            eyes.append(parameter)
+        else:
+            (matrices if is_matrix else others).append(parameter)
+    groups = [
         {"params": matrices, "lr": matrix_rate, "weight_decay": weight_decay, "matrices": True},
         {"params": others, "lr": other_rate},
     ]
+    return [*groups, {"params": eyes, "lr": eye_rate}] if eyes else groups

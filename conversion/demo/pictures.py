@@ -25,6 +25,14 @@ COLOURS: dict[str, tuple[Colour, ...]] = {
     "black": ((0, 0, 0), (15, 15, 15)),
     "white": ((255, 255, 255), (245, 245, 245)),
 }
+PLAIN_BACKGROUNDS: tuple[Colour, ...] = (
+    (255, 255, 255),
+    (255, 255, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+    (128, 128, 128),
+    (210, 210, 210),
+)
 BACKGROUNDS: tuple[Colour, ...] = (
     (255, 255, 255), (255, 255, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 200, 200), (235, 235, 235),
     (240, 240, 220), (220, 235, 250), (60, 60, 60), (30, 30, 50), (190, 220, 190), (173, 216, 230), (255, 250, 205),
@@ -65,19 +73,23 @@ class Scene:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """A random scene whose shape lies inside the canvas and stands out from the background."""
+    """A random scene whose shape lies inside the canvas and stands out from the background; half of them are plain.
+
+    In a plain one the shape is upright and large, near the middle, on white, black or grey: where learning starts.
+    """
+    plain = rng.random() < 0.5
     width, height = _canvas(rng)
     shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
     paint = _near(rng.choice(COLOURS[colour]), 12, rng)
-    background = _background(paint, rng)
+    background = _background(paint, plain, rng)
     side = min(width, height)
-    radius = rng.uniform(0.2, 0.49) * side if rng.random() < 0.8 else rng.uniform(0.17, 0.3) * side
+    radius = rng.uniform(0.3, 0.49) * side if plain or rng.random() < 0.5 else rng.uniform(0.17, 0.35) * side
     centre = (rng.uniform(radius, width - radius), rng.uniform(radius, height - radius))
-    if rng.random() < 0.3:
-        centre = (width / 2, height / 2)
-    turn = 0.0 if rng.random() < 0.6 else rng.uniform(-25, 25)
+    if plain:
+        centre = (0.2 * centre[0] + 0.4 * width, 0.2 * centre[1] + 0.4 * height)
+    turn = 0.0 if plain or rng.random() < 0.3 else rng.uniform(-25, 25)
     lean = rng.uniform(-15, 12) if shape == "triangle" else 0.0
-    outline = rng.choice(((0, 0, 0), (90, 90, 90))) if rng.random() < 0.1 else None
+    outline = rng.choice(((0, 0, 0), (90, 90, 90))) if not plain and rng.random() < 0.15 else None
     smooth = rng.random() < 0.5
     return Scene(width, height, shape, colour, paint, background, centre, radius, turn, lean, outline, smooth)
 
@@ -124,10 +136,12 @@ def _canvas(rng: random.Random) -> tuple[int, int]:
     return rng.randint(48, 420), rng.randint(48, 320)
 
 
-def _background(paint: Colour, rng: random.Random) -> Colour:
-    """Plain, from pale to dark or any colour, far enough from the paint to be seen."""
+def _background(paint: Colour, plain: bool, rng: random.Random) -> Colour:
+    """White, black or grey in a plain scene, else pale, dark or any colour; far enough from the paint to be seen."""
     while True:
-        if rng.random() < 0.75:
+        if plain:
+            colour = rng.choice(PLAIN_BACKGROUNDS)
+        elif rng.random() < 0.6:
             colour = _near(rng.choice(BACKGROUNDS), rng.choice((0, 0, 12)), rng)
         else:
             colour = (rng.randrange(256), rng.randrange(256), rng.randrange(256))

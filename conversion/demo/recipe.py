@@ -8,19 +8,48 @@ from modeling_small4 import Small4Config
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the shipped checkpoint is trained. Rates rise in `warmup_steps`, stay, and fall to zero in the last `decay_steps`."""
+class Stage:
+    """A stage of chats. Rates rise in `warmup_steps`, stay, and fall to zero in the last `decay_steps`.
 
-    rows: int = 80_000
-    steps: int = 2400
+    `eye_rate` is Adam's for the vision tower and projector; all other matrices go by Muon at `matrix_rate`, the rest by Adam at
+    `other_rate`.
+    """
+
+    tasks: dict[str, float]
+    rows: int
+    steps: int
     warmup_steps: int = 30
-    decay_steps: int = 600
+    decay_steps: int = 0
     rows_per_step: int = 64
     parts_per_step: int = 2
     matrix_rate: float = 1e-2
     other_rate: float = 3e-3
+    eye_rate: float = 2e-4
     weight_decay: float = 0.05
     save_steps: int = 200
+
+
+@dataclass(frozen=True)
+class Looking:
+    """The vision tower's own lesson; rates as in `Stage`, falling over the second half."""
+
+    steps: int = 1400
+    pictures_per_step: int = 48
+    warmup_steps: int = 30
+    matrix_rate: float = 3e-3
+    other_rate: float = 2e-3
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the shipped checkpoint is trained: the decoder on text, the tower on pictures, then both on everything."""
+
+    text: Stage = Stage(tasks={"arithmetic": 0.95, "talk": 0.05}, rows=50_000, steps=800)
+    looking: Looking = Looking()
+    joint: Stage = Stage(
+        tasks={"arithmetic": 0.74, "picture": 0.22, "talk": 0.04}, rows=60_000, steps=1200, decay_steps=500
+    )
     seed: int = 0
 
 

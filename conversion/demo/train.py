@@ -2,21 +2,24 @@
 
     python -m small4_conversion.demo.train --out DIR [--seed 0] [--threads 2]
 
-One run of mixed modes and modalities with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights,
-saved as bfloat16. Run again with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time. It knows
-no numbers of its own: sizes, rates and counts are in `recipe.py`.
+Three stages (`recipe.py` holds all numbers): the decoder on text, the vision tower on pictures, then both on everything, with
+transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16. Run again with the
+same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from small4_conversion.demo.batches import IGNORED, Parts
 from small4_conversion.demo.data import dataset
+from small4_conversion.demo.looking import learn_to_look
 from small4_conversion.demo.muon import Muon, parameter_groups
-from small4_conversion.demo.recipe import Recipe, demo_config
+from small4_conversion.demo.recipe import Recipe, Stage, demo_config
 from small4_conversion.demo.vocabulary import VISION, write_tekken
 from small4_conversion.tokenizer import write_processor
 from torch import nn
@@ -61,28 +64,46 @@ class Export(TrainerCallback):
 
 
 def train(out: Path, recipe: Recipe) -> None:
-    """Train and write `out`; continues from `out/run` when a run was interrupted there."""
+    """Train and write `out`; finished stages and interrupted ones are taken up from `out/run`."""
     out.mkdir(parents=True, exist_ok=True)
     write_tekken(out / "tekken.json")
     write_processor(out / "tekken.json", out, VISION)
     set_generation_defaults(out)
     processor = Small4Processor.from_pretrained(out)
-    marks = json.loads((out / "generation_config.json").read_text())["reasoning_token_ids"] | {"eos": 2, "pad": 11}
     set_seed(recipe.seed)
     model = new_model(len(processor.tokenizer))
-    parts = Parts(dataset("train", recipe.rows, recipe.seed), processor, marks, recipe)
-    groups = parameter_groups(model, recipe.matrix_rate, recipe.other_rate, recipe.weight_decay)
+    stages: dict[str, Callable[[], None]] = {
+        "text": lambda: talk(model, processor, out, recipe.text, "text", recipe.seed),
+        "looking": lambda: learn_to_look(model, processor.image_processor, recipe.looking, recipe.seed),
+        "joint": lambda: talk(model, processor, out, recipe.joint, "joint", recipe.seed + 1),
+    }
+    for name, run in stages.items():
+        finished = out / "run" / f"{name}.safetensors"
+        if finished.exists():
+            model.load_state_dict(load_file(finished))
+            continue
+        run()
+        finished.parent.mkdir(exist_ok=True)
+        save_file(model.state_dict(), finished)
+        export(model, out)
+
+
+def talk(model: Any, processor: Small4Processor, out: Path, stage: Stage, name: str, seed: int) -> None:
+    """One stage of chats, in place."""
+    marks = json.loads((out / "generation_config.json").read_text())["reasoning_token_ids"] | {"eos": 2, "pad": 11}
+    folder = out / "run" / name
     trainer = AnswerTrainer(
         model=model,
-        optimizers=(Muon(groups), None),
-        args=arguments(out / "run", recipe),
-        train_dataset=parts,
+        optimizers=(
+            Muon(parameter_groups(model, stage.matrix_rate, stage.other_rate, stage.weight_decay, stage.eye_rate)),
+            None,
+        ),
+        args=arguments(folder, stage, seed),
+        train_dataset=Parts(dataset("train", stage.rows, seed, tasks=stage.tasks), processor, marks, stage, seed),
         data_collator=lambda items: items[0],
         callbacks=[Export(out)],
     )
-    last = get_last_checkpoint(str(out / "run")) if (out / "run").exists() else None
-    trainer.train(resume_from_checkpoint=last)
-    export(model, out)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
 
 
 def new_model(vocab_size: int) -> Small4ForCausalLM:
@@ -115,20 +136,20 @@ def set_generation_defaults(out: Path) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def arguments(folder: Path, recipe: Recipe) -> TrainingArguments:
+def arguments(folder: Path, stage: Stage, seed: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=recipe.parts_per_step,
+        gradient_accumulation_steps=stage.parts_per_step,
         lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": recipe.decay_steps, "decay_type": "linear"},
-        warmup_steps=recipe.warmup_steps,
+        lr_scheduler_kwargs={"num_decay_steps": stage.decay_steps, "decay_type": "linear"},
+        warmup_steps=stage.warmup_steps,
         max_grad_norm=1.0,
         logging_steps=20,
-        save_steps=recipe.save_steps,
+        save_steps=stage.save_steps,
         save_total_limit=2,
-        seed=recipe.seed,
+        seed=seed,
         dataloader_num_workers=0,
         remove_unused_columns=False,
         label_names=["labels"],
