@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def run_command(name: str, body: Callable[[], int]) -> int:
     """Run `body`; what the user can do something about becomes one line on standard error and status 1."""
     try:
-        return body()
+        with warnings.catch_warnings(record=True) as caught:
+            status = body()
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            print(f"small4 {name}: warning: {' '.join(message.split())}", file=sys.stderr)
+        return status
     except (ValueError, OSError, MemoryError, ImportError, HfHubHTTPError) as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,19 @@
 """A source named on the command line to a folder on disk: as it is, or downloaded from the Hub, only the files that are needed."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    logging,
+    validate_repo_id,
+)
 
 from .checkpoint import CheckpointError
 
@@ -22,8 +30,7 @@ def resolve(source: str, note: Callable[[str], None]) -> Path:
     """The folder of `source`. A path wins over a repository of the same name.
 
     Raises:
-        CheckpointError: Neither a folder nor a repository, or one without a checkpoint in a known layout.
-        OSError: The network fails.
+        CheckpointError: Neither a folder nor a repository, one without a checkpoint in a known layout, or the network fails.
     """
     path = Path(source)
     if path.exists():
@@ -35,11 +42,35 @@ def resolve(source: str, note: Callable[[str], None]) -> Path:
     if source.startswith((".", "/")) or source.count("/") != 1:
         raise CheckpointError(f"{source}: no such folder (a Hub repository is written owner/name)")
     try:
-        files = set(HfApi().list_repo_files(source))
+        with _quiet():
+            return _download(source, note)
+    except CheckpointError:
+        raise
     except RepositoryNotFoundError:
         raise CheckpointError(f"{source}: no such folder, and no such repository on the Hub (or it is private)") from None
+    except Exception as error:  # the client and its HTTP library raise classes of their own
+        raise CheckpointError(f"{source}: not read from the Hub ({' '.join(str(error).split())[:300]})") from None
+
+
+def _download(source: str, note: Callable[[str], None]) -> Path:
+    files = set(HfApi().list_repo_files(source))
     raw = "params.json" in files and any(f.startswith("consolidated") and f.endswith(".safetensors") for f in files)
     if not raw and "config.json" not in files:
         raise CheckpointError(f"{source}: the repository holds neither params.json with consolidated weights nor config.json")
     note(f"source: {source} on the Hub, {'raw' if raw else 'config.json'} layout, only its files are downloaded")
     return Path(snapshot_download(source, allow_patterns=list(_RAW if raw else _FUSED)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the client's retry messages, and its progress bars where there is no terminal, off standard error."""
+    level, hidden = logging.get_verbosity(), are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if not hidden:
+            enable_progress_bars()
