@@ -294,7 +294,7 @@ def test_broken_images_get_a_clear_error() -> None:
     for source in (None, 5, object(), {"url": "x"}):
         with pytest.raises(ValueError, match="An image must be"):
             load_image(source)
-    for array in (np.zeros((0, 5, 3), np.uint8), np.zeros((4, 5, 2), np.uint8), np.zeros(3), np.full((2, 2), 300)):
+    for array in (np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 2), np.uint8), np.zeros(3), np.full((2, 2), 300)):
         with pytest.raises(ValueError, match="image array"):
             load_image(array)
     for array in (np.full((2, 2), 1.5), np.full((2, 2), np.nan)):
