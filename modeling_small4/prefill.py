@@ -39,7 +39,7 @@ class Small4PrefillMixin:
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         made = model_kwargs.get("past_key_values")
-        if given is None and type(made) is DynamicCache:
+        if given is None and isinstance(made, DynamicCache):
             mask = model_kwargs.get("attention_mask")
             prompt = 0 if mask is None else mask.shape[1]
             model_kwargs["past_key_values"] = LatentCache(

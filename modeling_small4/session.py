@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from .cache import LatentCache
 from .images import ImageAccess, load_image
 from .modeling_small4 import Small4ForCausalLM
 from .processing_small4 import Small4Processor
@@ -111,7 +111,7 @@ class Session:
             same += 1
         image = getattr(self.model.config, "image_token_id", None)
         if self._cache is None or image in prompt[same:]:
-            self._cache, same = DynamicCache(config=self.model.config), 0
+            self._cache, same = LatentCache(self.model.config), 0
         elif same < len(self._cached):
             self._cache.crop(same - len(self._cached))
         self._cached = prompt[:same]
