@@ -188,18 +188,18 @@ def _mapped(config: Any, machine: Machine, request: Request) -> Plan:
     memory, then disk. What waits there is run by the first device, which keeps its cache too."""
     held, work = held_precision(machine, request.precision), _activations(config, request, 1)
     units = list(_units(config, request, held))
-    residents = [*machine.gpus] or [machine.ram]
+    residents = [*machine.gpus] or [d for d in (machine.ram,) if d]
     for step in range(1, _STEPS + 1):
-        homes = _fill(units, [_Room(d, (d.usable - work) * step // _STEPS) for d in residents if d])
+        homes = _fill(units, [_Room(d, (d.usable - work) * step // _STEPS) for d in residents])
         if homes is not None:
             return _as_plan(machine, request, held, units, homes, work)
     stores = [d for d in (machine.ram, machine.disk) if d and d not in residents]
     if not stores:  # balanced, so that it shows what each lacks
         share = ceil(sum(unit.weights_bytes + unit.cache for unit in units) / len(residents))
-        homes = _fill(units, [_Room(d, share) for d in residents if d], overflow=True)
+        homes = _fill(units, [_Room(d, share) for d in residents], overflow=True)
         return _as_plan(machine, request, held, units, homes or [], work)
     visiting, cache = max(unit.weights_bytes for unit in units), sum(unit.cache for unit in units)
-    rooms = [_Room(d, d.usable - work) for d in residents if d]
+    rooms = [_Room(d, d.usable - work) for d in residents]
     rooms[0] = _Room(rooms[0].device, rooms[0].size - visiting - cache, with_cache=False)
     rooms += [_Room(d, d.usable, with_cache=False) for d in stores]
     homes = _fill(units, rooms, overflow=True)

@@ -158,7 +158,8 @@ _LAYOUT_WORDS = {
 
 def _shortened(device_map: dict[str, Any]) -> str:
     """The map as Python that can be pasted, runs of layers as comprehensions."""
-    words, run = [], []
+    words: list[str] = []
+    run: list[tuple[str, Any]] = []
     for name, home in [*device_map.items(), ("", None)]:
         index = name.rsplit(".", 1)[1] if ".layers." in name else None
         if run and (index is None or home != run[0][1]):
