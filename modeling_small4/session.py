@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.generation.streamers import BaseStreamer
 
 from .cache import LatentCache
@@ -150,7 +151,7 @@ def load(folder: str) -> tuple[Small4ForCausalLM, Small4Processor]:
     """Model and processor from a checkpoint folder or a Hub repository, on the GPUs there are, else on the CPU.
 
     Raises:
-        ValueError: no such folder or repository, or one that has to be converted first.
+        ValueError: no such folder, one that has to be converted first, or one with damaged weights.
         OSError: a file is missing or cannot be read or downloaded.
     """
     path = Path(folder)
@@ -158,8 +159,13 @@ def load(folder: str) -> tuple[Small4ForCausalLM, Small4Processor]:
         raw = (path / "params.json").is_file()
         hint = f"convert it first: small4 convert {folder} DST" if raw else "name a checkpoint folder"
         raise ValueError(f"{folder} holds no config.json; {hint}.")
+    if path.is_dir() and not (path / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} holds no tokenizer.json; name a folder that `small4 convert` has written.")
     if not path.is_dir() and (path.exists() or folder.startswith((".", "/", "~")) or folder.count("/") != 1):
         raise ValueError(f"{folder}: no such folder (a Hub repository is written owner/name).")
     place: dict[str, Any] = {"device_map": "auto"} if torch.accelerator.is_available() else {}
-    model = Small4ForCausalLM.from_pretrained(folder, dtype="auto", **place)
+    try:
+        model = Small4ForCausalLM.from_pretrained(folder, dtype="auto", **place)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: a weights file is damaged ({error}); copy or download it again.") from error
     return model.eval(), Small4Processor.from_pretrained(folder)

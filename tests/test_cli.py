@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -220,12 +221,19 @@ def test_what_cannot_be_done_is_status_1_and_one_line(small4: Run, folder: Path,
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     Image.new("RGB", (30, 30)).save(tmp_path / "black.png")
+    for name in ("damaged", "dumb"):
+        shutil.copytree(folder, tmp_path / name)
+    weights = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (tmp_path / "dumb" / "tokenizer.json").unlink()
     cases = {
         "no such folder": ["--model", tmp_path / "nowhere"],
         "owner/name": ["--model", "nowhere"],
         "no config.json; name": ["--model", tmp_path],
         "small4 convert": ["--model", tmp_path / "raw"],
         "": ["--model", tmp_path / "broken"],
+        "is damaged": ["--model", tmp_path / "damaged"],
+        "tokenizer.json": ["--model", tmp_path / "dumb"],
         "note.txt": ["--model", folder, "--image", tmp_path / "note.txt"],
         "gone.png": ["--model", folder, "--image", tmp_path / "gone.png"],
         "vision tower": ["--model", blind, "--image", tmp_path / "black.png"],
