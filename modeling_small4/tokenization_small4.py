@@ -36,6 +36,33 @@ class Prompt(str):
         return prompt
 
 
+class Decoded(str):
+    """Decoded ids that still know which control tokens in them were ids and which are spelled out in text.
+
+    Pipelines decode first and parse then; this carries the difference through, also through their cutting off of the
+    prompt. `events` is as in `Small4Tokenizer.events`.
+    """
+
+    events: list[tuple[bool, str]]
+
+    @classmethod
+    def of(cls, text: str, events: list[tuple[bool, str]]) -> "Decoded":
+        decoded = cls(text)
+        decoded.events = events
+        return decoded
+
+    def __getitem__(self, key: Any) -> str:
+        text = super().__getitem__(key)
+        if not isinstance(key, slice) or key.stop is not None or key.step is not None:
+            return text
+        skip, rest = len(self) - len(text), []
+        for is_control, value in self.events:
+            if skip < len(value):
+                rest.append((is_control and not skip, value[skip:]))
+            skip = max(skip - len(value), 0)
+        return Decoded.of(text, rest)
+
+
 class Small4Tokenizer(TokenizersBackend):
     """Tekken tokenizer of Mistral Small 4.
 
@@ -272,6 +299,14 @@ class Small4Tokenizer(TokenizersBackend):
         token = None if index in self.control_tokens else self._tokenizer.id_to_token(index)
         return bytes(self._byte_of[character] for character in token or "")
 
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        if skip_special_tokens:
+            return text
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        events = [(control, v if control else v.decode("utf-8", "replace")) for control, v in self.events(ids)]
+        return Decoded.of(text, events) if "".join(value for _, value in events) == text else text
+
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def parse_response(self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None) -> Any:
@@ -317,6 +352,8 @@ class Small4Tokenizer(TokenizersBackend):
 
     def events(self, source: Any) -> list[tuple[bool, Any]]:
         """`(True, control token)` and `(False, text or bytes)` in order."""
+        if isinstance(source, Decoded):
+            return list(source.events)
         if isinstance(source, str):
             return MarkSplitter(self.control_ids).feed(source, final=True)
         out: list[tuple[bool, Any]] = []
@@ -345,6 +382,8 @@ class TokenReader:
 
     def feed(self, source: Any) -> list[tuple[str, str]]:
         """Takes ids (list, array, tensor) or text."""
+        if isinstance(source, Decoded):
+            return self._take(source.events)
         if isinstance(source, str):
             return self._take(self._splitter.feed(source))
         if isinstance(source, list) and source and isinstance(source[0], tuple):
