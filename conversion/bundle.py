@@ -65,7 +65,9 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
         raise
     except Exception as error:  # the libraries that read it raise whatever they stumble over
         reason = " ".join(str(error).split())
-        raise CheckpointError(reason if str(tekken) in reason else f"{tekken}: is no Tekken tokenizer ({reason})") from None
+        raise CheckpointError(
+            reason if str(tekken) in reason else f"{tekken}: is no Tekken tokenizer ({reason})"
+        ) from None
     if layout == "transformers":
         _name_host_processor(folder, _image_sizes(source))
 
@@ -95,9 +97,13 @@ def _copy_tokenizer(origin: Path, folder: Path, note: Callable[[str], None]) -> 
             shutil.copyfile(origin / name, folder / name)
             continue
         content = read_json(origin / name)
-        content.pop("auto_map", None)
+        for part in (content, content.get("image_processor")):
+            if isinstance(part, dict):
+                part.pop("auto_map", None)  # code is carried only where it is asked for
         _write_json(folder / name, content)
-    note(f"tokenizer: {'kept as it was' if 'tokenizer.json' in found else 'none written, SRC has neither tekken.json nor tokenizer.json'}")
+    note(
+        f"tokenizer: {'kept as it was' if 'tokenizer.json' in found else 'none written, SRC has neither tekken.json nor tokenizer.json'}"
+    )
 
 
 def _name_host_processor(folder: Path, sizes: dict[str, int] | None) -> None:
@@ -131,7 +137,9 @@ def copy_code(folder: Path) -> None:
         if not (folder / name).exists():
             continue
         content = {**read_json(folder / name), "auto_map": entries}
-        if isinstance(content.get("image_processor"), dict):  # AutoImageProcessor reads this part of processor_config.json only
+        if isinstance(
+            content.get("image_processor"), dict
+        ):  # AutoImageProcessor reads this part of processor_config.json only
             content["image_processor"]["auto_map"] = {"AutoImageProcessor": entries["AutoImageProcessor"]}
         _write_json(folder / name, content)
 

@@ -24,7 +24,18 @@ DTYPES = {
     "F32": torch.float32,
     "U8": torch.uint8,
 }
-_WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
+_WIDTHS = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+}
 _WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 
 
@@ -133,7 +144,9 @@ def _entry(file: Path, name: str, entry: Any, base: int) -> Stored:
         raise CheckpointError(f"{file}: tensor {name} has the unknown dtype {dtype!r}")
     stored = Stored(file, name, dtype, shape, base + begin)
     if stored.nbytes != end - begin:
-        raise CheckpointError(f"{file}: tensor {name} is {dtype} {list(shape)}, but {end - begin} bytes are stored for it")
+        raise CheckpointError(
+            f"{file}: tensor {name} is {dtype} {list(shape)}, but {end - begin} bytes are stored for it"
+        )
     return stored
 
 
@@ -193,7 +206,7 @@ class Reader:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, writable."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 def header_bytes(entries: list[tuple[str, str, tuple[int, ...]]]) -> bytes:

@@ -69,7 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with-code", action="store_true", help="carry the model's code, for trust_remote_code=True")
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it is a checkpoint folder")
     parser.add_argument(
-        "--shard-size", type=_size, default=5_000_000_000, metavar="SIZE", help="largest output file, such as 5GB or 500MB"
+        "--shard-size",
+        type=_size,
+        default=5_000_000_000,
+        metavar="SIZE",
+        help="largest output file, such as 5GB or 500MB",
     )
     add_json(parser)
 
@@ -150,7 +154,9 @@ def _warnings(source: Checkpoint, options: Options) -> list[str]:
     out = []
     precision = source.precision()
     if precision == "nvfp4" and options.dtype == "keep":
-        out.append(f"NVFP4 experts are dequantised to {_NAMES[source.plain_dtype()]}: no layout written here holds NVFP4")
+        out.append(
+            f"NVFP4 experts are dequantised to {_NAMES[source.plain_dtype()]}: no layout written here holds NVFP4"
+        )
     if precision == "fp8" and options.dtype == "keep" and options.to == "transformers":
         out.append(
             "transformers 5.23 drops the experts' scales when it dequantises (on CPU and older GPUs) and computes garbage; "

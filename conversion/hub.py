@@ -18,10 +18,29 @@ from huggingface_hub.utils import (
 from .checkpoint import CheckpointError
 
 # The main release carries two layouts of 119 GB each: never ask for everything.
-_RAW = ("params.json", "tekken.json", "SYSTEM_PROMPT.txt", "consolidated*.safetensors", "consolidated.safetensors.index.json")
+_RAW = (
+    "params.json",
+    "tekken.json",
+    "SYSTEM_PROMPT.txt",
+    "consolidated*.safetensors",
+    "consolidated.safetensors.index.json",
+)
 _FUSED = (
-    *("config.json", "raw_params.json", "tekken.json", "SYSTEM_PROMPT.txt", "model*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"),
+    *(
+        "config.json",
+        "raw_params.json",
+        "tekken.json",
+        "SYSTEM_PROMPT.txt",
+        "model*.safetensors",
+        "model.safetensors.index.json",
+    ),
+    *(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ),
     *("processor_config.json", "preprocessor_config.json"),
 )
 
@@ -47,7 +66,9 @@ def resolve(source: str, note: Callable[[str], None]) -> Path:
     except CheckpointError:
         raise
     except RepositoryNotFoundError:
-        raise CheckpointError(f"{source}: no such folder, and no such repository on the Hub (or it is private)") from None
+        raise CheckpointError(
+            f"{source}: no such folder, and no such repository on the Hub (or it is private)"
+        ) from None
     except Exception as error:  # the client and its HTTP library raise classes of their own
         raise CheckpointError(f"{source}: not read from the Hub ({' '.join(str(error).split())[:300]})") from None
 
@@ -56,7 +77,9 @@ def _download(source: str, note: Callable[[str], None]) -> Path:
     files = set(HfApi().list_repo_files(source))
     raw = "params.json" in files and any(f.startswith("consolidated") and f.endswith(".safetensors") for f in files)
     if not raw and "config.json" not in files:
-        raise CheckpointError(f"{source}: the repository holds neither params.json with consolidated weights nor config.json")
+        raise CheckpointError(
+            f"{source}: the repository holds neither params.json with consolidated weights nor config.json"
+        )
     note(f"source: {source} on the Hub, {'raw' if raw else 'config.json'} layout, only its files are downloaded")
     return Path(snapshot_download(source, allow_patterns=list(_RAW if raw else _FUSED)))
 

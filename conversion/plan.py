@@ -78,10 +78,7 @@ def plan(source: Checkpoint, layout: str, dtype: str, reader: Reader) -> tuple[l
 
 def _piece(source: Checkpoint, leaf: Leaf, layout: str, dtype: str) -> Piece:
     values = source.values[leaf.raw]
-    if dtype != "keep":
-        target = _TARGET[dtype]
-    else:
-        target = source.plain_dtype() if values.nvfp4 else values.body.dtype
+    target = _TARGET[dtype] if dtype != "keep" else source.plain_dtype() if values.nvfp4 else values.body.dtype
     moves = (source.layout == "mistral") != (layout == "mistral")
     return Piece(values, target, leaf.rotary_heads if moves else 0, to_raw=layout == "mistral")
 
@@ -90,7 +87,9 @@ def _one_dtype(members: list[Leaf], values: list[Values], dtypes: list[str]) -> 
     for leaf, value, dtype in zip(members, values, dtypes, strict=True):
         if dtype != dtypes[0] or (value.scale is None) != (values[0].scale is None):
             body = value.body
-            raise CheckpointError(f"{body.file}: tensor {leaf.raw} is {body.dtype}, but {members[0].raw} is {values[0].body.dtype}")
+            raise CheckpointError(
+                f"{body.file}: tensor {leaf.raw} is {body.dtype}, but {members[0].raw} is {values[0].body.dtype}"
+            )
 
 
 def _scalar_shape(source: Checkpoint) -> tuple[int, ...]:
@@ -110,7 +109,9 @@ def _scales(
             continue
         dtypes = [s.dtype for s in stored]
         if len(set(dtypes)) > 1:
-            raise CheckpointError(f"{stored[0].file}: the scales of tensor {name} differ in dtype ({', '.join(sorted(set(dtypes)))})")
+            raise CheckpointError(
+                f"{stored[0].file}: the scales of tensor {name} differ in dtype ({', '.join(sorted(set(dtypes)))})"
+            )
         pieces = [Piece(Values(s), s.dtype) for s in stored]
         if layout == "mistral" or not leaf.index:
             shape = scalar if layout == "mistral" else stored[0].shape
@@ -137,7 +138,9 @@ def _shared_scales(
     if kind == "scale":
         if same:
             return pieces[::2], (experts, 1, 1)
-        remarks.add("gate and up weight scales differ: both are written, [experts, 2, 1] as transformers' FP8 experts hold them")
+        remarks.add(
+            "gate and up weight scales differ: both are written, [experts, 2, 1] as transformers' FP8 experts hold them"
+        )
         return pieces, (experts, 2, 1)
     if not same:
         remarks.add("gate and up activation scales differ: this layout holds one per expert, the larger is written")

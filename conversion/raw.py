@@ -135,10 +135,12 @@ def params_from_config(config: Small4Config, original: dict[str, Any] | None, fi
         if _of(config, field) != value:
             raise CheckpointError(f"{file}: {field} is {_of(config, field)!r}; the raw layout can only say {value!r}")
     if vision and config.vision_feature_layer not in (-1, config.vision_config.num_hidden_layers):
-        raise CheckpointError(f"{file}: vision_feature_layer is {config.vision_feature_layer}; the raw layout can only say -1")
+        raise CheckpointError(
+            f"{file}: vision_feature_layer is {config.vision_feature_layer}; the raw layout can only say -1"
+        )
     params = copy.deepcopy(original) if original else _defaults(config)
-    for key in ("quantization", "quantization_config"):
-        params.pop(key, None)
+    for name in ("quantization", "quantization_config"):
+        params.pop(name, None)
     if not vision:
         params.pop("vision_encoder", None)
     if original and same_model(config_from_params(params, file), config):

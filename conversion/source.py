@@ -5,7 +5,6 @@ Never opens a pickle. Knows where values lie; what is done with them is decided 
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ from modeling_small4.configuration_small4 import Small4Config
 
 from . import raw, transformers_layout
 from .checkpoint import CheckpointError, Stored, read_headers, read_json
+from .files import INDEX, PATTERN, RAW_INDEX, RAW_PATTERN, no_weights, weight_files
 from .naming import Leaf, from_transformers, fused_shape, leaves, scale_names
 from .transforms import NVFP4_BLOCK
 
 PLAIN = ("BF16", "F16", "F32")
-RAW_INDEX, RAW_PATTERN = "consolidated.safetensors.index.json", "consolidated*.safetensors"
-INDEX, PATTERN = "model.safetensors.index.json", "model*.safetensors"
-_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,14 @@ def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True) 
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     names = {entry.name for entry in folder.iterdir()}
-    if "params.json" in names and any(re.fullmatch(r"consolidated.*\.safetensors(\.index\.json)?", name) for name in names):
+    if "params.json" in names and any(
+        re.fullmatch(r"consolidated.*\.safetensors(\.index\.json)?", name) for name in names
+    ):
         return _open_raw(folder, rule, strict)
     if "config.json" in names:
         return _open_fused(folder, rule, strict)
     if "params.json" in names:
-        raise _no_weights(folder, names, RAW_PATTERN)
+        raise no_weights(folder, names, RAW_PATTERN)
     if any(name.startswith("consolidated") for name in names):
         raise CheckpointError(f"{folder / 'params.json'}: missing beside the consolidated weights")
     raise CheckpointError(f"{folder}: no checkpoint, neither params.json nor config.json is in it")
@@ -127,7 +126,9 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
 
 def _refuse_contradiction(rule: str | None, says: str, file: Path) -> None:
     if rule not in (None, says):
-        raise CheckpointError(f"{file}: says the softmax scale rule is {says!r}; --softmax-scale {rule} is only for transformers folders")
+        raise CheckpointError(
+            f"{file}: says the softmax scale rule is {says!r}; --softmax-scale {rule} is only for transformers folders"
+        )
 
 
 def _announced_raw(params: dict[str, Any], file: Path) -> bool | None:
@@ -139,64 +140,6 @@ def _announced_raw(params: dict[str, Any], file: Path) -> bool | None:
             raise CheckpointError(f"{file}: quantization is {entry!r}; known is fp8_e4m3 with TENSOR or NO_SCALES")
         return True
     return None if params.get("quantization_config") is not None else False
-
-
-def weight_files(folder: Path, index: str, pattern: str) -> list[Path]:
-    """The safetensors files of a layout, by its index if it has one, otherwise by name; sorted.
-
-    Raises:
-        CheckpointError: None, a shard that is missing, shards of two sets, an index that leads out of the folder or to a pickle.
-    """
-    names = {entry.name for entry in folder.iterdir()}
-    if index in names:
-        mapping = read_json(folder / index).get("weight_map")
-        return _indexed(folder, folder / index, mapping)
-    found = sorted(name for name in names if Path(name).match(pattern) and (folder / name).is_file())
-    if not found:
-        raise _no_weights(folder, names, pattern)
-    sets = {m[1] for name in found if (m := re.search(r"-of-(\d+)\.safetensors$", name))}
-    if len(found) > 1 and (len(sets) != 1 or any("-of-" not in name for name in found)):
-        raise CheckpointError(f"{folder}: holds weights of several sets ({', '.join(found[:4])}) and no {index}")
-    if sets:
-        total = int(sets.pop())
-        stem = found[0].rsplit("-", 3)[0]
-        digits = len(found[0].rsplit("-", 1)[1].split(".")[0])
-        for i in range(1, total + 1):
-            name = f"{stem}-{i:0{digits}d}-of-{total:0{digits}d}.safetensors"
-            if name not in names:
-                raise CheckpointError(f"{folder / name}: missing shard")
-        if len(found) != total:
-            raise CheckpointError(f"{folder}: holds {len(found)} shards of {total}")
-    return [folder / name for name in found]
-
-
-def _indexed(folder: Path, index: Path, mapping: Any) -> list[Path]:
-    if not isinstance(mapping, dict) or not mapping:
-        raise CheckpointError(f"{index}: weight_map is missing or empty")
-    for tensor, name in mapping.items():
-        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-            raise CheckpointError(f"{index}: tensor {tensor} points outside the folder ({name!r})")
-        if not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: tensor {tensor} is in {name!r}; only safetensors files are opened")
-    files = sorted(set(mapping.values()))
-    for name in files:
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: missing shard, named by {index.name}")
-    headers = read_headers([folder / name for name in files])
-    for tensor, name in mapping.items():
-        if tensor not in headers or headers[tensor].file.name != name:
-            raise CheckpointError(f"{folder / name}: tensor {tensor} is missing, {index.name} says it is there")
-    for tensor, stored in headers.items():
-        if tensor not in mapping:
-            raise CheckpointError(f"{stored.file}: tensor {tensor} is not named by {index.name}")
-    return [folder / name for name in files]
-
-
-def _no_weights(folder: Path, names: Iterable[str], pattern: str) -> CheckpointError:
-    pickle = next((name for name in sorted(names) if name.endswith(_PICKLES)), None)
-    if pickle:
-        return CheckpointError(f"{folder / pickle}: a pickle, which is never opened; save the weights as safetensors")
-    return CheckpointError(f"{folder}: holds no {pattern}")
 
 
 class _Table:
@@ -229,7 +172,9 @@ class _Table:
     def _take_nvfp4(self, leaf: Leaf, packed: str) -> None:
         out, inner = leaf.shape
         if inner % NVFP4_BLOCK:
-            self._problem(packed, self._config_file, f"rows of {inner} do not divide into NVFP4 blocks of {NVFP4_BLOCK}")
+            self._problem(
+                packed, self._config_file, f"rows of {inner} do not divide into NVFP4 blocks of {NVFP4_BLOCK}"
+            )
             return
         body = self._find(packed, [(out, inner // 2)], ("U8",))
         blocks = self._find(leaf.raw + "_scale", [(out, inner // NVFP4_BLOCK)], ("F8_E4M3",))
@@ -247,12 +192,9 @@ class _Table:
         scale = activation = None
         if leaf.linear and body.dtype == "F8_E4M3":
             scale_name, activation_name = scale_names(leaf, raw=False)
-            shared = [(experts, 1, 1)] if leaf.index else [(), (1,)]
-            split = [(experts, 2, 1)] if len(leaf.index) == 2 else []
-            scale = _scalar(self._find(scale_name, split + shared, PLAIN), leaf)
-            shared = [(experts,)] if leaf.index else shared
-            split = [(experts, 2)] if len(leaf.index) == 2 else []
-            activation = _scalar(self._find(activation_name, split + shared, PLAIN, optional=True), leaf)
+            of_scale, of_activation = _scale_shapes(leaf, experts)
+            scale = _scalar(self._find(scale_name, of_scale, PLAIN), leaf)
+            activation = _scalar(self._find(activation_name, of_activation, PLAIN, optional=True), leaf)
         self._store(leaf, body, scale, activation)
 
     def _store(self, leaf: Leaf, body: Stored, scale: Stored | None, activation: Stored | None) -> None:
@@ -263,7 +205,9 @@ class _Table:
             if scale is None:
                 return  # reported as missing already
         elif body.dtype not in PLAIN:
-            self._problem(body.tensor, body.file, f"is {body.dtype}, but it must be one of {', '.join(PLAIN)} or FP8 with scales")
+            self._problem(
+                body.tensor, body.file, f"is {body.dtype}, but it must be one of {', '.join(PLAIN)} or FP8 with scales"
+            )
             return
         self._values[leaf.raw] = Values(body, scale, activation)
 
@@ -271,12 +215,18 @@ class _Table:
         """Check what concerns the whole. fp8: whether the configuration announces FP8 (None: NVFP4)."""
         for name in self._left:
             stored = self._headers[name]
-            self._problem(stored.tensor, stored.file, f"is not part of the model that {self._config_file.name} describes")
+            self._problem(
+                stored.tensor, stored.file, f"is not part of the model that {self._config_file.name} describes"
+            )
         plain = next((v.body for v in self._values.values() if not v.quantized), None)
         for value in self._values.values():
             body = value.body
             if plain and not value.quantized and body.dtype != plain.dtype:
-                self._problem(body.tensor, body.file, f"is {body.dtype}, but {plain.tensor} is {plain.dtype}; one dtype is expected")
+                self._problem(
+                    body.tensor,
+                    body.file,
+                    f"is {body.dtype}, but {plain.tensor} is {plain.dtype}; one dtype is expected",
+                )
         self._check_announced(fp8)
         self._check_activations()
         return self._values
@@ -285,11 +235,15 @@ class _Table:
         found = {"nvfp4" if v.nvfp4 else "fp8": v.body for v in self._values.values() if v.quantized}
         if fp8 is False and found:
             body = next(iter(found.values()))
-            self._problem(body.tensor, body.file, f"is quantised, but {self._config_file.name} announces no quantization")
+            self._problem(
+                body.tensor, body.file, f"is quantised, but {self._config_file.name} announces no quantization"
+            )
         if fp8 and "fp8" not in found:
             raise CheckpointError(f"{self._config_file}: announces FP8, but no tensor is stored so")
         if fp8 is None and "nvfp4" not in found:
-            raise CheckpointError(f"{self._config_file}: announces a quantization_config, but no tensor is stored as NVFP4")
+            raise CheckpointError(
+                f"{self._config_file}: announces a quantization_config, but no tensor is stored as NVFP4"
+            )
 
     def _check_activations(self) -> None:
         static = [v for v in self._values.values() if v.activation is not None]
@@ -297,7 +251,9 @@ class _Table:
         if static and lacking:
             self._problem(lacking.tensor, lacking.file, "has no activation scale, but other tensors have one")
 
-    def _find(self, name: str, shapes: list[tuple[int, ...]], dtypes: tuple[str, ...] = (), optional: bool = False) -> Stored | None:
+    def _find(
+        self, name: str, shapes: list[tuple[int, ...]], dtypes: tuple[str, ...] = (), optional: bool = False
+    ) -> Stored | None:
         stored = self._headers.get(name)
         if stored is None:
             if not optional:
@@ -327,6 +283,16 @@ def _offset(leaf: Leaf, shape: tuple[int, ...], total: int) -> int:
     size = shape[0] * shape[1]
     expert, half = (*leaf.index, 0)[:2]
     return (expert * len(leaf.index) + half) * size
+
+
+def _scale_shapes(leaf: Leaf, experts: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Shapes that the weight scale and the activation scale of a tensor in our layout may have."""
+    if not leaf.index:
+        return [(), (1,)], [(), (1,)]
+    shared: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([(experts, 1, 1)], [(experts,)])
+    if len(leaf.index) == 1:
+        return shared
+    return [(experts, 2, 1), *shared[0]], [(experts, 2), *shared[1]]
 
 
 def _scalar(stored: Stored | None, leaf: Leaf) -> Stored | None:

@@ -26,8 +26,10 @@ _VISION_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size"),
     *("patch_size", "hidden_act", "attention_dropout", "initializer_range"),
 )
-_OUTER_FIELDS = ("image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias")
-_OUTER_FIELDS += ("spatial_merge_size",)
+_OUTER_FIELDS = (
+    *("image_token_index", "projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias"),
+    "spatial_merge_size",
+)
 
 
 def config_from_transformers(given: dict[str, Any], rule: str, has_head: bool, file: Path) -> tuple[Small4Config, str]:
@@ -51,14 +53,18 @@ def config_from_transformers(given: dict[str, Any], rule: str, has_head: bool, f
     corrected, why = _softmax_rule(rope, rule, file)
     text = {**text, "softmax_scale_rule": "transformers" if corrected else "released"}
     config = build_config({**given, "text_config": text} if "text_config" in given else text, file)
-    config.tie_word_embeddings = bool(given.get("tie_word_embeddings", given.get("model_type") == "mistral3" and not has_head))
+    config.tie_word_embeddings = bool(
+        given.get("tie_word_embeddings", given.get("model_type") == "mistral3" and not has_head)
+    )
     return config, why
 
 
 def _softmax_rule(rope: dict[str, Any], rule: str, file: Path) -> tuple[bool, str]:
     factor, overall, part = (rope.get(key) for key in ("attention_factor", "mscale_all_dim", "mscale"))
     if factor not in (None, 1, 1.0) or (factor is None and overall and part and overall != part):
-        raise CheckpointError(f"{file}: rope_parameters change the rotary amplitude (attention_factor {factor!r}, mscale {part!r}, mscale_all_dim {overall!r}); Small 4 has amplitude 1")
+        raise CheckpointError(
+            f"{file}: rope_parameters change the rotary amplitude (attention_factor {factor!r}, mscale {part!r}, mscale_all_dim {overall!r}); Small 4 has amplitude 1"
+        )
     keys = f"mscale_all_dim {overall!r} in config.json"
     if rule == "released":
         return False, f"released: qk_head_dim ** -0.5, no correction ({keys}, read as the release means it)"
@@ -125,7 +131,11 @@ def is_fp8(entry: Any, file: Path) -> bool:
         return False
     if not isinstance(entry, dict) or entry.get("quant_method") != "fp8":
         method = entry.get("quant_method") if isinstance(entry, dict) else entry
-        raise CheckpointError(f"{file}: quantization_config says {method!r}; only per-tensor 'fp8' is read in this layout")
+        raise CheckpointError(
+            f"{file}: quantization_config says {method!r}; only per-tensor 'fp8' is read in this layout"
+        )
     if entry.get("weight_block_size") is not None:
-        raise CheckpointError(f"{file}: FP8 with weight_block_size {entry['weight_block_size']}; only per-tensor scales are read")
+        raise CheckpointError(
+            f"{file}: FP8 with weight_block_size {entry['weight_block_size']}; only per-tensor scales are read"
+        )
     return True

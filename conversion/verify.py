@@ -85,7 +85,9 @@ def _add(found: dict[str, Difference], new: Difference) -> None:
         found[new.tensor] = new
 
 
-def _compare_leaf(reader: Reader, sides: list[Checkpoint], tables: list[dict[str, Leaf]], raw: str) -> Iterator[Difference]:
+def _compare_leaf(
+    reader: Reader, sides: list[Checkpoint], tables: list[dict[str, Leaf]], raw: str
+) -> Iterator[Difference]:
     values = [_values(side, raw) for side in sides]
     if values[0] is None or values[1] is None:
         for side, value, other in zip(sides, values, reversed(values), strict=True):
@@ -135,7 +137,9 @@ def _largest_difference(
     return largest
 
 
-def _compare_activation(reader: Reader, sides: list[Checkpoint], raw: str, values: tuple[Values, Values]) -> Iterator[Difference]:
+def _compare_activation(
+    reader: Reader, sides: list[Checkpoint], raw: str, values: tuple[Values, Values]
+) -> Iterator[Difference]:
     """Static activation scales, where both sides are FP8. A layout with one for gate and up together holds the larger."""
     if values[0].scale is None or values[1].scale is None:
         return

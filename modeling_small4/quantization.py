@@ -80,7 +80,9 @@ def _scale_spreaders(quantizer: Any) -> list[WeightConverter]:
     gate_up = r"\.experts\.gate_up_proj"
     return [
         WeightConverter([f"{gate_up}_scale_inv"], f"{gate_up}_scale_inv", [SpreadScales(quantizer)]),
-        WeightConverter([f"{gate_up}_activation_scale"], f"{gate_up}_activation_scale", [JoinActivationScales(quantizer)]),
+        WeightConverter(
+            [f"{gate_up}_activation_scale"], f"{gate_up}_activation_scale", [JoinActivationScales(quantizer)]
+        ),
     ]
 
 
@@ -134,7 +136,9 @@ def apply_scale(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 class SpreadScales(_LoadOnly):
     """[E, 1, 1] to [E, 2, 1]; [E, 2, 1] stays."""
 
-    def convert(self, input_dict: dict[str, Any], *args: Any, full_layer_name: str = "", **kwargs: Any) -> dict[str, Any]:
+    def convert(
+        self, input_dict: dict[str, Any], *args: Any, full_layer_name: str = "", **kwargs: Any
+    ) -> dict[str, Any]:
         """One parameter."""
         scale = _single(next(iter(input_dict.values())))
         assert scale is not None
@@ -144,7 +148,9 @@ class SpreadScales(_LoadOnly):
 class JoinActivationScales(_LoadOnly):
     """[E, 2] to the larger of both, [E]; [E] stays. Static scales only bound the input, which gate and up share."""
 
-    def convert(self, input_dict: dict[str, Any], *args: Any, full_layer_name: str = "", **kwargs: Any) -> dict[str, Any]:
+    def convert(
+        self, input_dict: dict[str, Any], *args: Any, full_layer_name: str = "", **kwargs: Any
+    ) -> dict[str, Any]:
         """One parameter."""
         scale = _single(next(iter(input_dict.values())))
         assert scale is not None

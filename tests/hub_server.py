@@ -30,12 +30,20 @@ def serve(repository: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
         def _answer(self, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             if path.startswith(f"/api/models/{repository}/tree/"):
-                files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in sorted(folder.iterdir())]
+                files = [
+                    {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
+                    for f in sorted(folder.iterdir())
+                ]
                 self._send(200, json.dumps(files).encode(), body, "application/json")
                 return
             if path.startswith(f"/api/models/{repository}"):
                 siblings = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
-                self._send(200, json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode(), body, "application/json")
+                self._send(
+                    200,
+                    json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode(),
+                    body,
+                    "application/json",
+                )
                 return
             prefix = f"/{repository}/resolve/"
             name = path.removeprefix(prefix).partition("/")[2]

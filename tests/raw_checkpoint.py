@@ -24,7 +24,9 @@ FP8_MAX = 448.0
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
-def params(vision: bool = True, moe: dict[str, Any] | None = None, tower: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
+def params(
+    vision: bool = True, moe: dict[str, Any] | None = None, tower: dict[str, Any] | None = None, **top: Any
+) -> dict[str, Any]:
     """A `params.json`; keywords override its keys. `apply_scale` goes where it belongs."""
     out: dict[str, Any] = {
         "dim": 64, "n_layers": 2, "hidden_dim": 96, "n_heads": 4, "n_kv_heads": 4, "head_dim": 32, "norm_eps": 1e-06,
@@ -51,7 +53,9 @@ def params(vision: bool = True, moe: dict[str, Any] | None = None, tower: dict[s
 def shapes(p: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every raw tensor and its shape."""
     d, h, moe = p["dim"], p["n_heads"], p["moe"]
-    nope, rope, v, r, q = (p[k] for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank"))
+    nope, rope, v, r, q = (
+        p[k] for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank")
+    )
     out: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (p["vocab_size"], d), "norm.weight": (d,)}
     if not p["tied_embeddings"]:
         out["output.weight"] = (p["vocab_size"], d)
@@ -86,7 +90,11 @@ def shapes(p: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             a = f"vision_encoder.transformer.layers.{i}"
             out |= {f"{a}.attention_norm.weight": (vd,), f"{a}.ffn_norm.weight": (vd,)}
             out |= {f"{a}.attention.{n}.weight": (vd, vd) for n in ("wq", "wk", "wv", "wo")}
-            out |= {f"{a}.feed_forward.w1.weight": (ff, vd), f"{a}.feed_forward.w2.weight": (vd, ff), f"{a}.feed_forward.w3.weight": (ff, vd)}
+            out |= {
+                f"{a}.feed_forward.w1.weight": (ff, vd),
+                f"{a}.feed_forward.w2.weight": (vd, ff),
+                f"{a}.feed_forward.w3.weight": (ff, vd),
+            }
     return out
 
 
@@ -164,7 +172,11 @@ def write_raw(folder: Path, p: dict[str, Any], raw: Tensors, shards: int = 2, in
     text = json.dumps(p, indent=2)
     (folder / "params.json").write_text(text)
     ve = p.get("vision_encoder")
-    image = ve and {"image_patch_size": ve["patch_size"], "max_image_size": ve["max_image_size"], "spatial_merge_size": ve["spatial_merge_size"]}
+    image = ve and {
+        "image_patch_size": ve["patch_size"],
+        "max_image_size": ve["max_image_size"],
+        "spatial_merge_size": ve["spatial_merge_size"],
+    }
     write_tekken(folder, p["vocab_size"] - 1000, image)
     (folder / "SYSTEM_PROMPT.txt").write_text("Be brief.")
     names, mapping = sorted(raw), {}
@@ -196,7 +208,9 @@ def same_bits(one: Tensors, other: Tensors) -> None:
     for name, tensor in one.items():
         match = other[name]
         assert (tensor.dtype, tensor.shape) == (match.dtype, match.shape), name
-        assert torch.equal(tensor.contiguous().view(-1).view(torch.uint8), match.contiguous().view(-1).view(torch.uint8)), name
+        assert torch.equal(
+            tensor.contiguous().view(-1).view(torch.uint8), match.contiguous().view(-1).view(torch.uint8)
+        ), name
 
 
 def halves(tensor: torch.Tensor, heads: int) -> torch.Tensor:
@@ -220,7 +234,11 @@ def host_state(p: dict[str, Any], raw: Tensors) -> Tensors:
         "pre_mm_projector_norm.weight": "model.multi_modal_projector.norm.weight",
         "patch_merger.merging_layer.weight": "model.multi_modal_projector.patch_merger.merging_layer.weight",
     }  # fmt: skip
-    fixed |= {f"vision_language_adapter.{a}.{k}": f"model.multi_modal_projector.{b}.{k}" for a, b in (("w_in", "linear_1"), ("w_out", "linear_2")) for k in ("weight", "bias")}
+    fixed |= {
+        f"vision_language_adapter.{a}.{k}": f"model.multi_modal_projector.{b}.{k}"
+        for a, b in (("w_in", "linear_1"), ("w_out", "linear_2"))
+        for k in ("weight", "bias")
+    }
     out: Tensors = {}
     for name, tensor in raw.items():
         parts = name.split(".")
@@ -240,7 +258,10 @@ def host_state(p: dict[str, Any], raw: Tensors) -> Tensors:
             tail = ".".join([part.get(parts[5], parts[5]), *parts[6:]])
             out[f"model.vision_tower.transformer.layers.{parts[3]}.{parts[4]}.{tail}"] = turned
     for i in range(p["moe"]["first_k_dense_replace"], p["n_layers"]):
-        experts = [[raw[f"layers.{i}.experts.{e}.{w}.weight"] for w in ("w1", "w3", "w2")] for e in range(p["moe"]["num_experts"])]
+        experts = [
+            [raw[f"layers.{i}.experts.{e}.{w}.weight"] for w in ("w1", "w3", "w2")]
+            for e in range(p["moe"]["num_experts"])
+        ]
         base = f"model.language_model.layers.{i}.mlp.experts"
         out[f"{base}.gate_up_proj"] = torch.stack([torch.cat([w1, w3]) for w1, w3, _ in experts])
         out[f"{base}.down_proj"] = torch.stack([w2 for _, _, w2 in experts])
@@ -250,7 +271,11 @@ def host_state(p: dict[str, Any], raw: Tensors) -> Tensors:
 def host_model(p: dict[str, Any], raw: Tensors) -> PreTrainedModel:
     """transformers' own model of these weights, in float32."""
     moe, ve = p["moe"], p.get("vision_encoder")
-    magnitude = {"mscale": 1.0, "mscale_all_dim": 1.0} if p["yarn"]["apply_scale"] else {"attention_factor": 1.0, "mscale_all_dim": 0.0}
+    magnitude = (
+        {"mscale": 1.0, "mscale_all_dim": 1.0}
+        if p["yarn"]["apply_scale"]
+        else {"attention_factor": 1.0, "mscale_all_dim": 0.0}
+    )
     text = Mistral4Config(
         vocab_size=p["vocab_size"], hidden_size=p["dim"], intermediate_size=p["hidden_dim"], num_hidden_layers=p["n_layers"],
         num_attention_heads=p["n_heads"], num_key_value_heads=p["n_kv_heads"], moe_intermediate_size=moe["expert_hidden_dim"],
@@ -295,7 +320,7 @@ def inputs(p: dict[str, Any], seed: int = 0) -> list[dict[str, torch.Tensor]]:
     if ve := p.get("vision_encoder"):
         unit = ve["patch_size"] * ve["spatial_merge_size"]
         sizes = [(2 * unit, 3 * unit), (3 * unit, unit)]
-        image_ids = [i for h, w in sizes for i in ([*([10] * (w // unit)), 12] * (h // unit))[:-1] + [13]]
+        image_ids = [i for h, w in sizes for i in [*([*([10] * (w // unit)), 12] * (h // unit))[:-1], 13]]
         pixels = torch.zeros(2, 3, 3 * unit, 3 * unit)
         for k, (h, w) in enumerate(sizes):
             pixels[k, :, :h, :w] = torch.randn(3, h, w, generator=generator)

@@ -9,6 +9,9 @@ import raw_checkpoint as rc
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small4_conversion import verify
+from small4_conversion.__main__ import main as convert_main
+from small4_conversion.convert import Options, Summary, convert
 from tekken_files import write_tekken
 from transformers import (
     AutoModelForCausalLM,
@@ -19,24 +22,38 @@ from transformers import (
 )
 
 from modeling_small4 import Small4ForCausalLM
-from small4_conversion import verify
-from small4_conversion.__main__ import main as convert_main
-from small4_conversion.convert import Options, Summary, convert
 
 CASES: dict[str, dict[str, Any]] = {
     "released": {},
     "text only": {"vision": False},
     "scaled": {"apply_scale": True},
-    "heads": {"n_heads": 3, "n_kv_heads": 3, "qk_nope_head_dim": 24, "qk_rope_head_dim": 8, "v_head_dim": 32, "head_dim": 32},
+    "heads": {
+        "n_heads": 3,
+        "n_kv_heads": 3,
+        "qk_nope_head_dim": 24,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 32,
+        "head_dim": 32,
+    },
     "experts": {"moe": {"num_experts": 6, "num_experts_per_tok": 3, "num_shared_experts": 2, "routed_scale": 1.5}},
     "groups": {"moe": {"num_experts": 8, "num_expert_groups": 4, "num_expert_groups_per_tok": 2}},
     "dense first": {"moe": {"first_k_dense_replace": 1}},
     "tied": {"tied_embeddings": True},
-    "tower": {"tower": {"patch_size": 8, "spatial_merge_size": 3, "num_attention_heads": 3, "adapter_bias": True, "image_size": 96}},
+    "tower": {
+        "tower": {
+            "patch_size": 8,
+            "spatial_merge_size": 3,
+            "num_attention_heads": 3,
+            "adapter_bias": True,
+            "image_size": 96,
+        }
+    },
 }
 
 
-def raw_case(folder: Path, name: str = "released", seed: int = 0, fp8: bool = False, **writing: Any) -> tuple[dict[str, Any], rc.Tensors]:
+def raw_case(
+    folder: Path, name: str = "released", seed: int = 0, fp8: bool = False, **writing: Any
+) -> tuple[dict[str, Any], rc.Tensors]:
     """Write a raw checkpoint; returns its params and the tensors stored."""
     p = rc.params(**CASES[name])
     raw = rc.weights(p, seed)
@@ -76,7 +93,7 @@ def test_raw_to_ours_gives_the_logits_of_transformers(tmp_path: Path, name: str,
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("fp8", [False, True])
 def test_raw_to_ours_to_raw_is_bit_exact(tmp_path: Path, name: str, fp8: bool) -> None:
-    p, raw = raw_case(tmp_path / "raw", name, seed=2, fp8=fp8, shards=3)
+    _p, raw = raw_case(tmp_path / "raw", name, seed=2, fp8=fp8, shards=3)
     run(tmp_path / "raw", tmp_path / "ours", shard_size=150_000)
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 2
     run(tmp_path / "ours", tmp_path / "back", to="mistral", shard_size=200_000)
@@ -93,7 +110,8 @@ def test_ours_to_transformers_loads_in_its_own_classes(tmp_path: Path, name: str
     run(tmp_path / "ours", tmp_path / "hf", to="transformers", dtype="bfloat16")
     kind = Mistral3ForConditionalGeneration if "vision_encoder" in p else Mistral4ForCausalLM
     model, info = kind.from_pretrained(tmp_path / "hf", dtype=torch.float32, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     check_logits(model, p, raw)
     rule = "transformers" if p["yarn"]["apply_scale"] else None
     run(tmp_path / "hf", tmp_path / "again", softmax_scale=rule)
@@ -147,13 +165,17 @@ def _published_fp8(p: dict[str, Any], raw: rc.Tensors, state: rc.Tensors) -> rc.
     codes = rc.host_state(p, {k: v for k, v in raw.items() if k not in scales})
     out = dict(codes)
     for kind, suffix in (("qscale_weight", "weight_scale_inv"), ("qscale_act", "activation_scale")):
-        stand_in = {k.replace(kind, "weight"): v for k, v in scales.items() if k.endswith(kind) and ".experts." not in k}
+        stand_in = {
+            k.replace(kind, "weight"): v for k, v in scales.items() if k.endswith(kind) and ".experts." not in k
+        }
         for name, value in rc.host_state(p | {"n_layers": 0}, stand_in).items():
             out[name.replace(".weight", f".{suffix}")] = value
     for i in range(p["n_layers"]):
         base, experts = f"model.language_model.layers.{i}.mlp.experts", range(p["moe"]["num_experts"])
         for name, w in (("gate_up_proj", "w1"), ("down_proj", "w2")):
-            per_expert = [[raw[f"layers.{i}.experts.{e}.{w}.{k}"] for e in experts] for k in ("qscale_weight", "qscale_act")]
+            per_expert = [
+                [raw[f"layers.{i}.experts.{e}.{w}.{k}"] for e in experts] for k in ("qscale_weight", "qscale_act")
+            ]
             out[f"{base}.{name}_scale_inv"] = torch.stack(per_expert[0]).view(-1, 1, 1)
             out[f"{base}.{name}_activation_scale"] = torch.stack(per_expert[1])
     assert state.keys() <= out.keys()
@@ -162,7 +184,10 @@ def _published_fp8(p: dict[str, Any], raw: rc.Tensors, state: rc.Tensors) -> rc.
 
 def shared_scales(raw: rc.Tensors) -> rc.Tensors:
     """The same FP8 codes, with the up projection's scales set to those of the gate."""
-    return {k: raw[k.replace(".w3.", ".w1.")] if ".experts." in k and ".w3.qscale" in k and ".shared" not in k else v for k, v in raw.items()}
+    return {
+        k: raw[k.replace(".w3.", ".w1.")] if ".experts." in k and ".w3.qscale" in k and ".shared" not in k else v
+        for k, v in raw.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["released", "text only"])
@@ -193,7 +218,9 @@ def test_published_fp8_folder_loads_with_expert_scales(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fp8_folder_of_ours_loads_announced_and_saves_plain(tmp_path: Path, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+def test_fp8_folder_of_ours_loads_announced_and_saves_plain(
+    tmp_path: Path, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
     p, raw = raw_case(tmp_path / "raw", seed=7, fp8=True)
     run(tmp_path / "raw", tmp_path / "ours")
     stored = rc.read_all(tmp_path / "ours")
@@ -208,7 +235,8 @@ def test_fp8_folder_of_ours_loads_announced_and_saves_plain(tmp_path: Path, dtyp
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     model.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert "quantization_config" not in config and "auto_map" not in config
+    assert "quantization_config" not in config
+    assert "auto_map" not in config
     saved = rc.read_all(tmp_path / "saved")
     assert {tensor.dtype for tensor in saved.values()} == {dtype}
     rc.same_bits(saved, {k: v.detach() for k, v in model.state_dict().items()})
@@ -254,7 +282,8 @@ def test_fp8_is_dequantised_as_the_release_does(tmp_path: Path, to: str, dtype: 
         assert "quantization" not in json.loads((tmp_path / "out" / "params.json").read_text())
     else:
         config = json.loads((tmp_path / "out" / "config.json").read_text())
-        assert "quantization_config" not in config and config["dtype"] == dtype
+        assert "quantization_config" not in config
+        assert config["dtype"] == dtype
 
 
 @pytest.mark.parametrize("to", ["small4", "mistral"])
@@ -288,8 +317,10 @@ def test_params_follow_a_changed_configuration(tmp_path: Path) -> None:
     (tmp_path / "ours" / "config.json").write_text(json.dumps(config))
     run(tmp_path / "ours", tmp_path / "back", to="mistral")
     written = json.loads((tmp_path / "back" / "params.json").read_text())
-    assert written["yarn"]["apply_scale"] is True and written["norm_eps"] == 1e-5
-    assert written["moe"]["renorm_strategy"] == "WEIGHTS" and written["vision_encoder"]["max_image_size"] == 98
+    assert written["yarn"]["apply_scale"] is True
+    assert written["norm_eps"] == 1e-5
+    assert written["moe"]["renorm_strategy"] == "WEIGHTS"
+    assert written["vision_encoder"]["max_image_size"] == 98
     assert written | {"yarn": p["yarn"], "norm_eps": p["norm_eps"]} == p
 
 
@@ -341,7 +372,9 @@ def test_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert convert_main([str(tmp_path / "raw"), str(tmp_path / "a")]) == 0
     shown = capsys.readouterr()
     assert "72 tensors" in shown.out or "tensors, " in shown.out
-    assert "softmax scale: released" in shown.out and "peak memory" in shown.out and not shown.err
+    assert "softmax scale: released" in shown.out
+    assert "peak memory" in shown.out
+    assert not shown.err
     assert convert_main([str(tmp_path / "raw"), str(tmp_path / "b"), "--to", "mistral", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary.keys() == {"tensors", "bytes", "seconds", "peak_rss_bytes"}
@@ -349,7 +382,10 @@ def test_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert summary["bytes"] == sum(t.numel() * t.element_size() for t in raw.values())
 
 
-@pytest.mark.parametrize("arguments", [[], ["only-one"], ["a", "b", "--to", "gguf"], ["a", "b", "--dtype", "int4"], ["a", "b", "--shard-size", "big"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["only-one"], ["a", "b", "--to", "gguf"], ["a", "b", "--dtype", "int4"], ["a", "b", "--shard-size", "big"]],
+)
 def test_wrong_usage_is_status_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as status:
         convert_main(arguments)

@@ -9,16 +9,21 @@ from pathlib import Path
 import pytest
 import raw_checkpoint as rc
 from hub_server import serve
-from test_conversion_damage import refused
-
 from small4_conversion.convert import Options, convert
 from small4_conversion.verify import compare
+from test_conversion_damage import refused
 
 
 def command(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the converter with its own Hub cache and endpoint."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*", "no_proxy": "*"}
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+    }
     line = [sys.executable, "-m", "small4_conversion", *arguments]
     return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120)
 
@@ -37,7 +42,12 @@ def test_repository_with_both_layouts(tmp_path: Path) -> None:
         done = command(endpoint, tmp_path / "home", "lab/small", str(tmp_path / "dst"))
         assert done.returncode == 0, done.stderr
         assert not done.stderr
-    wanted = {"params.json", "tekken.json", "SYSTEM_PROMPT.txt", *(f"consolidated-0000{i}-of-00002.safetensors" for i in (1, 2))}
+    wanted = {
+        "params.json",
+        "tekken.json",
+        "SYSTEM_PROMPT.txt",
+        *(f"consolidated-0000{i}-of-00002.safetensors" for i in (1, 2)),
+    }
     assert sorted(downloaded) == sorted(wanted)
     assert not compare(repository, tmp_path / "dst")[1]
 
@@ -45,18 +55,24 @@ def test_repository_with_both_layouts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_repository_in_our_layout_and_none_at_all(tmp_path: Path) -> None:
     p = rc.params(vision=False)
-    convert(rc.write_raw(tmp_path / "raw", p, rc.weights(p)), tmp_path / "ours", Options(shard_size=100_000, with_code=True))
+    convert(
+        rc.write_raw(tmp_path / "raw", p, rc.weights(p)), tmp_path / "ours", Options(shard_size=100_000, with_code=True)
+    )
     with serve("lab/ours", tmp_path / "ours") as (endpoint, downloaded):
         done = command(endpoint, tmp_path / "home", "lab/ours", str(tmp_path / "dst"), "--to", "mistral")
         assert done.returncode == 0, done.stderr
         assert not any(name.endswith(".py") for name in downloaded)
         done = command(endpoint, tmp_path / "home", "lab/other", str(tmp_path / "none"))
-        assert done.returncode == 1 and done.stderr.count("\n") == 1
-        assert "lab/other" in done.stderr and "no such repository" in done.stderr
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert "lab/other" in done.stderr
+        assert "no such repository" in done.stderr
     rc.same_bits(rc.read_all(tmp_path / "dst"), rc.weights(p))
 
 
-def test_a_network_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("[Errno 111]\nConnection refused")
 

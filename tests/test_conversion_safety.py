@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import raw_checkpoint as rc
-from test_conversion_damage import refused
-
-from small4_conversion import checkpoint, convert as convert_module
+from small4_conversion import checkpoint
+from small4_conversion import convert as convert_module
 from small4_conversion.__main__ import main
 from small4_conversion.convert import Options, convert
+from test_conversion_damage import refused
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,8 @@ def test_a_destination_being_written_is_refused(raw: Path, tmp_path: Path, capsy
     assert (partial / "model.safetensors").read_text() == "from the other run"
     os.close(descriptor)  # as if that run had died: what it left is cleared away
     assert main([str(raw), str(tmp_path / "dst")]) == 0
-    assert entries(tmp_path) == ["dst"] and (tmp_path / "dst" / "model.safetensors").stat().st_size > 1e6
+    assert entries(tmp_path) == ["dst"]
+    assert (tmp_path / "dst" / "model.safetensors").stat().st_size > 1e6
 
 
 def test_full_disk_is_reported_and_leaves_nothing(
@@ -136,7 +137,9 @@ def test_full_disk_is_reported_and_leaves_nothing(
 def test_too_little_space_is_refused_before_writing(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(
+        convert_module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
+    )
     refused([str(raw), str(tmp_path / "dst")], capsys, "needs", "free")
     assert entries(tmp_path) == []
 
@@ -148,7 +151,8 @@ def test_a_write_that_the_system_stops(raw: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "small4_conversion", str(raw), str(tmp_path / "dst")]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1
-    assert "File too large" in done.stderr and done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert entries(tmp_path) == []
 
 
@@ -161,7 +165,8 @@ def test_existing_destinations(raw: Path, tmp_path: Path, capsys: pytest.Capture
     refused([str(raw), str(target)], capsys, "exists already", "--overwrite")
     assert digest(target) == first
     assert main([str(raw), str(target), "--to", "mistral", "--overwrite"]) == 0
-    assert (target / "params.json").exists() and not (target / "config.json").exists()
+    assert (target / "params.json").exists()
+    assert not (target / "config.json").exists()
     capsys.readouterr()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_text("cat")
@@ -193,7 +198,8 @@ def test_a_failed_overwrite_keeps_the_former_folder(
 
     monkeypatch.setattr(checkpoint.os, "write", broken)
     refused([str(raw), str(tmp_path / "dst"), "--overwrite"], capsys, "Input/output error")
-    assert digest(tmp_path / "dst") == before and entries(tmp_path) == ["dst"]
+    assert digest(tmp_path / "dst") == before
+    assert entries(tmp_path) == ["dst"]
 
 
 def test_a_swap_killed_half_way_is_made_good(raw: Path, tmp_path: Path) -> None:
@@ -208,10 +214,21 @@ def test_a_swap_killed_half_way_is_made_good(raw: Path, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     peaks = []
     for name, experts, width in (("small", 4, 64), ("large", 32, 1024)):
-        p = rc.fp8_params(rc.params(vision=False, dim=512, n_layers=2, moe={"num_experts": experts, "expert_hidden_dim": width}))
+        p = rc.fp8_params(
+            rc.params(vision=False, dim=512, n_layers=2, moe={"num_experts": experts, "expert_hidden_dim": width})
+        )
         rc.write_raw(tmp_path / name, p, rc.to_fp8(rc.weights(p)))
         for options in (["--to", "small4"], ["--dtype", "float32"]):
-            command = [sys.executable, "-m", "small4_conversion", str(tmp_path / name), str(tmp_path / "out"), "--json", "--overwrite", *options]
+            command = [
+                sys.executable,
+                "-m",
+                "small4_conversion",
+                str(tmp_path / name),
+                str(tmp_path / "out"),
+                "--json",
+                "--overwrite",
+                *options,
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             summary = json.loads(done.stdout)
             peaks.append(summary["peak_rss_bytes"])

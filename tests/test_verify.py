@@ -9,7 +9,6 @@ import pytest
 import raw_checkpoint as rc
 import torch
 from safetensors.torch import load_file, save_file
-
 from small4_conversion import verify
 from small4_conversion.convert import Options, convert
 
@@ -35,13 +34,17 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16", "float32"])
 @pytest.mark.parametrize("to", ["small4", "transformers", "mistral"])
-def test_every_form_of_one_model_is_equal(folders: Path, to: str, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_form_of_one_model_is_equal(
+    folders: Path, to: str, dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for a, b in ((folders / "raw", folders / f"{to}-{dtype}"), (folders / f"{to}-{dtype}", folders / "small4-keep")):
         status, out, err = run(capsys, a, b, "--json")
         assert json.loads(out) == {"equal": True, "differences": []}
-        assert status == 0 and not err
+        assert status == 0
+        assert not err
     status, out, _ = run(capsys, folders / "raw", folders / f"{to}-{dtype}")
-    assert status == 0 and out.startswith("equal: ")
+    assert status == 0
+    assert out.startswith("equal: ")
 
 
 def altered(folders: Path, tmp_path: Path, name: str, tensor: str, change: str) -> Path:
@@ -73,29 +76,38 @@ QUERY = "model.vision_tower.transformer.layers.1.attention.q_proj.weight"
 
 
 @pytest.mark.parametrize("tensor", [HEAD, EXPERTS, QUERY])
-def test_a_changed_value_is_found_and_measured(folders: Path, tmp_path: Path, tensor: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_value_is_found_and_measured(
+    folders: Path, tmp_path: Path, tensor: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = altered(folders, tmp_path, "small4-float32", tensor, "add")
     for first in ("small4-float32", "transformers-bfloat16", "small4-keep"):
         status, out, _ = run(capsys, folders / first, other, "--json")
         result = json.loads(out)
-        assert status == 1 and result["equal"] is False
+        assert status == 1
+        assert result["equal"] is False
         assert [d["tensor"] for d in result["differences"]] == [tensor]
         assert result["differences"][0]["max_abs"] == pytest.approx(2.0, abs=1e-6)
     status, out, _ = run(capsys, folders / "raw", other, "--json")
-    assert status == 1 and len(json.loads(out)["differences"]) == 1
+    assert status == 1
+    assert len(json.loads(out)["differences"]) == 1
     status, out, _ = run(capsys, folders / "small4-float32", other)
-    assert status == 1 and tensor in out and "1 tensors differ" in out
+    assert status == 1
+    assert tensor in out
+    assert "1 tensors differ" in out
 
 
 @pytest.mark.parametrize(
     ("change", "reason"), [("drop", "missing"), ("reshape", "shape"), ("nan", "values differ"), ("extra", "not part")]
 )
-def test_other_differences(folders: Path, tmp_path: Path, change: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_differences(
+    folders: Path, tmp_path: Path, change: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = altered(folders, tmp_path, "small4-bfloat16", HEAD, change)
     for a, b in ((folders / "small4-bfloat16", other), (other, folders / "small4-bfloat16")):
         status, out, _ = run(capsys, a, b, "--json")
         (difference,) = json.loads(out)["differences"]
-        assert status == 1 and difference["max_abs"] is None
+        assert status == 1
+        assert difference["max_abs"] is None
         assert difference["tensor"] == ("surplus.weight" if change == "extra" else HEAD)
         assert reason in difference["reason"] or (change == "reshape" and "missing" in difference["reason"])
 
@@ -109,7 +121,9 @@ def test_scales_count(tmp_path: Path, folders: Path, capsys: pytest.CaptureFixtu
         rc.write_raw(tmp_path / scale, p, raw)
         status, out, _ = run(capsys, folders / "raw", tmp_path / scale, "--json")
         (difference,) = json.loads(out)["differences"]
-        assert status == 1 and reason in difference["reason"] and difference["max_abs"] > 0
+        assert status == 1
+        assert reason in difference["reason"]
+        assert difference["max_abs"] > 0
 
 
 def test_models_of_different_size(tmp_path: Path, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,11 +140,18 @@ def test_tied_and_written_out_heads_are_equal(tmp_path: Path, capsys: pytest.Cap
     p = rc.params(vision=False, tied_embeddings=True)
     raw = rc.weights(p)
     rc.write_raw(tmp_path / "tied", p, raw)
-    rc.write_raw(tmp_path / "untied", p | {"tied_embeddings": False}, raw | {"output.weight": raw["tok_embeddings.weight"].clone()})
+    rc.write_raw(
+        tmp_path / "untied",
+        p | {"tied_embeddings": False},
+        raw | {"output.weight": raw["tok_embeddings.weight"].clone()},
+    )
     assert run(capsys, tmp_path / "tied", tmp_path / "untied")[0] == 0
     assert run(capsys, tmp_path / "untied", tmp_path / "tied")[0] == 0
 
 
 def test_no_checkpoint_is_one_line(tmp_path: Path, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, folders / "raw", tmp_path / "none")
-    assert status == 1 and not out and err.count("\n") == 1 and "none" in err
+    assert status == 1
+    assert not out
+    assert err.count("\n") == 1
+    assert "none" in err
