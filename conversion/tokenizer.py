@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from small4_conversion.chat_template import RESPONSE_TEMPLATE, chat_template
 from tokenizers import Tokenizer, processors
 from transformers.integrations.mistral.tokenizer import MistralConverter
 
@@ -15,7 +16,6 @@ from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import BOS, EOS, PAD, REASONING_MODES, REASONING_TOKENS, UNK, settings_text
 from modeling_small4.tokenization_small4 import Small4Tokenizer
-from small4_conversion.chat_template import RESPONSE_TEMPLATE, chat_template
 
 VERSION = "v15"
 
