@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 CHUNK = 8 << 20  # bytes held at a time while copying
@@ -202,6 +203,13 @@ class Reader:
             piece = buffer[: min(CHUNK, stored.nbytes - offset)]
             self.into(piece, stored, offset)
             yield piece
+
+    def same_bytes(self, one: Stored, other: Stored) -> bool:
+        """Whether two pieces of equal dtype hold the same bytes."""
+        if (one.dtype, one.count) != (other.dtype, other.count):
+            return False
+        pairs = zip(self.stream(one), self.stream(other), strict=True)
+        return all(np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)) for a, b in pairs)
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
