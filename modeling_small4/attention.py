@@ -235,12 +235,16 @@ def _block_mask(mask: torch.Tensor) -> BlockMask:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """True when `module.weight` is all there is to it: no adapter, quantiser, shard, offload hook or other wrapper in between."""
+    """True when `module.weight` is all there is to it: no adapter, quantiser, shard, offload hook or other wrapper in between.
+
+    accelerate's hook on a layer whose weights stay on its device only moves inputs there, so it does not count.
+    """
+    wrapped = "forward" in module.__dict__ and getattr(getattr(module, "_hf_hook", None), "offload", True)
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
         and module.weight.is_floating_point()
         and not module.weight.is_meta
-        and "forward" not in module.__dict__
+        and not wrapped
         and not (module._forward_hooks or module._forward_pre_hooks)
     )

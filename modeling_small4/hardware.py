@@ -23,9 +23,9 @@ GPUS: dict[str, tuple[int, float]] = {
     "MI300X": (196592, 0.0),
 }
 NODES = {"DGX-A100": (8, "A100"), "DGX-H100": (8, "H100"), "DGX-H200": (8, "H200"), "DGX-B200": (8, "B200")}
-UNITS = {"GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
+UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
 GPU_SHARE, RAM_SHARE = 0.9, 0.85  # the rest: driver, kernels' workspace, fragmentation; the operating system
-_SIZE = r"(\d+(?:\.\d+)?)\s*(GB|GIB|TB|TIB)"
+_SIZE = r"(\d+(?:\.\d+)?)\s*([MGT]I?B)"
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,9 @@ def _as_plan(
     machine: Machine, request: Request, held: str, units: list[_Unit], homes: list[Device], work: int, visiting: int = 0
 ) -> Plan:
     """Add up what each device holds, and write the device_map."""
+    # A tied head has no weights of its own and must be where the embedding is.
+    embedding = next(home for unit, home in zip(units, homes, strict=True) if unit.name.endswith("embed_tokens"))
+    homes = [home if unit.weights else embedding for unit, home in zip(units, homes, strict=True)]
     devices = [*machine.gpus, *(d for d in (machine.ram, machine.disk) if d and (d in homes or not machine.gpus))]
     runs = [d for d in devices if d.name not in ("cpu", "disk")] or devices[:1]
     loads = []
