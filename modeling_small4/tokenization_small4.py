@@ -15,6 +15,7 @@ from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import logging
 
+from .ascii_words import AsciiWords
 from .chat import Piece, lay_out
 from .reasoning import BOS, END_INST, END_TOOL_RESULTS, IMG, PAD, check_reasoning_mode, resolve_reasoning_mode
 from .responses import MarkSplitter, ResponseReader
@@ -259,6 +260,15 @@ class Small4Tokenizer(TokenizersBackend):
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain texts, each encoded on its own; none is ever a control id, whatever the texts spell."""
+        out = [self._ascii.encode(text) for text in texts]
+        missing = [index for index, ids in enumerate(out) if ids is None]
+        for index, ids in zip(missing, self._encode_any([texts[index] for index in missing]), strict=True):
+            out[index] = ids
+        return [ids for ids in out if ids is not None]
+
+    def _encode_any(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
         try:
             encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):  # half of a surrogate pair: it becomes U+FFFD
@@ -268,6 +278,19 @@ class Small4Tokenizer(TokenizersBackend):
         if any(not self.control_tokens.keys().isdisjoint(ids) for ids in out):
             out = [encoding.ids for encoding in self._strict.encode_batch_fast(list(texts), add_special_tokens=False)]
         return out
+
+    @cached_property
+    def _ascii(self) -> AsciiWords:
+        splits = json.loads(self._tokenizer.to_str())["pre_tokenizer"]["pretokenizers"]
+        return AsciiWords(splits[0]["pattern"]["Regex"], self._word_ids)
+
+    def _word_ids(self, word: str) -> list[int]:
+        """Ids of one ASCII word that is not to be split again."""
+        shown = word.translate({byte: character for character, byte in self._byte_of.items()})
+        ids = [token.id for token in self._plain.model.tokenize(shown)]
+        if not self.control_tokens.keys().isdisjoint(ids):
+            ids = [token.id for token in self._strict.model.tokenize(shown)]
+        return ids
 
     @cached_property
     def _plain(self) -> Tokenizer:

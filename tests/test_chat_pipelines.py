@@ -1,6 +1,5 @@
 """What the two generation pipelines give the model: the processor's ids, with tools, modes, images and hostile text."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-import modeling_small4  # noqa: F401  (registers the classes)
+import modeling_small4
 from modeling_small4.images import ImageAccess
 from modeling_small4.processing_small4 import Small4Processor
 from tests.tekken_files import CONTROL
@@ -36,7 +35,7 @@ def processor(folder: Path) -> Small4Processor:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch, processor: Small4Processor) -> Iterator[dict[str, Any]]:
+def scripted(monkeypatch: pytest.MonkeyPatch, processor: Small4Processor) -> dict[str, Any]:
     """Replaces `generate` by one that notes its inputs and answers what `answer` says."""
     seen: dict[str, Any] = {}
 
@@ -49,7 +48,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, processor: Small4Processor) -> Ite
     text = processor.tokenizer.encode_texts(["a[/THINK]b", "[TOOL_CALLS]f[ARGS]{}é", "f", '{"x": 1}'])
     marks = [CONTROL[mark] for mark in ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]", "</s>")]
     seen["answer"] = [marks[0], *text[0], marks[1], *text[1], marks[2], *text[2], marks[3], *text[3], marks[4]]
-    yield seen
+    return seen
 
 
 def check_answer(message: dict[str, Any]) -> None:
