@@ -83,13 +83,17 @@ def dataset(split: str, count: int, seed: int, **draw: Any) -> Dataset:
 
 def corpus(rng: random.Random) -> Iterator[str]:
     """Text to learn a vocabulary from: questions, thoughts, answers and settings, as they occur in training rows."""
-    source = rows("train", rng.randrange(2**32), tasks={"arithmetic": 0.5, "picture": 0.3, "talk": 0.2})
-    for _ in range(6000):
+    source = rows("train", rng.randrange(2**32), tasks={"arithmetic": 0.7, "talk": 0.3})
+    for _ in range(4000):
         row = next(source)
         yield f'{{"reasoning_effort": "{row["mode"]}"}}'
         for message in row["messages"]:
             yield message["content"]
             yield message["reasoning_content"] or ""
+    for _ in range(20):
+        yield from (*pictures.ASK_BOTH, *pictures.ASK_COLOUR, *pictures.ASK_SHAPE)
+        for colour in pictures.COLOURS:
+            yield from (f"a {colour} {shape}\ncolour: {colour}\nshape: {shape}" for shape in pictures.SHAPES)
 
 
 def _turns(task: str, split: str, rng: random.Random, easy: bool = False) -> tuple[str, list[dict[str, Any]], str, Any]:

@@ -14,7 +14,7 @@ Colour = tuple[int, int, int]
 SHAPES = ("circle", "square", "triangle", "star")
 # Each name covers a small family of colours; a picture draws one of them and moves it a little.
 COLOURS: dict[str, tuple[Colour, ...]] = {
-    "red": ((255, 0, 0), (220, 20, 30), (200, 0, 0)),
+    "red": ((255, 0, 0), (230, 20, 30), (210, 0, 0)),
     "green": ((0, 128, 0), (0, 255, 0), (40, 170, 60)),
     "blue": ((0, 0, 255), (30, 60, 220), (30, 100, 240)),
     "yellow": ((255, 255, 0), (255, 225, 30), (240, 220, 0)),
@@ -83,7 +83,7 @@ def draw_scene(rng: random.Random) -> Scene:
     paint = _near(rng.choice(COLOURS[colour]), 12, rng)
     background = _background(paint, plain, rng)
     side = min(width, height)
-    radius = rng.uniform(0.3, 0.49) * side if plain or rng.random() < 0.5 else rng.uniform(0.17, 0.35) * side
+    radius = rng.uniform(0.3, 0.49) * side if plain or rng.random() < 0.5 else rng.uniform(0.2, 0.35) * side
     centre = (rng.uniform(radius, width - radius), rng.uniform(radius, height - radius))
     if plain:
         centre = (0.2 * centre[0] + 0.4 * width, 0.2 * centre[1] + 0.4 * height)
@@ -133,7 +133,8 @@ def _canvas(rng: random.Random) -> tuple[int, int]:
     if rng.random() < 0.4:
         side = rng.choice((48, 56, 64, 64, 80, 96, 100, 112, 128, 160, 200, 224, 256))
         return side, side
-    return rng.randint(48, 420), rng.randint(48, 320)
+    width = rng.randint(48, 420)
+    return width, round(width * rng.uniform(0.5, 1.6))
 
 
 def _background(paint: Colour, plain: bool, rng: random.Random) -> Colour:

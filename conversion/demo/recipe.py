@@ -48,7 +48,7 @@ class Recipe:
     text: Stage = Stage(tasks={"arithmetic": 0.95, "talk": 0.05}, rows=50_000, steps=800)
     looking: Looking = Looking()
     joint: Stage = Stage(
-        tasks={"arithmetic": 0.74, "picture": 0.22, "talk": 0.04}, rows=60_000, steps=1200, decay_steps=500
+        tasks={"arithmetic": 0.74, "picture": 0.22, "talk": 0.04}, rows=60_000, steps=1700, decay_steps=700
     )
     seed: int = 0
 
