@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.modeling_utils import PreTrainedModel
 
+from .pipeline import distribute
 from .quantization import finish_loading, prepare_loading
 
 SHOWN = 8
@@ -36,6 +37,11 @@ class Small4LoadingMixin:
         if not self.is_remote_code():  # type: ignore[attr-defined]
             self.config.auto_map = {}  # type: ignore[attr-defined]
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
+        """transformers' cut of a model over processes, pipeline stages included."""
+        return distribute(super().maybe_distribute_model, model, distributed_config, mesh_manager)  # type: ignore[misc]
 
     @staticmethod
     def _load_pretrained_model(
