@@ -42,19 +42,19 @@ def test_public_names() -> None:
     assert all(hasattr(modeling_small4, name) for name in PUBLIC)
 
 
-def test_flags_of_the_command_line() -> None:
-    words = ["PROMPT", "--model", "--image", "--reasoning-mode", "--max-new-tokens", "--max-thinking-tokens", "--seed"]
-    usage = cli._parser("generate").parse_args(
-        [word for flag in words[1:] for word in (["generate", "x"] if flag == "--model" else []) + [flag, VALUES[flag]]]
-        + ["--json"]
-    )
-    assert set(vars(usage)) - {"run"} == {word.strip("-").replace("-", "_").lower() for word in [*words, "--json"]}
-
-
-VALUES = {
+FLAGS = {
     "--model": "folder", "--image": "file", "--reasoning-mode": "high", "--max-new-tokens": "1",
     "--max-thinking-tokens": "0", "--seed": "3",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["generate", "PROMPT"], ["chat"]])
+def test_flags_of_the_command_line(words: list[str]) -> None:
+    parser = cli._parser(words[0])
+    given = [word for flag in FLAGS.items() for word in flag]
+    found = set(vars(parser.parse_args([*words, *given, "--json"]))) - {"run"}
+    names = {flag.removeprefix("--").replace("-", "_") for flag in [*FLAGS, "--json"]}
+    assert found == names | {word.lower() for word in words[1:]}
 
 
 def _imports(file: Path) -> set[str]:
