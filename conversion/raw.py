@@ -134,6 +134,8 @@ def params_from_config(config: Small4Config, original: dict[str, Any] | None, fi
     for field, value in _UNSAID + (_UNSAID_VISION if vision else ()):
         if _of(config, field) != value:
             raise CheckpointError(f"{file}: {field} is {_of(config, field)!r}; the raw layout can only say {value!r}")
+    if config.text_config.rope_parameters.get("truncate") is False:
+        raise CheckpointError(f"{file}: rope_parameters.truncate is False; the raw layout has no key for it")
     if vision and config.vision_feature_layer not in (-1, config.vision_config.num_hidden_layers):
         raise CheckpointError(
             f"{file}: vision_feature_layer is {config.vision_feature_layer}; the raw layout can only say -1"

@@ -22,6 +22,8 @@ _TEXT_FIELDS = (
     *("initializer_range", "rms_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id", "attention_bias"),
     *("attention_dropout",),
 )
+# Where PixtralVisionConfig's defaults, which a config.json may leave unsaid, are not ours.
+_PIXTRAL_DEFAULTS = {"image_size": 1024, "patch_size": 16, "hidden_act": "gelu"}
 _VISION_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size"),
     *("patch_size", "hidden_act", "attention_dropout", "initializer_range"),
@@ -52,7 +54,11 @@ def config_from_transformers(given: dict[str, Any], rule: str, has_head: bool, f
         raise CheckpointError(f"{file}: rope_parameters is {rope!r}, it must be an object")
     corrected, why = _softmax_rule(rope, rule, file)
     text = {**text, "softmax_scale_rule": "transformers" if corrected else "released"}
-    config = build_config({**given, "text_config": text} if "text_config" in given else text, file)
+    if "text_config" in given:
+        given = {**given, "text_config": text}
+        if isinstance(vision := given.get("vision_config"), dict):
+            given["vision_config"] = {**_PIXTRAL_DEFAULTS, **vision}
+    config = build_config(given if "text_config" in given else text, file)
     config.tie_word_embeddings = bool(
         given.get("tie_word_embeddings", given.get("model_type") == "mistral3" and not has_head)
     )

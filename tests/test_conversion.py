@@ -1,6 +1,7 @@
 """Conversion between the three layouts: logits against transformers' own classes, and round trips bit by bit."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from small4_conversion import verify
 from small4_conversion.__main__ import main as convert_main
 from small4_conversion.convert import Options, Summary, convert
+from small4_conversion.naming import fused_shape, leaves
 from tekken_files import write_tekken
 from transformers import (
     AutoModelForCausalLM,
@@ -20,8 +22,9 @@ from transformers import (
     Mistral4ForCausalLM,
     PreTrainedModel,
 )
+from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-from modeling_small4 import Small4ForCausalLM
+from modeling_small4 import Small4Config, Small4ForCausalLM
 
 CASES: dict[str, dict[str, Any]] = {
     "released": {},
@@ -324,6 +327,31 @@ def test_params_follow_a_changed_configuration(tmp_path: Path) -> None:
     assert written | {"yarn": p["yarn"], "norm_eps": p["norm_eps"]} == p
 
 
+def test_unsaid_vision_settings_are_those_of_pixtral(tmp_path: Path) -> None:
+    p = rc.params(tower={"patch_size": 16})
+    raw = rc.weights(p, seed=12)
+    published_folder(tmp_path / "hf", p, raw)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    for key in ("hidden_act", "patch_size", "image_size"):
+        del config["vision_config"][key]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    run(tmp_path / "hf", tmp_path / "ours")
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())["vision_config"]
+    assert (written["hidden_act"], written["patch_size"], written["image_size"]) == ("gelu", 16, 1024)
+
+
+def test_the_table_counts_the_release_exactly() -> None:
+    sizes = [math.prod(leaf.shape) for leaf in leaves(Small4Config())]
+    assert sum(sizes) == 119_401_298_944
+    text_only = [math.prod(leaf.shape) for leaf in leaves(Small4Config(vision_config=None))]
+    assert sum(text_only) == 118_972_826_624
+    fused: dict[str, int] = {}
+    for leaf in leaves(Small4Config()):
+        fused.setdefault(leaf.name, math.prod(fused_shape(leaf, 128)))
+    assert sum(fused.values()) == 119_401_298_944
+    assert len({leaf.raw for leaf in leaves(Small4Config())}) == len(sizes)
+
+
 def test_softmax_scale_of_transformers_folders_is_chosen_and_told(tmp_path: Path) -> None:
     p, raw = raw_case(tmp_path / "raw", "scaled", seed=10)
     run(tmp_path / "raw", tmp_path / "hf", to="transformers")
@@ -390,3 +418,19 @@ def test_wrong_usage_is_status_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as status:
         convert_main(arguments)
     assert status.value.code == 2
+
+
+@pytest.mark.parametrize("to", ["small4", "transformers"])
+def test_fp8_kept_for_devices_that_compute_in_it(tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers would not dequantise, its FP8 modules get the same codes and scales, and saving gives the same model."""
+    _, raw = raw_case(tmp_path / "raw", seed=13, fp8=True)
+    run(tmp_path / "raw", tmp_path / "fp8", to=to)
+    monkeypatch.setattr(FineGrainedFP8HfQuantizer, "validate_environment", lambda *_, **__: None)
+    model = Small4ForCausalLM.from_pretrained(tmp_path / "fp8")
+    experts = model.model.language_model.layers[1].mlp.experts
+    scales = [[raw[f"layers.1.experts.{e}.{w}.qscale_weight"] for w in ("w1", "w3")] for e in range(4)]
+    inputs = [max(raw[f"layers.1.experts.{e}.{w}.qscale_act"] for w in ("w1", "w3")) for e in range(4)]
+    assert torch.equal(experts.gate_up_proj_scale_inv, torch.tensor(scales)[..., None])
+    assert torch.equal(experts.gate_up_proj_activation_scale, torch.tensor(inputs))
+    model.save_pretrained(tmp_path / "saved")
+    assert equal(tmp_path / "raw", tmp_path / "saved")
