@@ -97,7 +97,10 @@ class Small4ImageProcessor(BaseImageProcessor):
         if not tensors:
             raise ValueError("There are no images to process.")
         sizes = torch.tensor([tensor.shape[1:] for tensor in tensors])
-        return BatchFeature({"pixel_values": _stack(tensors), "image_sizes": sizes}, tensor_type=return_tensors)
+        out = {"pixel_values": _stack(tensors), "image_sizes": sizes}
+        if return_tensors in ("pt", None):
+            return BatchFeature(out)
+        return BatchFeature({key: value.numpy() for key, value in out.items()}, tensor_type=return_tensors)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Images for one source or a nested list of them, under the same limits as everywhere."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-_WINDOW = 48  # about how many source samples a block looks at
-_LARGE = 4_000_000  # pixels
+_ROW_WINDOW, _COLUMN_WINDOW = 32, 64  # about how many source samples a block looks at
+_LARGE = 1_500_000  # pixels
 
 
 class _Block(NamedTuple):
@@ -45,37 +45,38 @@ def resample(image: Image.Image, size: tuple[int, int], mean: Sequence[float], s
     height, width = size
     # OpenCV takes another path for images narrower than its kernel, where positions are rounded to float32.
     single = min(image.width, image.height) < 4
-    rows = _axis(image.height, height, single)
-    middle = np.stack([_resize_rows(plane, rows, height) for plane in image.split()])
-    columns = _axis(image.width, width, single)
-    if columns.needed is not None:
-        middle = middle[:, :, columns.needed]
-    scale = (1 / (255 * np.array(std))).astype(np.float32).reshape(3, 1, 1)
+    rows = _axis(image.height, height, single, _ROW_WINDOW)
+    columns = _axis(image.width, width, single, _COLUMN_WINDOW)
+    scale = (1 / (255 * np.array(std))).astype(np.float32)
     out = np.empty((3, height, width), np.float32)
-    for begin, end, first, last, weights in columns.blocks:
-        np.matmul(middle[:, :, first:last], weights.T * scale, out=out[:, :, begin:end])
+    middle = np.empty((height, image.width), np.float32)  # used for one channel after the other
+    planes = image.split()
+    for channel in range(3):
+        if channel < len(planes):
+            _resize_rows(planes[channel], rows, middle)
+        source = middle if columns.needed is None else middle[:, columns.needed]
+        for begin, end, first, last, weights in columns.blocks:
+            np.matmul(source[:, first:last], weights.T * scale[channel], out=out[channel, :, begin:end])
     out -= (np.array(mean) / np.array(std)).astype(np.float32).reshape(3, 1, 1)
     return torch.from_numpy(out)
 
 
-def _resize_rows(plane: Image.Image, rows: _Axis, height: int) -> np.ndarray:
-    """One channel [source height, width] -> float32 [height, width]."""
+def _resize_rows(plane: Image.Image, rows: _Axis, out: np.ndarray) -> None:
+    """One channel, uint8 -> float32 `out` [target height, width]."""
     pixels = np.frombuffer(bytearray(plane.tobytes()), np.uint8).reshape(plane.height, plane.width)
     if rows.needed is not None:
         pixels = pixels[rows.needed]
-    out = np.empty((height, plane.width), np.float32)
     if pixels.size < _LARGE:
         for begin, end, first, last, weights in rows.blocks:
             np.matmul(weights, pixels[first:last].astype(np.float32), out=out[begin:end])
-        return out
+        return
     source, target = torch.from_numpy(pixels), torch.from_numpy(out)  # torch is the faster one for wide blocks
     for begin, end, first, last, weights in rows.blocks:
         torch.mm(torch.from_numpy(weights), source[first:last].float(), out=target[begin:end])
-    return out
 
 
 @lru_cache(maxsize=256)
-def _axis(source: int, target: int, single: bool) -> _Axis:
+def _axis(source: int, target: int, single: bool, window: int) -> _Axis:
     """The weights that take `source` samples to `target`."""
     index, weight = _taps(source, target, single)
     needed = None
@@ -83,15 +84,15 @@ def _axis(source: int, target: int, single: bool) -> _Axis:
         needed, index = np.unique(index, return_inverse=True)
         index = index.reshape(weight.shape)
         source = len(needed)
-    size = max(int(_WINDOW * target / source), 1)
+    size = max(window * target // source, 1)
     blocks = []
     for begin in range(0, target, size):
         end = min(begin + size, target)
-        window = index[:, begin:end]
-        first, last = int(window.min()), int(window.max()) + 1
+        seen = index[:, begin:end]
+        first, last = int(seen.min()), int(seen.max()) + 1
         dense = np.zeros((end - begin, last - first))
         for tap in range(4):
-            np.add.at(dense, (np.arange(end - begin), window[tap] - first), weight[tap, begin:end])
+            np.add.at(dense, (np.arange(end - begin), seen[tap] - first), weight[tap, begin:end])
         blocks.append(_Block(begin, end, first, last, dense.astype(np.float32)))
     return _Axis(needed, blocks)
 
