@@ -3,7 +3,9 @@
 Knows file names; what is in a tokenizer is the business of `tokenizer.py`.
 """
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -65,6 +67,8 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
         raise
     except Exception as error:  # the libraries that read it raise whatever they stumble over
         reason = " ".join(str(error).split())
+        if "os error 28" in reason:  # how the tokenizers library words a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise CheckpointError(
             reason if str(tekken) in reason else f"{tekken}: is no Tekken tokenizer ({reason})"
         ) from None

@@ -5,13 +5,15 @@ of a folder; names, tensors and configurations are the business of its neighbour
 """
 
 import argparse
+import errno
 import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,7 @@ def convert(
             note(remark)
         configuration = _configuration(source, options)
         _check_space(dst, sum(output.nbytes for output in outputs))
-        with new_folder(dst, options.overwrite) as partial:
+        with _full_disk_named(dst), new_folder(dst, options.overwrite) as partial:
             for name, content in configuration.items():
                 (partial / name).write_bytes(content)
             write_tokenizer(source, partial, options.to, note)
@@ -139,6 +141,18 @@ def convert(
                 copy_code(partial)
             written = _write_weights(partial, outputs, options, reader, progress)
     return Summary(written.tensors, written.bytes, time.perf_counter() - started, peak_rss_bytes())
+
+
+@contextmanager
+def _full_disk_named(dst: Path) -> Iterator[None]:
+    """A full disk is the destination's, whichever file the system names."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            at = f" at {Path(str(error.filename)).name}" if error.filename else ""
+            raise CheckpointError(f"{dst}: {error.strerror}{at}; what was written is removed again") from None
+        raise
 
 
 def _write_weights(
