@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
 
 from .chat import Piece, lay_out
 from .image_processing_small4 import Small4ImageProcessor, flatten
@@ -15,6 +16,8 @@ from .images import ImageAccess
 from .reasoning import BOS, IMG, IMG_BREAK, IMG_END
 from .responses import MarkSplitter
 from .tokenization_small4 import Prompt, Small4Tokenizer, is_batch
+
+logger = logging.get_logger(__name__)
 
 _CALL_OPTIONS = ("padding", "truncation", "max_length")
 
@@ -81,7 +84,6 @@ class Small4Processor(ProcessorMixin):
         """
         options = dict(processor_kwargs or {})
         options |= {key: kwargs.pop(key) for key in _CALL_OPTIONS if key in kwargs}
-        kwargs.pop("load_audio_from_video", None)
         if chat_template is not None and chat_template != self.chat_template:
             text = self.tokenizer.apply_chat_template(
                 conversation, tools, documents, chat_template, add_generation_prompt, continue_final_message,
@@ -112,6 +114,7 @@ class Small4Processor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         control_tokens: bool = False,
+        add_special_tokens: bool = True,
         return_tensors: str | None = "pt",
         image_access: ImageAccess | None = None,
         **kwargs: Any,
@@ -124,6 +127,8 @@ class Small4Processor(ProcessorMixin):
                 `apply_chat_template(tokenize=False)` returned, where `[IMG]` stands for each image.
             control_tokens: for experts: `text` is a raw prompt whose control tokens are recognised, whoever wrote
                 them, and in which each `[IMG]` is to be replaced by one image.
+            add_special_tokens: False leaves out the `<s>` that text without one is given.
+            padding, truncation, max_length: as in transformers.
 
         Raises:
             ValueError: as many images as places for them are needed.
@@ -139,13 +144,25 @@ class Small4Processor(ProcessorMixin):
                 raise ValueError(f"text must be a string or a list of strings, but holds {type(each).__name__}.")
         groups = self._group(images, len(texts))
         prompts = [self._text_pieces(each, group, control_tokens) for each, group in zip(texts, groups, strict=True)]
+        if not add_special_tokens:
+            prompts = [
+                pieces if isinstance(each, Prompt) or (each.startswith(BOS) and control_tokens) else pieces[1:]
+                for each, pieces in zip(texts, prompts, strict=True)
+            ]
         options = {key: kwargs.pop(key) for key in _CALL_OPTIONS if key in kwargs}
+        if kwargs:
+            logger.warning_once(f"Small4Processor has no arguments {sorted(kwargs)}; they are ignored.")
         return self._encode(prompts, images, image_access, batched, return_tensors, False, options)
 
     def _text_pieces(self, text: str, images: list[Any], control_tokens: bool) -> list[Piece]:
         if isinstance(text, Prompt):
             return text.pieces
         if not control_tokens:
+            if text.startswith(BOS):
+                logger.warning_once(
+                    f"A text beginning with {BOS} is encoded as plain text, control tokens and all. If it is a prompt that "
+                    "you wrote yourself, pass control_tokens=True."
+                )
             return [Piece("control", BOS), *[Piece("image", None) for _ in images], Piece("text", text)]
         pieces = []
         for is_control, value in MarkSplitter(self.tokenizer.control_ids).feed(text, final=True):

@@ -140,6 +140,7 @@ class Small4Tokenizer(TokenizersBackend):
         others = {key: value for key, value in others.items() if value is not None}
         thinking = others.pop("enable_thinking", None)
         others.pop("sanitize_control_tokens", None)  # always so
+        others.pop("load_audio_from_video", None)  # said by transformers' server whatever the model
         if others:
             logger.warning_once(f"The chat format has no variables {sorted(others)}; they are ignored.")
         asked = resolve_reasoning_mode(mode, effort)

@@ -137,6 +137,17 @@ def test_plain_text_is_never_control(processor: Small4Processor) -> None:
     assert processor.tokenizer.decode(ids).endswith("[INST] <s>[IMG] hi [/INST]</s>")
 
 
+def test_special_tokens_can_be_left_out(processor: Small4Processor) -> None:
+    for text, options, expected in (
+        ("a", {}, ["<s>", "a"]),
+        ("a", {"add_special_tokens": False}, ["a"]),
+        ("[INST]", {"control_tokens": True}, ["<s>", "[INST]"]),
+        ("[INST]", {"control_tokens": True, "add_special_tokens": False}, ["[INST]"]),
+        ("<s>[INST]", {"control_tokens": True, "add_special_tokens": False}, ["<s>", "[INST]"]),
+    ):
+        assert processor(text=text, **options)["input_ids"][0].tolist() == text_of(processor, *expected)
+
+
 def test_raw_prompts_for_experts(processor: Small4Processor) -> None:
     image = picture()
     content = [{"type": "image", "image": image}, {"type": "text", "text": "hi"}]
