@@ -434,3 +434,12 @@ def test_fp8_kept_for_devices_that_compute_in_it(tmp_path: Path, to: str, monkey
     assert torch.equal(experts.gate_up_proj_activation_scale, torch.tensor(inputs))
     model.save_pretrained(tmp_path / "saved")
     assert equal(tmp_path / "raw", tmp_path / "saved")
+
+
+def test_a_new_model_with_the_configuration_of_an_fp8_folder_is_saved_plain(tmp_path: Path) -> None:
+    raw_case(tmp_path / "raw", "text only", fp8=True)
+    run(tmp_path / "raw", tmp_path / "fp8")
+    model = Small4ForCausalLM(Small4Config.from_pretrained(tmp_path / "fp8"))
+    model.save_pretrained(tmp_path / "saved")
+    assert "quantization_config" not in (tmp_path / "saved" / "config.json").read_text()
+    rc.same_bits(rc.read_all(tmp_path / "saved"), {k: v.detach() for k, v in model.state_dict().items()})
