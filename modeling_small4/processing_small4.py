@@ -39,8 +39,6 @@ class Small4Processor(ProcessorMixin):
         self.image_token = IMG
         self.image_token_id = tokenizer.control_ids.get(IMG)
 
-    # -- prompts ----------------------------------------------------------------------------------------------------
-
     def apply_chat_template(  # type: ignore[override]
         self,
         conversation: Sequence[Any],
@@ -221,15 +219,11 @@ class Small4Processor(ProcessorMixin):
             raise ValueError("This checkpoint has no vision, so its processor takes no images.")
         return self.image_processor
 
-    # -- answers ----------------------------------------------------------------------------------------------------
-
     def parse_response(  # type: ignore[override]
         self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None
     ) -> Any:
         """An answer, ids or text, as a message; see `Small4Tokenizer.parse_response`."""
         return self.tokenizer.parse_response(response, schema, prefix=prefix, tools=tools)
-
-    # -- loading and saving -----------------------------------------------------------------------------------------
 
     @classmethod
     def _get_arguments_from_pretrained(

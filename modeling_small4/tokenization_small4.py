@@ -15,14 +15,13 @@ from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import logging
 
+from .answers import Decoded, Events, TokenReader, read, rows
 from .ascii_words import AsciiWords
 from .chat import Piece, lay_out
-from .reasoning import BOS, END_INST, END_TOOL_RESULTS, IMG, PAD, check_reasoning_mode, resolve_reasoning_mode
-from .responses import MarkSplitter, ResponseReader
+from .reasoning import IMG, check_reasoning_mode, resolve_reasoning_mode
+from .responses import MarkSplitter
 
 logger = logging.get_logger(__name__)
-
-_ANSWER_STARTS_AFTER = (END_INST, END_TOOL_RESULTS)
 
 
 class Prompt(str):
@@ -37,33 +36,6 @@ class Prompt(str):
         return prompt
 
 
-class Decoded(str):
-    """Decoded ids that still know which control tokens in them were ids and which are spelled out in text.
-
-    Pipelines decode first and parse then; this carries the difference through, also through their cutting off of the
-    prompt. `events` is as in `Small4Tokenizer.events`.
-    """
-
-    events: list[tuple[bool, str]]
-
-    @classmethod
-    def of(cls, text: str, events: list[tuple[bool, str]]) -> "Decoded":
-        decoded = cls(text)
-        decoded.events = events
-        return decoded
-
-    def __getitem__(self, key: Any) -> str:
-        text = super().__getitem__(key)
-        if not isinstance(key, slice) or key.stop is not None or key.step is not None:
-            return text
-        skip, rest = len(self) - len(text), []
-        for is_control, value in self.events:
-            if skip < len(value):
-                rest.append((is_control and not skip, value[skip:]))
-            skip = max(skip - len(value), 0)
-        return Decoded.of(text, rest)
-
-
 class Small4Tokenizer(TokenizersBackend):
     """Tekken tokenizer of Mistral Small 4.
 
@@ -73,8 +45,6 @@ class Small4Tokenizer(TokenizersBackend):
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
-
-    # -- chats ------------------------------------------------------------------------------------------------------
 
     def apply_chat_template(  # type: ignore[override]
         self,
@@ -241,8 +211,6 @@ class Small4Tokenizer(TokenizersBackend):
         known = {key: kwargs[key] for key in ("padding", "truncation", "max_length", "return_tensors") if key in kwargs}
         return self.collate(encoded, **known, batched=not isinstance(text, str))
 
-    # -- ids --------------------------------------------------------------------------------------------------------
-
     @cached_property
     def control_ids(self) -> dict[str, int]:
         """Control token -> id."""
@@ -331,8 +299,6 @@ class Small4Tokenizer(TokenizersBackend):
         events = [(control, v if control else v.decode("utf-8", "replace")) for control, v in self.events(ids)]
         return Decoded.of(text, events) if "".join(value for _, value in events) == text else text
 
-    # -- answers ----------------------------------------------------------------------------------------------------
-
     def parse_response(self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None) -> Any:
         """Reads what the model generated into a message: `role`, `reasoning_content`, `content`, `tool_calls`.
 
@@ -350,37 +316,26 @@ class Small4Tokenizer(TokenizersBackend):
         """
         if schema is not None and schema != self.response_template:
             return super().parse_response(response, schema, prefix=prefix, tools=tools)
-        answers, batched = _rows(response)
-        prefixes, _ = _rows(prefix) if prefix is not None and len(prefix) else ([None], False)
+        answers, batched = rows(response)
+        prefixes, _ = rows(prefix) if prefix is not None and len(prefix) else ([None], False)
         if len(prefixes) == 1:
             prefixes = prefixes * len(answers)
         if len(prefixes) != len(answers):
             raise ValueError(f"There are {len(answers)} answers but {len(prefixes)} prefixes; give one or as many.")
-        messages = [self._read(answer, start) for answer, start in zip(answers, prefixes, strict=True)]
+        messages = [read(self, answer, start) for answer, start in zip(answers, prefixes, strict=True)]
         return messages if batched else messages[0]
 
-    def response_reader(self, prefix: Any = None) -> "TokenReader":
+    def response_reader(self, prefix: Any = None) -> TokenReader:
         """A reader to be fed with ids or text as they are generated, for streaming."""
         return TokenReader(self, prefix)
 
-    def _read(self, answer: Any, prefix: Any) -> dict[str, Any]:
-        if prefix is None:
-            answer = self.events(answer)
-            while answer and answer[0] == (True, PAD):
-                answer = answer[1:]
-            if answer and answer[0] == (True, BOS):  # a whole sequence, prompt and answer
-                answer = answer[_answer_start(answer) :]
-        reader = TokenReader(self, prefix)
-        reader.feed(answer)
-        return reader.message()
-
-    def events(self, source: Any) -> list[tuple[bool, Any]]:
+    def events(self, source: Any) -> Events:
         """`(True, control token)` and `(False, text or bytes)` in order."""
         if isinstance(source, Decoded):
             return list(source.events)
         if isinstance(source, str):
             return MarkSplitter(self.control_ids).feed(source, final=True)
-        out: list[tuple[bool, Any]] = []
+        out: Events = []
         for index in source:
             token = self.control_tokens.get(index)
             if token is not None:
@@ -392,47 +347,6 @@ class Small4Tokenizer(TokenizersBackend):
         return out
 
 
-class TokenReader:
-    """Reads an answer while it is generated: `feed` with ids or decoded text returns `(channel, text)` pieces."""
-
-    def __init__(self, tokenizer: Small4Tokenizer, prefix: Any = None) -> None:
-        self._tokenizer = tokenizer
-        self._reader = ResponseReader()
-        self._splitter = MarkSplitter(tokenizer.control_ids)
-        if prefix is not None and len(prefix):
-            events = tokenizer.events(_rows(prefix)[0][0])
-            start = _answer_start(events)
-            self._take(events[start:] if start else [])
-
-    def feed(self, source: Any) -> list[tuple[str, str]]:
-        """Takes ids (list, array, tensor) or text."""
-        if isinstance(source, Decoded):
-            return self._take(source.events)
-        if isinstance(source, str):
-            return self._take(self._splitter.feed(source))
-        if isinstance(source, list) and source and isinstance(source[0], tuple):
-            return self._take(source)
-        return self._take(self._tokenizer.events(_rows(source)[0][0]))
-
-    def finish(self) -> list[tuple[str, str]]:
-        """What was held back because it could have been the beginning of a control token or character."""
-        return self._take(self._splitter.feed("", final=True)) + self._reader.flush()
-
-    def message(self) -> dict[str, Any]:
-        """The message read, as `parse_response` returns it."""
-        self.finish()
-        return self._reader.message()
-
-    def _take(self, events: list[tuple[bool, Any]]) -> list[tuple[str, str]]:
-        out: list[tuple[str, str]] = []
-        for is_control, value in events:
-            if is_control:
-                out += self._reader.control(value)
-            else:
-                out += self._reader.text(value) if isinstance(value, str) else self._reader.data(value)
-        return out
-
-
 def is_batch(conversation: Any) -> bool:
     """Whether this is a list of conversations, not one."""
     return (
@@ -441,25 +355,3 @@ def is_batch(conversation: Any) -> bool:
         and isinstance(conversation[0], Sequence)
         and not isinstance(conversation[0], (str, bytes, Mapping))
     )
-
-
-def _answer_start(events: list[tuple[bool, Any]]) -> int:
-    """Where the last turn of the assistant begins."""
-    after = [index for index, (is_control, value) in enumerate(events) if is_control and value in _ANSWER_STARTS_AFTER]
-    return after[-1] + 1 if after else 0
-
-
-def _rows(source: Any) -> tuple[list[Any], bool]:
-    """One answer or many -> a list of them, each text or a list of ids, and whether they were many."""
-    if isinstance(source, str):
-        return [source], False
-    if hasattr(source, "tolist"):
-        source = source.tolist()
-    if isinstance(source, int):
-        source = [source]
-    source = list(source)
-    if source and not isinstance(source[0], int):
-        return [
-            row.tolist() if hasattr(row, "tolist") else row if isinstance(row, str) else list(row) for row in source
-        ], True
-    return [source], False

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from mistral_common.exceptions import MistralCommonException
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-from small4_conversion.tokenizer import write_processor
+from small4_conversion.tokenizer import read_tokenizer, write_processor
 
 from modeling_small4.processing_small4 import Small4Processor
 from tests import chat_corpus
@@ -85,3 +86,34 @@ def test_what_mistral_common_refuses_is_refused(
         else:
             assert ours(processor, case)["input_ids"][0].tolist() == expected, case
     assert refused > 60
+
+
+def test_finished_conversations_equal_mistral_common_for_training(processor: Small4Processor, folder: Path) -> None:
+    authority = MistralTokenizer.from_file(folder / "tekken.json", mode=ValidationMode.finetuning)
+    rng = random.Random(99)
+    for _ in range(100):
+        case = chat_corpus.conversation(rng, images=False)
+        case["continue_final_message"] = False
+        if case["messages"][-1]["role"] != "assistant":
+            if case["messages"][-1]["role"] == "system":
+                case["messages"].pop()
+            case["messages"].append(chat_corpus.assistant(rng, [1000]))
+        out = processor.apply_chat_template(
+            case["messages"], tools=case["tools"], reasoning_mode=case["mode"], add_generation_prompt=False
+        )
+        assert out["input_ids"][0].tolist() == theirs(authority, case).tokens
+
+
+@pytest.mark.slow
+def test_the_whole_vocabulary_splits_alike(tmp_path: Path) -> None:
+    """All 131,072 ids, on text of every script, on random code points, and on code, long enough to need merges."""
+    tokenizer = read_tokenizer(write_tekken(tmp_path, 130_072))
+    authority = MistralTokenizer.from_file(tmp_path / "tekken.json").instruct_tokenizer.tokenizer
+    rng = random.Random(7)
+    planes = (0x7F, 0x7FF, 0xFFFF, 0x10FFFF)
+    texts = [chat_corpus.text(rng) for _ in range(3000)]
+    texts += ["".join(chr(rng.randint(0, rng.choice(planes))) for _ in range(rng.randint(0, 20))) for _ in range(3000)]
+    texts += [path.read_text("utf-8") for path in sorted(Path(chat_corpus.__file__).parent.glob("*.py"))[:8]]
+    for text, ids in zip(texts, tokenizer.encode_texts(texts), strict=True):
+        assert ids == authority.encode(text, bos=False, eos=False), text
+        assert tokenizer.decode(ids) == text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
