@@ -244,7 +244,13 @@ class Small4Processor(ProcessorMixin):
         return ["image_processor", "tokenizer"]
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """As in transformers; a processor without vision saves no image processor."""
+        """As in transformers; a processor without vision saves no image processor, one without code no `auto_map`."""
+        if (
+            self._auto_class is None
+        ):  # the entry names files, which transformers copies only for code that came with a folder
+            self.tokenizer.init_kwargs.pop("auto_map", None)
+            if hasattr(self.image_processor, "auto_map"):
+                del self.image_processor.auto_map
         if self.image_processor is None:
             self.get_attributes = lambda: ["tokenizer"]  # type: ignore[method-assign]
         try:
