@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import BatchEncoding
@@ -191,7 +192,7 @@ class Small4Tokenizer(TokenizersBackend):
         if assistant_masks:
             rows["assistant_masks"] = [self._padded(mask, width, 0) for _, mask in encoded]
         if return_tensors == "pt":
-            return BatchEncoding({key: torch.tensor(value) for key, value in rows.items()})
+            return BatchEncoding({key: torch.from_numpy(np.array(value, np.int64)) for key, value in rows.items()})
         if not batched and return_tensors is None:
             return BatchEncoding({key: value[0] for key, value in rows.items()})
         return BatchEncoding(rows, tensor_type=return_tensors)
