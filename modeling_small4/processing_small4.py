@@ -249,8 +249,8 @@ class Small4Processor(ProcessorMixin):
             self._auto_class is None
         ):  # the entry names files, which transformers copies only for code that came with a folder
             self.tokenizer.init_kwargs.pop("auto_map", None)
-            if hasattr(self.image_processor, "auto_map"):
-                del self.image_processor.auto_map
+            if self.image_processor is not None:
+                self.image_processor.__dict__.pop("auto_map", None)
         if self.image_processor is None:
             self.get_attributes = lambda: ["tokenizer"]  # type: ignore[method-assign]
         try:
