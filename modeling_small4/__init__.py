@@ -14,6 +14,7 @@ from .modeling_small4 import (
 )
 from .processing_small4 import Small4Processor
 from .registration import demo_checkpoint, register_auto_classes
+from .streaming import Small4Streamer
 from .tokenization_small4 import Small4Tokenizer
 
 register_auto_classes()
@@ -28,6 +29,7 @@ __all__ = [
     "Small4ImageProcessor",
     "Small4Model",
     "Small4Processor",
+    "Small4Streamer",
     "Small4TextConfig",
     "Small4TextModel",
     "Small4Tokenizer",

@@ -21,7 +21,7 @@ PUBLIC = {
     "Small4Config", "Small4TextConfig", "Small4VisionConfig",
     "Small4Model", "Small4TextModel", "Small4VisionModel",
     "Small4ForCausalLM", "Small4ForSequenceClassification", "Small4ForTokenClassification",
-    "Small4ImageProcessor", "Small4Processor", "Small4Tokenizer", "ImageAccess", "LatentCache", "demo_checkpoint",
+    "Small4ImageProcessor", "Small4Processor", "Small4Streamer", "Small4Tokenizer", "ImageAccess", "LatentCache", "demo_checkpoint",
 }  # fmt: skip
 BUILT = ("build", "dist", "*.egg-info", ".*", "__pycache__", "results")
 
