@@ -11,7 +11,7 @@ from math import ceil
 from typing import Any
 
 from .hardware import Device, Machine, parse_machine
-from .sizes import PRECISIONS, Tensor, Work, activation_bytes, cache_bytes, tensors
+from .sizes import LONG, PRECISIONS, Tensor, Work, activation_bytes, cache_bytes, tensors
 
 CHUNK = 2048
 LAYOUTS = ("auto", "device_map", "tensor", "expert")
@@ -168,7 +168,7 @@ def _sharded(config: Any, machine: Machine, request: Request, layout: str) -> Pl
     for tensor in tensors(config):
         size = tensor.nbytes(held)
         weights[tensor.part] = weights.get(tensor.part, 0) + (ceil(size / ranks) if _is_cut(config, tensor) else size)
-    work = _activations(config, request, ranks)
+    work = _activations(config, request, ranks, fused=False)
     loads = tuple(Load(gpu, dict(weights), _cache(config, request), work) for gpu in machine.gpus)
     distributed = {"tp_size": ranks} | ({"ep_size": ranks} if layout == "expert" else {})
     return Plan(machine, request, layout, held, loads, distributed=distributed)
@@ -186,7 +186,7 @@ def _is_cut(config: Any, tensor: Tensor) -> bool:
 def _mapped(config: Any, machine: Machine, request: Request) -> Plan:
     """Whole modules in the order they run in: balanced over the GPUs (or in main memory) if those suffice, else GPUs first, then main
     memory, then disk. What waits there is run by the first device, which keeps its cache too."""
-    held, work = held_precision(machine, request.precision), _activations(config, request, 1)
+    held, work = held_precision(machine, request.precision), _activations(config, request, 1, fused=not machine.gpus)
     units = list(_units(config, request, held))
     residents = [*machine.gpus] or [d for d in (machine.ram,) if d]
     for step in range(1, _STEPS + 1):
@@ -291,8 +291,10 @@ def _cache(config: Any, request: Request) -> int:
     return cache_bytes(config, request.context, request.batch, 1) + 4 * tokens
 
 
-def _activations(config: Any, request: Request, shards: int) -> int:
-    """The largest of reading the last chunk, of generating one token, and of encoding images."""
+def _activations(config: Any, request: Request, shards: int, fused: bool) -> int:
+    """The most while reading a prompt in chunks (at its end, or just before attention goes block by block), generating and looking."""
     chunk = min(request.chunk, request.context)
-    reading = Work(request.batch, chunk, request.context, request.images, shards)
-    return max(max(activation_bytes(config, work).values()) for work in (reading, replace(reading, chunk=1)))
+    turn = min(request.context, max(chunk, (LONG - 1) // chunk))
+    reading = Work(request.batch, chunk, request.context, request.images, shards, fused=fused)
+    works = (reading, replace(reading, context=turn), replace(reading, chunk=1))
+    return max(max(activation_bytes(config, work).values()) for work in works)

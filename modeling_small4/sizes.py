@@ -11,6 +11,7 @@ from typing import Any
 BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4, "int4": 4}
 PRECISIONS = tuple(BITS)
 NVFP4_BLOCK, INT4_GROUP = 16, 128
+BLOCK, LONG = 2048, 2**24  # of `blocks`, which needs torch
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def cache_bytes(config: Any, context: int, batch: int = 1, element: int = 2) -> 
 @dataclass(frozen=True)
 class Work:
     """One forward pass: `batch` sequences read `chunk` new tokens each, `context` tokens being in the cache afterwards; `images` of the
-    largest size at once. `shards`: ranks that share heads and experts. `element`: bytes of an activation."""
+    largest size at once. `shards`: ranks that share heads and experts. `element`: bytes of an activation. `fused`: the attention kernel
+    keeps no scores, as on a CPU."""
 
     batch: int = 1
     chunk: int = 1
@@ -153,30 +155,31 @@ class Work:
     images: int = 0
     shards: int = 1
     element: int = 2
+    fused: bool = False
+
+    @property
+    def blocked(self) -> bool:
+        """Whether attention goes block by block; see `blocks`."""
+        return 1 < self.chunk < self.context and self.chunk * self.context >= LONG
 
 
 def activation_bytes(config: Any, work: Work) -> dict[str, int]:
     """Most bytes alive at one time inside one decoder layer, for the logits, and inside the tower; they do not add up, the largest counts.
 
-    With N = batch * chunk new tokens, K = batch * context keys, H heads per rank, e bytes per number, per layer:
-    attention = e * (K * H * (2 * nope + rope + v) + N * H * (2 * (nope + rope) + v) + 2 * K * (latent + rope) + 4 * N * hidden) + N * context
-    (expanded keys and values, queries, the growing cache twice, residuals, the mask); decoding single tokens the keys stay latent:
-    4 * (K * (latent + rope) * 3) instead, their float32 copies. experts = e * N * (top_k * max(4 * hidden, hidden + 4 * width / ranks)
-    + 4 * hidden): copies of the chosen rows. logits: one position per sequence, in e and in float32. vision, per image of P patches:
-    e * P * (6 * width + 3 * inner) + 4 * P * 4 * width.
+    With N = batch * chunk new tokens, K = batch * context keys, H heads per rank, e bytes per number, D `hidden_size`, q = nope + rope:
+    attention = e * (k * H * (q + nope + v) + N * H * (2 q + v) + N * (latent + 4 D)), with k = K keys expanded. Block by block k = batch * max(BLOCK, chunk), and partial results in float32, 12 N H v, are added, and without a
+    fused kernel scores and their softmax, 16 N H max(BLOCK, chunk). Generating single tokens the keys stay latent: scores 8 K H and two
+    copies of a layer's keys. experts = e * N * (top_k * max(4 D, D + 4 * width / shards) + 4 D): the chosen rows and what is made
+    of them. To both, what all layers share: positions and, unless block by block, the mask, 16 N rope + 2 N context. logits: one position per sequence, in e and in float32. vision, per image of P patches:
+    e * P * (6 * width + 3 * inner) + 16 * P * width.
     """
     text, e = config.text_config, work.element
-    new, keys = work.batch * work.chunk, work.batch * work.context
-    heads, width = ceil(text.num_attention_heads / work.shards), text.hidden_size
-    latent = text.kv_lora_rank + text.qk_rope_head_dim
-    expanded = e * keys * heads * (2 * text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim)
-    if work.chunk == 1:
-        expanded = min(expanded, 12 * keys * latent)
-    queries = new * heads * (2 * text.qk_head_dim + text.v_head_dim)
+    new, heads, width = work.batch * work.chunk, ceil(text.num_attention_heads / work.shards), text.hidden_size
     inner = ceil(text.moe_intermediate_size / work.shards)
+    carried = 16 * new * text.qk_rope_head_dim + (0 if work.blocked else 2 * new * work.context)
     parts = {
-        "attention": expanded + e * (queries + 2 * keys * latent + 4 * new * width) + new * work.context,
-        "experts": e * new * (text.num_experts_per_tok * max(4 * width, width + 4 * inner) + 4 * width),
+        "attention": carried + _attention_bytes(text, work, new, heads),
+        "experts": carried + e * new * (text.num_experts_per_tok * max(4 * width, width + 4 * inner) + 4 * width),
         "logits": work.batch * text.vocab_size * (e + 4),
     }
     if work.images and config.vision_config is not None:
@@ -186,3 +189,19 @@ def activation_bytes(config: Any, work: Work) -> dict[str, int]:
             e * (6 * vision.hidden_size + 3 * vision.intermediate_size) + 16 * vision.hidden_size
         )
     return parts
+
+
+def _attention_bytes(text: Any, work: Work, new: int, heads: int) -> int:
+    e, value, latent = work.element, text.v_head_dim, text.kv_lora_rank + text.qk_rope_head_dim
+    queries = (
+        e * new * (heads * (2 * text.qk_head_dim + value) + latent + 4 * text.hidden_size)
+        + 8 * new * text.qk_rope_head_dim
+    )
+    if work.chunk == 1 and work.context > 1:
+        return queries + work.batch * work.context * (8 * heads + 2 * e * latent)
+    expanded = e * heads * (text.qk_head_dim + text.qk_nope_head_dim + value)
+    if not work.blocked:
+        return queries + work.batch * work.context * expanded
+    block = max(BLOCK, work.chunk)
+    scores = 0 if work.fused else 16 * new * heads * block
+    return queries + work.batch * block * expanded + 12 * new * heads * value + scores

@@ -1,0 +1,276 @@
+"""The planner: its bytes against models that are really built, its table against the release's, its layouts against themselves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from live_bytes import peak_bytes
+from oracle import Case
+from tiny_checkpoint import write_tiny_checkpoint
+
+from modeling_small4 import Small4Config, Small4ForCausalLM, blocks, cli, demo_checkpoint
+from modeling_small4.advice import alternatives, release_table, replicas
+from modeling_small4.cache import LatentCache
+from modeling_small4.hardware import parse_machine
+from modeling_small4.memory import plan
+from modeling_small4.sizes import BLOCK, LONG, PRECISIONS, Work, activation_bytes, cache_bytes, tensors, weight_bytes
+
+torch.set_num_threads(1)
+RELEASE = Small4Config()
+SHAPES: dict[str, Any] = {
+    "release": {},
+    "text only": {"vision_config": None},
+    "tied": {"tie_word_embeddings": True},
+    "odd": {
+        "text_config": {"q_lora_rank": None, "first_k_dense_replace": 2, "n_shared_experts": 0, "attention_bias": True, "num_hidden_layers": 3},
+        "multimodal_projector_bias": True,
+    },
+    "two shared experts": {"text_config": {"n_shared_experts": 2, "num_hidden_layers": 2, "v_head_dim": 96}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tensors_are_those_of_a_built_model(shape: str) -> None:
+    config = Small4Config(**SHAPES[shape])
+    with torch.device("meta"):
+        model = Small4ForCausalLM(config).to(torch.bfloat16)
+    built = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert {tensor.name: tensor.shape for tensor in tensors(config)} == built
+    real = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    assert sum(weight_bytes(config, "bfloat16").values()) == real
+
+
+def test_the_releases_numbers() -> None:
+    assert sum(tensor.count for tensor in tensors(RELEASE)) == 119_401_298_944
+    assert sum(tensor.count for tensor in tensors(Small4Config(vision_config=None))) == 118_972_826_624
+    assert cache_bytes(RELEASE, 1) == 23_040
+    assert cache_bytes(RELEASE, 262_144) == 5.625 * 2**30
+    sizes = {precision: sum(weight_bytes(RELEASE, precision).values()) / 1e9 for precision in PRECISIONS}
+    assert sizes["bfloat16"] == pytest.approx(238.8, rel=0.001)
+    assert sizes["fp8"] == pytest.approx(119, rel=0.02)  # the published folder
+    assert sizes["float32"] > sizes["bfloat16"] > sizes["int8"] > sizes["fp8"] > sizes["nvfp4"] > sizes["int4"]
+
+
+def test_the_demo_checkpoint() -> None:
+    model = Small4ForCausalLM.from_pretrained(demo_checkpoint(), dtype=torch.bfloat16)
+    real = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    assert sum(weight_bytes(model.config).values()) == real
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_cache_bytes_are_those_of_a_filled_cache(bits: int) -> None:
+    model = Small4ForCausalLM(Case().config()).to(torch.bfloat16).eval()
+    cache = LatentCache(model.config, bits=bits)
+    with torch.no_grad():
+        model(torch.randint(1000, 1100, (2, 37)), past_key_values=cache)
+    made = plan(model.config, "1xH100", "bfloat16", context=37, batch=2, cache_bits=bits)
+    assert made.loads[0].cache == cache.nbytes
+
+
+def reader(**text: int) -> Small4ForCausalLM:
+    sizes = {
+        "vocab_size": 1100,
+        "hidden_size": 256,
+        "moe_intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    sizes |= {"q_lora_rank": 64, "n_routed_experts": 8, "num_experts_per_tok": 4} | text
+    torch.manual_seed(0)
+    return Small4ForCausalLM(Small4Config(text_config=sizes, vision_config=None)).to(torch.bfloat16).eval()
+
+
+@pytest.mark.parametrize(
+    ("text", "chunk", "context", "fused"),
+    [
+        ({}, 512, 513, True),
+        ({"num_attention_heads": 16}, 256, 2048, True),
+        ({"hidden_size": 1024}, 512, 1024, True),
+        ({"moe_intermediate_size": 512}, 512, 1024, True),
+        ({}, 2048, LONG // 2048 + 100, True),
+        ({}, 1024, LONG // 1024 + 100, False),
+    ],
+)
+def test_activations_bound_what_a_forward_pass_holds(
+    text: dict[str, int], chunk: int, context: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never less than the tensors alive at one time, and not much more. Without a fused kernel: as on a GPU."""
+    if not fused:
+        monkeypatch.setattr(blocks, "_fused", lambda device: False)
+    model = reader(**text)
+    inner = model.config.text_config
+    cache = LatentCache(model.config, capacity=context)
+    for layer in range(inner.num_hidden_layers):
+        held = torch.zeros(1, 1, context - chunk, inner.kv_lora_rank + inner.qk_rope_head_dim, dtype=torch.bfloat16)
+        cache.update(held, None, layer)
+    ids = torch.randint(1000, 1100, (1, chunk))
+    known = [ids, *model.parameters(), *(store for layer in cache.layers for store in layer.stores)]
+    with torch.no_grad():
+        peak = peak_bytes(lambda: model(ids, past_key_values=cache, logits_to_keep=1), known)
+    work = Work(chunk=chunk, context=context, fused=fused)
+    assert work.blocked == (chunk >= 1024)
+    assert peak <= max(activation_bytes(model.config, work).values()) <= 1.6 * peak
+
+
+def test_the_blocks_are_those_of_attention() -> None:
+    assert (BLOCK, LONG) == (blocks.BLOCK, blocks.LONG)
+
+
+def test_the_releases_table_comes_out() -> None:
+    """Minimum: 4 H100 are the fewest that hold the bfloat16 weights with a full context; recommended: several times the room."""
+    fits = {count: plan(RELEASE, f"{count}xH100", "bfloat16").fits for count in (1, 2, 3, 4)}
+    assert fits == {1: False, 2: False, 3: False, 4: True}
+    rows = {row["devices"]: row for row in release_table(RELEASE)}
+    assert [(row["role"], name) for name, row in rows.items()] == [
+        ("minimum", "4xH100"), ("minimum", "1xDGX-B200"), ("recommended", "4xH200"), ("recommended", "2xDGX-B200"),
+    ]  # fmt: skip
+    for precision in ("bfloat16", "fp8"):
+        assert all(row[precision]["fits"] for row in rows.values())
+        for less, more in (("4xH100", "4xH200"), ("1xDGX-B200", "2xDGX-B200")):
+            assert rows[more][precision]["contexts"] >= 2 * rows[less][precision]["contexts"] > 0
+    assert "fewest H100" in rows["4xH100"]["reason"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "devices", ["1xH200", "3xH100", "8xH200", "2x24GB+64GB-ram", "64GB-ram", "16GB+32GB-ram+1TB-disk"]
+)
+def test_every_byte_has_a_place(devices: str, precision: str) -> None:
+    for layout in ("auto", "device_map"):
+        made = plan(RELEASE, devices, precision, layout=layout, context=32768)
+        total = sum(weight_bytes(RELEASE, made.held).values())
+        held = sum(sum(load.weights.values()) for load in made.loads)
+        if made.distributed:
+            assert all(sum(load.weights.values()) < 1.2 * total / len(made.loads) for load in made.loads)
+            assert held >= total
+        else:
+            assert held == total
+            assert sum(load.cache for load in made.loads) == cache_bytes(RELEASE, 32768)
+            assert made.device_map is not None
+        if made.fits:
+            assert all(load.used <= load.device.usable for load in made.loads)
+
+
+def test_contexts_are_how_many_fit() -> None:
+    made = plan(RELEASE, "2xH100", "fp8")
+    assert made.contexts > 0
+    beside = [sum(load.weights.values()) + load.activations + made.contexts * load.cache for load in made.loads]
+    room = [load.device.usable for load in made.loads]
+    assert all(used <= most for used, most in zip(beside, room, strict=True))
+    assert any(used + load.cache > load.device.usable for used, load in zip(beside, made.loads, strict=True))
+    assert replicas(RELEASE, plan(RELEASE, "8xH200", "fp8"))[1] > plan(RELEASE, "8xH200", "fp8").contexts
+
+
+def test_what_to_do_when_it_does_not_fit() -> None:
+    made = plan(RELEASE, "2xH100", "bfloat16")
+    assert not made.fits
+    others = alternatives(RELEASE, made)
+    assert {other.request.precision for other in others} >= {"fp8", "int4", "bfloat16"}
+    assert any(other.devices == "4xH100" for other in others)
+    for other in others:
+        assert plan(RELEASE, parse_machine(other.devices), other.request.precision, context=other.request.context).fits
+    cheaper = alternatives(RELEASE, plan(RELEASE, "4xH100", "fp8"))
+    assert next(other.devices for other in cheaper) == "2xH100"
+
+
+def test_fp8_where_it_cannot_be_computed_with_counts_as_bfloat16() -> None:
+    for devices in ("8xA100", "512GB-ram"):
+        assert plan(RELEASE, devices, "fp8").held == "bfloat16"
+    assert plan(RELEASE, "8xH100", "fp8").held == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus", "ram", "disk"),
+    [
+        ("4xH100", 4, 0, 0), ("1xDGX-B200", 8, 0, 0), ("2xdgxb200", 16, 0, 0), ("24GB+64GB-ram", 1, 64, 0), ("h200", 1, 0, 0),
+        ("2x24GB + 64GB-ram + 1TB-disk", 2, 64, 1000), ("128 GB ram", 0, 128, 0), ("1xH100+1xA100-40GB", 2, 0, 0),
+    ],
+)  # fmt: skip
+def test_machines_by_name(text: str, gpus: int, ram: int, disk: int) -> None:
+    machine = parse_machine(text)
+    assert len(machine.gpus) == gpus
+    assert [gpu.name for gpu in machine.gpus] == list(range(gpus))
+    assert (machine.ram.capacity if machine.ram else 0, machine.disk.capacity if machine.disk else 0) == (
+        ram * 10**9,
+        disk * 10**9,
+    )
+
+
+@pytest.mark.parametrize("text", ["", "4xH900", "0xH100", "64GB-rom", "1TB-disk", "4x", "H100+"])
+def test_unknown_machines_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"4xH100|64GB-ram"):
+        parse_machine(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp4"}, "nvfp4"), ({"context": 0}, "context=0"), ({"batch": -1}, "batch=-1"), ({"cache_bits": 4}, "16 or 8"),
+        ({"layout": "ring"}, "device_map"), ({"layout": "tensor", "devices": "3xH100"}, "does not divide"),
+        ({"layout": "expert", "devices": "1xH100"}, "several GPUs"),
+    ],
+)  # fmt: skip
+def test_impossible_plans_are_refused(options: dict[str, Any], words: str) -> None:
+    devices, precision = options.pop("devices", "2xH100"), options.pop("precision", "fp8")
+    with pytest.raises(ValueError, match=words):
+        plan(RELEASE, devices, precision, **options)
+
+
+def small4(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = cli.main(["plan", *words])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_command_prints_and_gives_json(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = small4(capsys, "--devices", "2x24GB+64GB-ram", "--dtype", "int4", "--context", "32768")
+    assert status == 0
+    device_map = eval(text.split("DEVICE_MAP = ")[1].splitlines()[0])
+    status, text, _ = small4(capsys, "--devices", "2x24GB+64GB-ram", "--dtype", "int4", "--context", "32768", "--json")
+    found = json.loads(text)
+    assert status == 0
+    assert found["fits"]
+    assert found["device_map"] == device_map
+    assert [device["device"] for device in found["devices"]] == [0, 1, "cpu"]
+    assert {"weights", "cache", "activations", "free"} <= found["devices"][0].keys()
+
+
+def test_command_without_devices_plans_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = small4(capsys, "--model", str(demo_checkpoint()), "--context", "512")
+    assert status == 0
+    assert "this machine" in text
+    assert "fits" in text
+
+
+def test_command_table(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = small4(capsys, "--table")
+    assert "| minimum | 4xH100 |" in text
+    assert "| 2xH100 | no |" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--devices", "4xH900"], "4xH900"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--devices", "3xH100", "--layout", "tensor"], "does not divide"),
+    ],
+)
+def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    status, out, err = small4(capsys, *words)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_command_reads_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "tiny", vision=False)
+    status, text, _ = small4(
+        capsys, "--model", str(folder), "--devices", "24GB", "--dtype", "float32", "--context", "100", "--json"
+    )
+    size = sum(weight_bytes(Small4Config.from_pretrained(folder), "float32").values())
+    assert status == 0
+    assert sum(json.loads(text)["weights"].values()) == size
