@@ -133,7 +133,7 @@ def overlap(content: dict[str, Any]) -> None:
 
 def pickled(name: str) -> Damage:
     def damage(folder: Path) -> None:
-        for file in folder.glob("*.safetensors"):
+        for file in (*folder.glob("*.safetensors"), *folder.glob("*.index.json")):
             file.unlink()
         (folder / name).write_bytes(pickle.dumps(_Trap()))
 
@@ -209,7 +209,7 @@ KINDS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "all shards missing": ("raw", remove(FIRST, SECOND), ("consolidated",)),
     "shard of another set": ("raw", lambda f: shutil.copy(f / FIRST, f / "consolidated-00001-of-00003.safetensors") and None, ("several sets",)),
     "pickle instead": ("raw", pickled("consolidated.00.pth"), ("consolidated.00.pth", "pickle")),
-    "pickle instead, ours": ("ours", lambda f: None, ("pytorch_model.bin", "pickle")),
+    "pickle instead, ours": ("ours", pickled("pytorch_model.bin"), ("pytorch_model.bin", "pickle")),
     "params missing": ("raw", remove("params.json"), ("params.json",)),
     "params empty": ("raw", text("params.json", ""), ("params.json", "JSON")),
     "params cut": ("raw", cut("params.json", lambda n: n - 5), ("params.json", "JSON")),
