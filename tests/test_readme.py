@@ -1,5 +1,6 @@
 """README's Python examples, run in order in one session, as a reader would."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -24,6 +25,9 @@ def test_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
         exec(compile(example, f"README.md, example {number + 1}", "exec"), session)
         printed.append(capsys.readouterr().out)
     assert "624" in printed[0]
-    assert "42" in printed[1]
+    direct, thought = ast.literal_eval(printed[1])
+    assert direct["reasoning_content"] is None
+    assert thought["reasoning_content"]
+    assert thought["content"]
     assert "red" in printed[2]
     assert "[TOOL_RESULTS]Sunny in Paris.[/TOOL_RESULTS]" in printed[-1]
