@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def provenance(command: list[str]) -> dict[str, Any]:
     return {
         "command": shlex.join(command),
         "commit": _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
