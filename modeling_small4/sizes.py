@@ -32,8 +32,8 @@ class Tensor:
         """Bytes, scales included, when the model is held in `precision` (one of `PRECISIONS`).
 
         fp8: a bfloat16 scale for weights and one for activations per matrix, gate and up rows of an expert apart. nvfp4: routed
-        experts only, a byte for 16 values and two float32 per matrix. int8: a bfloat16 scale per row. int4: a bfloat16 scale and
-        zero for 128 values of a row. All but text linears and experts is bfloat16 then.
+        experts only, a byte for 16 values and two float32 per matrix. int8: a float32 scale and an int8 zero point per row, as torchao.
+        int4: a bfloat16 scale and zero for 128 values of a row. All but text linears and experts is bfloat16 then.
         """
         if precision == "float32":
             return 4 * self.count
@@ -43,7 +43,7 @@ class Tensor:
         matrices = self.shape[0] * (2 if self.name.endswith("gate_up_proj") else 1) if self.kind == "experts" else 1
         scales = {
             "fp8": 4 * matrices,
-            "int8": 2 * rows,
+            "int8": 5 * rows,
             "nvfp4": rows * ceil(self.shape[-1] / NVFP4_BLOCK) + 8 * matrices,
             "int4": 4 * rows * ceil(self.shape[-1] / INT4_GROUP),
         }
@@ -167,11 +167,14 @@ def activation_bytes(config: Any, work: Work) -> dict[str, int]:
     """Most bytes alive at one time inside one decoder layer, for the logits, and inside the tower; they do not add up, the largest counts.
 
     With N = batch * chunk new tokens, K = batch * context keys, H heads per rank, e bytes per number, D `hidden_size`, q = nope + rope:
-    attention = e * (k * H * (q + nope + v) + N * H * (2 q + v) + N * (latent + 4 D)), with k = K keys expanded. Block by block k = batch * max(BLOCK, chunk), and partial results in float32, 12 N H v, are added, and without a
-    fused kernel scores and their softmax, 16 N H max(BLOCK, chunk). Generating single tokens the keys stay latent: scores 8 K H and two
-    copies of a layer's keys. experts = e * N * (top_k * max(4 D, D + 4 * width / shards) + 4 D): the chosen rows and what is made
-    of them. To both, what all layers share: positions and, unless block by block, the mask, 16 N rope + 2 N context. logits: one position per sequence, in e and in float32. vision, per image of P patches:
-    e * P * (6 * width + 3 * inner) + 16 * P * width.
+
+    - attention = e * (k * H * (q + nope + v) + N * H * (2 q + v) + N * (latent + 4 D)), with k = K keys expanded. Block by block
+      k = batch * max(BLOCK, chunk), and partial results in float32, 12 N H v, are added, and without a fused kernel scores and their
+      softmax, 16 N H max(BLOCK, chunk). Generating single tokens the keys stay latent: scores 8 K H and two copies of a layer's keys.
+    - experts = e * N * (top_k * max(4 D, D + 4 * width / shards) + 4 D): the chosen rows and what is made of them.
+    - Both also hold what all layers share, positions and, unless block by block, the mask: 16 N rope + 2 N context.
+    - logits: one position per sequence, in e and in float32.
+    - vision, per image of P patches: e * P * (6 * width + 3 * inner) + 16 * P * width.
     """
     text, e = config.text_config, work.element
     new, heads, width = work.batch * work.chunk, ceil(text.num_attention_heads / work.shards), text.hidden_size

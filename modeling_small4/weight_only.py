@@ -1,0 +1,62 @@
+"""Weights held in 8 bits, linears and fused experts, through torchao (optional). Knows tensors' names, not what they compute.
+
+Computing with such experts needs the `eager` implementation, which takes one expert after the other: torchao's tensors cannot be
+transposed in three dimensions, as the grouped kernels want.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+_LAYER = r"re:model\.language_model\.layers\.\d+\."
+_LINEARS, _EXPERTS = (
+    _LAYER + r"(self_attn|mlp|mlp\.shared_experts)\.\w+_proj(_with_mqa)?",
+    _LAYER + r"mlp\.experts\.(gate_up|down)_proj",
+)
+
+
+def weight_only(kind: str = "int8") -> dict[str, Any]:
+    """Arguments for `from_pretrained` that hold all text linears and experts in `kind`: `from_pretrained(MODEL, **weight_only("int8"))`.
+
+    "int8": a float32 scale and an int8 zero point per output row. Embedding, head, router, norms and vision stay as they are.
+
+    Raises:
+        ValueError: torchao is missing, or `kind` is one that no library holds fused experts in.
+    """
+    if kind == "int4":
+        raise ValueError(
+            "int4 is not possible here: torchao 0.18 quantises no fused experts to 4 bits on a CPU (IntxWeightOnlyConfig: 'only works "
+            "for 2-d and 4-d Tensors, got: 3') and holds what it does quantise in 8. Use int8, or llama.cpp with an exported model."
+        )
+    if kind != "int8":
+        raise ValueError(f"Weights cannot be held as {kind!r}; int8 is possible (fp8 checkpoints load as they are).")
+    if importlib.util.find_spec("torchao") is None:
+        raise ValueError("int8 weights need torchao: pip install torchao")
+    from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    eight = Int8WeightOnlyConfig(version=2)
+    return {
+        "quantization_config": TorchAoConfig(FqnToConfig({_LINEARS: eight, _EXPERTS: eight})),
+        "experts_implementation": "eager",
+    }
+
+
+def settle_experts(model: Any, quantizer: Any) -> None:
+    """After loading with torchao: choose the implementation that its experts work with, or say that experts were left out."""
+    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    experts = [p for name, p in model.named_parameters() if name.endswith("mlp.experts.gate_up_proj")]
+    if method != "torchao" or not experts:
+        return
+    if type(experts[0]) is torch.nn.Parameter:
+        logger.warning(
+            "This torchao configuration leaves the routed experts, nearly all of the weights, unquantised; "
+            'for int8 use from_pretrained(..., **weight_only("int8")).'
+        )
+    elif model.config.get_text_config()._experts_implementation != "eager":
+        logger.warning("torchao's experts run one after the other (experts_implementation='eager').")
+        model.set_experts_implementation("eager")
