@@ -342,6 +342,7 @@ class Small4VisionConfig(_Small4BaseConfig):
 
     model_type = "small4_vision"
     base_config_key = "vision_config"
+    base_model_fsdp_plan = {"transformer.layers.*": "free_full_weight"}  # noqa: RUF012
 
     hidden_size: int = 1024
     intermediate_size: int = 4096
@@ -427,6 +428,7 @@ class Small4Config(_Small4BaseConfig):
     """
 
     model_type = "small4"
+    base_model_fsdp_plan = None  # the parts have theirs
     attribute_map = {"image_token_id": "image_token_index"}  # noqa: RUF012
     sub_configs_defaults = {  # noqa: RUF012
         "text_config": Small4TextConfig,

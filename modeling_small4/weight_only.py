@@ -29,8 +29,8 @@ def weight_only(kind: str = "int8") -> dict[str, Any]:
     """
     if kind == "int4":
         raise ValueError(
-            "int4 is not possible here: torchao 0.18 quantises no fused experts to 4 bits on a CPU (IntxWeightOnlyConfig: 'only works "
-            "for 2-d and 4-d Tensors, got: 3') and holds what it does quantise in 8. Use int8, or llama.cpp with an exported model."
+            "int4 is not possible here: of torchao 0.18, Int4WeightOnlyConfig needs CUDA or mslk, and IntxWeightOnlyConfig 'only works for "
+            "2-d and 4-d Tensors', not for fused experts, and holds 4 bits in 8. Use int8, or llama.cpp with an exported model."
         )
     if kind != "int8":
         raise ValueError(f"Weights cannot be held as {kind!r}; int8 is possible (fp8 checkpoints load as they are).")

@@ -83,6 +83,20 @@ def test_what_is_cut(ranks: list[dict[str, Any]]) -> None:
         ]
 
 
+def test_fsdp_divides_decoder_and_tower(ranks: list[dict[str, Any]]) -> None:
+    held = [rank["fsdp"]["shapes"] for rank in ranks]
+    whole = dict.fromkeys(held[0], 0)
+    for shapes in held:
+        for name, shape in shapes.items():
+            whole[name] += shape[0]
+    for name in (
+        f"{INNER}.self_attn.q_a_proj.weight",
+        "model.vision_tower.transformer.layers.0.attention.q_proj.weight",
+    ):
+        rows = {"q_a_proj": CASE.config().text_config.q_lora_rank, "q_proj": CASE.config().vision_config.hidden_size}
+        assert whole[name] == rows[name.split(".")[-2]]
+
+
 @pytest.mark.parametrize(("layout", "planned"), [("tensor", "tensor"), ("tensor and expert", "expert")])
 def test_each_rank_holds_what_the_planner_says(ranks: list[dict[str, Any]], layout: str, planned: str) -> None:
     made = plan(CASE.config(), "2xH100", "float32", layout=planned)

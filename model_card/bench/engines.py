@@ -1,0 +1,193 @@
+"""Other engines on an exported checkpoint: do transformers' own class and vLLM say what our class says, token by token?
+
+    python -m model_card.bench.engines [--model model_card/demo] [--vllm VENV/bin/vllm] [--out model_card/results/engines.json]
+
+from the repository root. The checkpoint is exported in float32 to both published layouts; each engine continues the same prompts
+greedily, and its tokens and their log-probabilities are compared with ours. Prints a table, and one JSON line last. Nothing here
+decides what is right: a difference is stored like an agreement.
+"""
+
+import argparse
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from small4_conversion.convert import Options, convert
+from transformers import Mistral3ForConditionalGeneration
+
+from model_card.evals.record import provenance
+from modeling_small4 import Small4ForCausalLM, Small4Processor, demo_checkpoint
+
+QUESTIONS = ("What is 348 + 276?", "Compute 9021 - 478.", "37 + 5 = ?", "What is 1204 minus 96?")
+NEW_TOKENS = 40
+Answer = tuple[list[int], list[float]]
+
+
+def prompts(processor: Any) -> list[list[int]]:
+    """Each question in both reasoning modes, as ids."""
+    chats = ([{"role": "user", "content": text}] for text in QUESTIONS)
+    return [
+        processor.apply_chat_template(chat, reasoning_mode=mode)["input_ids"][0].tolist()
+        for chat in chats
+        for mode in ("none", "high")
+    ]
+
+
+@torch.no_grad()
+def continued(model: Any, ids: list[int]) -> Answer:
+    """Greedy tokens of a model in this process, with the log-probability of each. No reasoning mode: the bare model."""
+    out = model.generate(
+        torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True, eos_token_id=2, pad_token_id=11
+    )  # fmt: skip
+    new = out.sequences[0, len(ids) :].tolist()
+    rows = [logits[0].float().log_softmax(-1) for logits in out.logits]
+    return new, [row[token].item() for row, token in zip(rows, new, strict=True)]
+
+
+def difference(ours: list[Answer], theirs: list[Answer]) -> dict[str, Any]:
+    """How many answers are equal token by token, and the largest difference of log-probabilities up to the first unequal token."""
+    equal, most = 0, 0.0
+    for (a, p), (b, q) in zip(ours, theirs, strict=True):
+        equal += a == b
+        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        most = max([most, *(abs(x - y) for x, y in zip(p[:same], q[:same], strict=True))])
+    return {
+        "answers": len(ours),
+        "equal": equal,
+        "tokens": sum(len(a) for a, _ in ours),
+        "largest_logprob_difference": most,
+    }
+
+
+@contextmanager
+def vllm(program: str, folder: Path) -> Iterator[str]:
+    """A vLLM server on the raw layout, on this machine's CPU; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
+    line += [
+        "--tokenizer-mode",
+        "mistral",
+        "--config-format",
+        "mistral",
+        "--load-format",
+        "mistral",
+        "--dtype",
+        "float32",
+    ]
+    line += ["--max-model-len", "512", "--enforce-eager", "--max-num-seqs", "4", "--gpu-memory-utilization", "0.3"]
+    line += ["--return-tokens-as-token-ids", "--no-enable-log-requests"]
+    settings = {
+        "VLLM_MLA_DISABLE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(line, env=os.environ | settings, stdout=log, stderr=log) as running,
+    ):
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait(address, running, log)
+            yield address
+        finally:
+            running.terminate()
+
+
+def _wait(address: str, running: subprocess.Popen, log: Any, seconds: int = 500) -> None:
+    for _ in range(seconds):
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).read()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+        if running.poll() is not None:
+            break
+    log.seek(0)
+    raise RuntimeError(f"vLLM did not come up:\n{log.read()[-3000:]}")
+
+
+def asked(address: str, ids: list[int]) -> Answer:
+    """The same from the server, which is given ids and names tokens by id."""
+    body = {
+        "model": "demo",
+        "prompt": ids,
+        "max_tokens": NEW_TOKENS,
+        "temperature": 0,
+        "logprobs": 1,
+        "skip_special_tokens": False,
+    }
+    request = urllib.request.Request(
+        f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    found = json.loads(urllib.request.urlopen(request, timeout=300).read())["choices"][0]["logprobs"]
+    tokens = [int(name.removeprefix("token_id:")) for name in found["tokens"]]
+    return tokens, found["token_logprobs"]
+
+
+def without_end(answer: Answer) -> Answer:
+    """Engines differ in whether they hand out the end-of-sequence token."""
+    tokens, values = answer
+    return (tokens[:-1], values[:-1]) if tokens and tokens[-1] == 2 else (tokens, values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, default=demo_checkpoint())
+    parser.add_argument("--vllm", help="the vllm program of another virtual environment")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as work:
+        results = measured(args.model, Path(work), args.vllm)
+    stored = provenance(["python", "-m", "model_card.bench.engines", *sys.argv[1:]]) | {"engines": results}
+    if args.out:
+        args.out.write_text(json.dumps(stored, indent=1) + "\n")
+    print(f"{'engine':<40}{'answers equal':>14}{'tokens':>8}{'log-probability':>17}")
+    for name, row in results.items():
+        print(
+            f"{name:<40}{row['equal']:>8} of {row['answers']}{row['tokens']:>8}{row['largest_logprob_difference']:>17.1e}"
+        )
+    print(json.dumps(results))
+
+
+def measured(model: Path, work: Path, program: str | None) -> dict[str, Any]:
+    """Exports the checkpoint and asks every engine that is there."""
+    for layout in ("transformers", "mistral"):
+        convert(model, work / layout, Options(to=layout, dtype="float32"))
+    questions = prompts(Small4Processor.from_pretrained(model))
+    mine = Small4ForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    ours = [without_end(continued(mine, ids)) for ids in questions]
+    assert all(math.isfinite(value) for _, values in ours for value in values)
+    host = Mistral3ForConditionalGeneration.from_pretrained(work / "transformers", dtype=torch.float32).eval()
+    results = {
+        "transformers Mistral3ForConditionalGeneration": difference(
+            ours, [without_end(continued(host, ids)) for ids in questions]
+        )
+    }
+    if program:
+        with vllm(program, work / "mistral") as address:
+            results["vLLM, raw layout, CPU"] = difference(ours, [without_end(asked(address, ids)) for ids in questions])
+        results["vLLM, raw layout, CPU"]["version"] = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, check=False
+        ).stdout.split()[-1]
+    return results
+
+
+if __name__ == "__main__":
+    main()
