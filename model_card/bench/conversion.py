@@ -248,7 +248,7 @@ def main() -> None:
         print(json.dumps({"seconds": time.perf_counter() - began, "peak_rss_bytes": peak_rss_bytes()}))
         return
     with tempfile.TemporaryDirectory(prefix="small4-bench-") as work:
-        result = {**measure(args.layers, args.runs, Path(work)), **provenance([sys.executable, *sys.orig_argv[1:]])}
+        result = {**measure(args.layers, args.runs, Path(work)), **provenance(["python", *sys.orig_argv[1:]])}
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=2) + "\n")
