@@ -170,7 +170,7 @@ def activation_bytes(config: Any, work: Work) -> dict[str, int]:
 
     - attention = e * (k * H * (q + nope + v) + N * H * (2 q + v) + N * (latent + 4 D)), with k = K keys expanded. Block by block
       k = batch * max(BLOCK, chunk), and partial results in float32, 12 N H v, are added, and without a fused kernel scores and their
-      softmax, 16 N H max(BLOCK, chunk). Generating single tokens the keys stay latent: scores 8 K H and two copies of a layer's keys.
+      softmax, 12 N H max(BLOCK, chunk). Generating single tokens the keys stay latent: scores 8 K H and two copies of a layer's keys.
     - experts = e * N * (top_k * max(4 D, D + 4 * width / shards) + 4 D): the chosen rows and what is made of them.
     - Both also hold what all layers share, positions and, unless block by block, the mask: 16 N rope + 2 N context.
     - logits: one position per sequence, in e and in float32.
@@ -206,5 +206,5 @@ def _attention_bytes(text: Any, work: Work, new: int, heads: int) -> int:
     if not work.blocked:
         return queries + work.batch * work.context * expanded
     block = max(BLOCK, work.chunk)
-    scores = 0 if work.fused else 16 * new * heads * block
+    scores = 0 if work.fused else 12 * new * heads * block
     return queries + work.batch * block * expanded + 12 * new * heads * value + scores

@@ -10,7 +10,7 @@ from live_bytes import peak_bytes
 from oracle import Case
 from tiny_checkpoint import write_tiny_checkpoint
 
-from modeling_small4 import Small4Config, Small4ForCausalLM, blocks, cli, demo_checkpoint
+from modeling_small4 import Small4Config, Small4ForCausalLM, attention, blocks, cli, demo_checkpoint, sizes
 from modeling_small4.advice import alternatives, release_table, replicas
 from modeling_small4.cache import LatentCache
 from modeling_small4.hardware import parse_machine
@@ -89,16 +89,18 @@ def reader(**text: int) -> Small4ForCausalLM:
         ({"num_attention_heads": 16}, 256, 2048, True),
         ({"hidden_size": 1024}, 512, 1024, True),
         ({"moe_intermediate_size": 512}, 512, 1024, True),
-        ({}, 2048, LONG // 2048 + 100, True),
-        ({}, 1024, LONG // 1024 + 100, False),
+        ({}, 256, 1200, True),
+        ({}, 256, 1200, False),
     ],
 )
 def test_activations_bound_what_a_forward_pass_holds(
     text: dict[str, int], chunk: int, context: int, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never less than the tensors alive at one time, and not much more. Without a fused kernel: as on a GPU."""
-    if not fused:
-        monkeypatch.setattr(blocks, "_fused", lambda device: False)
+    for module in (attention, blocks, sizes):  # long prompts, but short ones
+        monkeypatch.setattr(module, "BLOCK", 256)
+        monkeypatch.setattr(module, "LONG", 2**18 if context == 1200 else LONG, raising=False)
+    monkeypatch.setattr(blocks, "_fused", lambda device: fused)
     model = reader(**text)
     inner = model.config.text_config
     cache = LatentCache(model.config, capacity=context)
@@ -110,7 +112,7 @@ def test_activations_bound_what_a_forward_pass_holds(
     with torch.no_grad():
         peak = peak_bytes(lambda: model(ids, past_key_values=cache, logits_to_keep=1), known)
     work = Work(chunk=chunk, context=context, fused=fused)
-    assert work.blocked == (chunk >= 1024)
+    assert work.blocked == (context == 1200)
     assert peak <= max(activation_bytes(model.config, work).values()) <= 1.6 * peak
 
 
