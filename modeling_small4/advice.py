@@ -147,9 +147,9 @@ def notes(made: Plan) -> list[str]:
         out.append(f"{ENGINE_ONLY}.")
     if made.request.precision == "int4":
         out.append(
-            "4 bits: llama.cpp with an exported model (Q4 formats take 4.5 to 5 bits); quality is not measured here."
+            "4 bits: llama.cpp with an exported model, for torchao has no 4-bit fused experts; layers in main memory run on the CPU there."
         )
-    if made.offloads:
+    if made.offloads and made.request.precision != "int4":
         out.append("Weights in main memory or on disk visit the GPU for every token: generation is bound by that copy.")
     if made.distributed:
         out.append("Heads share the latents, so every rank holds the whole cache: more ranks free memory only from weights. "
@@ -209,20 +209,26 @@ def _reason(config: Any, devices: str, row: dict[str, Any], context: int) -> str
 
 
 def command(made: Plan) -> str:
-    """The line of Python that loads the model so."""
-    if made.request.precision == "nvfp4":
-        ranks = len(made.machine.gpus) or 1
-        return f"vllm serve MODEL --tensor-parallel-size {ranks} --max-model-len {made.request.context}"
+    """What loads the model so: a line of Python, or the engine that has the precision."""
+    gpus, request = len(made.machine.gpus), made.request
+    if request.precision == "nvfp4":
+        return f"vllm serve MODEL --tensor-parallel-size {gpus or 1} --max-model-len {request.context}"
+    homes = list((made.device_map or {}).values())
+    if request.precision == "int4":
+        layers = sum(
+            ".layers." in name and home not in ("cpu", "disk") for name, home in (made.device_map or {}).items()
+        )
+        return f"llama-server -m MODEL.gguf -c {request.context * request.batch} -np {request.batch} -ngl {layers}"
     if made.distributed:
         sizes = ", ".join(f"{name}={size}" for name, size in made.distributed.items())
-        count = len(made.machine.gpus)
+        nodes = f"--nnodes {gpus // 8} " if gpus > 8 else ""
         return (
-            f"torchrun --nproc-per-node {min(count, 8)} SCRIPT.py, with "
+            f"torchrun {nodes}--nproc-per-node {min(gpus, 8)} SCRIPT.py, with "
             f"Small4ForCausalLM.from_pretrained(MODEL, distributed_config=DistributedConfig({sizes}))"
         )
-    homes = set((made.device_map or {}).values())
-    place = repr(homes.pop()) if len(homes) == 1 else "DEVICE_MAP"
-    return f"Small4ForCausalLM.from_pretrained(MODEL, device_map={place})"
+    place = repr(homes[0]) if len(set(homes)) == 1 else "DEVICE_MAP"
+    eight = '**weight_only("int8"), ' if request.precision == "int8" else ""
+    return f"Small4ForCausalLM.from_pretrained(MODEL, {eight}device_map={place})"
 
 
 __all__ = ["GPUS", "Alternative", "alternatives", "command", "notes", "release_table", "replicas"]

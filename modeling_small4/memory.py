@@ -15,6 +15,7 @@ from .sizes import LONG, PRECISIONS, Tensor, Work, activation_bytes, cache_bytes
 
 CHUNK = 2048
 LAYOUTS = ("auto", "device_map", "tensor", "expert")
+WHOLE_LAYERS = ("int8", "int4")  # what runs these, torchao and llama.cpp, is not cut within a layer
 _STEPS = 40  # how finely whole modules are balanced over GPUs
 
 
@@ -113,7 +114,7 @@ def plan(config: Any, devices: str | Machine, precision: str = "fp8", *, layout:
         precision: One of `sizes.PRECISIONS`. FP8 is held as bfloat16 where the machine does not compute in FP8.
         layout: "device_map": whole layers on each device, one process. "tensor": heads and the width of each expert are cut; "expert":
             heads are cut and each rank has some experts; one process per GPU. "auto": "tensor" on several GPUs of one kind if that
-            fits, else "device_map".
+            fits, else "device_map"; always "device_map" for `WHOLE_LAYERS`.
         asked: Fields of `Request`: context, batch, chunk, images, cache_bits.
 
     Raises:
@@ -126,7 +127,7 @@ def plan(config: Any, devices: str | Machine, precision: str = "fp8", *, layout:
         if reason := undivided(config, machine, layout):
             raise ValueError(f"Layout {layout!r} is not possible on {machine.name}: {reason}.")
         return _sharded(config, machine, request, layout)
-    if layout == "auto" and undivided(config, machine, "tensor") is None:
+    if layout == "auto" and precision not in WHOLE_LAYERS and undivided(config, machine, "tensor") is None:
         cut = _sharded(config, machine, request, "tensor")
         mapped = cut if cut.fits else _mapped(config, machine, request)
         return mapped if mapped.fits else cut
