@@ -43,15 +43,14 @@ def _try(config: Any, machine: Machine, request: Request, change: str) -> Altern
 
 
 def _cheaper(config: Any, made: Plan) -> Iterator[Alternative]:
-    """Fewer GPUs of the kind; the same with a lower precision; no replacement for a machine that is one GPU already."""
+    """Fewer GPUs of the kind, then still fewer with a lower precision."""
+    most = len(made.machine.gpus)
     for precision in (made.request.precision, *_lower(made)):
+        change = "fewer GPUs" if precision == made.request.precision else f"fewer GPUs, {precision}"
         request = replace(made.request, precision=precision)
-        same = precision == made.request.precision
-        for machine in _counts(made.machine, below=len(made.machine.gpus)):
-            tried = _try(config, machine, request, "fewer GPUs" if same else f"fewer GPUs, {precision}")
-            if tried.plan.fits:
-                yield tried
-                break
+        for found in _first(_try(config, machine, request, change) for machine in _counts(made.machine, below=most)):
+            most = len(found.plan.machine.gpus)
+            yield found
 
 
 def _smaller(config: Any, made: Plan) -> Iterator[Alternative]:

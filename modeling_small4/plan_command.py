@@ -144,7 +144,7 @@ def _verdict(config: Any, made: Plan) -> list[str]:
     if copies > 1 and contexts > made.contexts:
         out.append(f"as {copies} replicas of {len(made.machine.gpus) // copies} GPUs: room for {contexts}")
     out.append(command(made))
-    if made.device_map and len(set(made.device_map.values())) > 1:
+    if made.device_map and len(set(made.device_map.values())) > 1 and made.request.precision != "int4":
         out.append(f"DEVICE_MAP = {_shortened(made.device_map)}")
     return out
 

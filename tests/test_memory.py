@@ -228,10 +228,10 @@ def small4(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
 
 
 def test_command_prints_and_gives_json(capsys: pytest.CaptureFixture[str]) -> None:
-    status, text, _ = small4(capsys, "--devices", "2x24GB+64GB-ram", "--dtype", "int4", "--context", "32768")
+    status, text, _ = small4(capsys, "--devices", "2x24GB+128GB-ram", "--dtype", "int8", "--context", "32768")
     assert status == 0
     device_map = eval(text.split("DEVICE_MAP = ")[1].splitlines()[0])
-    status, text, _ = small4(capsys, "--devices", "2x24GB+64GB-ram", "--dtype", "int4", "--context", "32768", "--json")
+    status, text, _ = small4(capsys, "--devices", "2x24GB+128GB-ram", "--dtype", "int8", "--context", "32768", "--json")
     found = json.loads(text)
     assert status == 0
     assert found["fits"]

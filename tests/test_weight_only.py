@@ -62,6 +62,16 @@ def test_experts_are_run_by_what_can_run_them(saved: Path) -> None:
 
 
 @needs_torchao
+def test_a_saved_one_loads_as_it_was(saved: Path, tmp_path: Path) -> None:
+    eight = load(saved, **weight_only("int8"))
+    eight.save_pretrained(tmp_path)
+    again = Small4ForCausalLM.from_pretrained(tmp_path)
+    ids = text_ids(CASE, 1, 20)
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, eight(ids).logits)
+
+
+@needs_torchao
 def test_experts_left_out_are_spoken_of(
     saved: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
