@@ -450,17 +450,15 @@ class Small4Config(_Small4BaseConfig):
         self._finish(**kwargs)
 
     @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As transformers', with the release's own config.json read as Small 4's."""
+        config, unused = super().get_config_dict(*args, **kwargs)
+        return _as_small4(config), unused
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "Small4Config":
-        """As transformers', and a text-only `mistral4` configuration is read as Small 4 without a tower."""
-        if config_dict.get("model_type") in ("mistral4", "small4_text") and "text_config" not in config_dict:
-            outer: dict[str, Any] = {
-                k: config_dict[k]
-                for k in ("architectures", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
-                if k in config_dict
-            }
-            inner = {k: v for k, v in config_dict.items() if k not in ("architectures", "quantization_config")}
-            config_dict = {**outer, "text_config": inner, "vision_config": None}
-        return super().from_dict(config_dict, **kwargs)
+        """As transformers', with the release's own dictionary read as Small 4's."""
+        return super().from_dict(_as_small4(config_dict), **kwargs)
 
     def validate_rope(self) -> None:
         """Nothing of its own: the sub-configurations check theirs."""
@@ -476,6 +474,23 @@ class Small4Config(_Small4BaseConfig):
             )
             ok = -layers - 1 <= self.vision_feature_layer <= layers
             _require(ok, "vision_feature_layer", self.vision_feature_layer, f"the tower has {layers} layers")
+
+
+def _as_small4(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of `mistral3` around `mistral4`, or of a text-only `mistral4`, as one of `small4`.
+
+    Raises:
+        ValueError: The configuration of another model.
+    """
+    model_type = config.get("model_type", "small4")
+    if model_type in ("mistral4", "small4_text"):
+        outer = ("architectures", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
+        inner = {key: value for key, value in config.items() if key not in ("architectures", "quantization_config")}
+        kept = {key: config[key] for key in outer if key in config}
+        config = {**kept, "text_config": inner, "vision_config": None}
+    elif model_type not in ("small4", "mistral3"):
+        raise ValueError(f"This is the configuration of a {model_type!r}; Small 4 reads small4, mistral3 and mistral4.")
+    return {**config, "model_type": "small4"}
 
 
 def _sub_config(given: Any, name: str, model_types: tuple[str, ...]) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, Mistral3Config, Mistral4Config, PixtralVisionConfig
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from modeling_small4 import Small4Config, Small4ForCausalLM, Small4TextConfig, Small4VisionConfig
 
@@ -115,6 +117,19 @@ def test_released_config_json_is_the_default(tmp_path: Path) -> None:
     assert config.model_type == "small4"
     assert shape_of(config) == shape_of(Small4Config())
     assert meta_parameters(config) == 119_401_298_944
+
+
+def test_reading_the_release_is_no_cause_for_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED))
+    with CaptureLogger(logging.get_logger("transformers.configuration_utils")) as captured:
+        Small4Config.from_pretrained(tmp_path)
+    assert captured.out == ""
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'llama'"):
+        Small4Config.from_pretrained(tmp_path)
 
 
 def test_older_spellings_give_the_same_model(tmp_path: Path) -> None:
