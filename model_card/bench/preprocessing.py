@@ -193,7 +193,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="small4-bench-") as work:
         prompts = measure_prompts(args.runs, args.count, Path(work))
     result = {"conversations": prompts, "images": measure_images(args.runs), "runs": args.runs, "threads": 1}
-    result |= provenance([sys.executable, *sys.orig_argv[1:]])
+    result |= provenance(["python", *sys.orig_argv[1:]])
     for name in ("mistral_common", "opencv-python-headless", "pillow", "numpy"):
         result["versions"][name] = version(name)
     for title in ("conversations", "images"):
