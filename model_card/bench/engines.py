@@ -8,6 +8,8 @@ decides what is right: a difference is stored like an agreement.
 """
 
 import argparse
+import base64
+import io
 import json
 import math
 import os
@@ -20,10 +22,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 from small4_conversion.convert import Options, convert
 from transformers import Mistral3ForConditionalGeneration
 
@@ -45,11 +49,21 @@ def prompts(processor: Any) -> list[list[int]]:
     ]
 
 
+def pictures() -> list[tuple[str, Image.Image]]:
+    """Questions about drawn shapes."""
+    out = []
+    for color, shape in (("red", "ellipse"), ("blue", "rectangle")):
+        image = Image.new("RGB", (84, 56), "white")
+        getattr(ImageDraw.Draw(image), shape)((20, 10, 60, 50), fill=color)
+        out.append(("What is in the picture?", image))
+    return out
+
+
 @torch.no_grad()
-def continued(model: Any, ids: list[int]) -> Answer:
+def continued(model: Any, ids: list[int], **images: torch.Tensor) -> Answer:
     """Greedy tokens of a model in this process, with the log-probability of each. No reasoning mode: the bare model."""
     out = model.generate(
-        torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True, eos_token_id=2, pad_token_id=11
+        torch.tensor([ids]), **images, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True, eos_token_id=2, pad_token_id=11
     )  # fmt: skip
     new = out.sequences[0, len(ids) :].tolist()
     rows = [logits[0].float().log_softmax(-1) for logits in out.logits]
@@ -122,6 +136,36 @@ def _wait(address: str, running: subprocess.Popen, log: Any, seconds: int = 500)
     raise RuntimeError(f"vLLM did not come up:\n{log.read()[-3000:]}")
 
 
+def looked(processor: Any, model: Any, text: str, image: Image.Image) -> Answer:
+    """A picture and a question put to a model in this process."""
+    content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], reasoning_mode="none")
+    images = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+    return continued(model, inputs["input_ids"][0].tolist(), **images)
+
+
+def shown(address: str, text: str, image: Image.Image) -> Answer:
+    """The same put to the server, which makes ids and pixels itself."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+    body = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": NEW_TOKENS,
+        "temperature": 0,
+    }
+    found = _post(f"{address}/v1/chat/completions", body | {"logprobs": True, "reasoning_effort": "none"})
+    steps = found["choices"][0]["logprobs"]["content"]
+    return [int(step["token"].removeprefix("token_id:")) for step in steps], [step["logprob"] for step in steps]
+
+
+def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return json.loads(urllib.request.urlopen(request, timeout=300).read())
+
+
 def asked(address: str, ids: list[int]) -> Answer:
     """The same from the server, which is given ids and names tokens by id."""
     body = {
@@ -132,10 +176,7 @@ def asked(address: str, ids: list[int]) -> Answer:
         "logprobs": 1,
         "skip_special_tokens": False,
     }
-    request = urllib.request.Request(
-        f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    found = json.loads(urllib.request.urlopen(request, timeout=300).read())["choices"][0]["logprobs"]
+    found = _post(f"{address}/v1/completions", body)["choices"][0]["logprobs"]
     tokens = [int(name.removeprefix("token_id:")) for name in found["tokens"]]
     return tokens, found["token_logprobs"]
 
@@ -158,10 +199,10 @@ def main() -> None:
     stored = provenance(["python", "-m", "model_card.bench.engines", *sys.argv[1:]]) | {"engines": results}
     if args.out:
         args.out.write_text(json.dumps(stored, indent=1) + "\n")
-    print(f"{'engine':<40}{'answers equal':>14}{'tokens':>8}{'log-probability':>17}")
+    print(f"{'engine':<56}{'answers equal':>14}{'tokens':>8}{'log-probability':>17}")
     for name, row in results.items():
         print(
-            f"{name:<40}{row['equal']:>8} of {row['answers']}{row['tokens']:>8}{row['largest_logprob_difference']:>17.1e}"
+            f"{name:<56}{row['equal']:>8} of {row['answers']}{row['tokens']:>8}{row['largest_logprob_difference']:>17.1e}"
         )
     print(json.dumps(results))
 
@@ -170,23 +211,26 @@ def measured(model: Path, work: Path, program: str | None) -> dict[str, Any]:
     """Exports the checkpoint and asks every engine that is there."""
     for layout in ("transformers", "mistral"):
         convert(model, work / layout, Options(to=layout, dtype="float32"))
-    questions = prompts(Small4Processor.from_pretrained(model))
+    processor = Small4Processor.from_pretrained(model)
+    questions, seen = prompts(processor), pictures()
     mine = Small4ForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    ours = [without_end(continued(mine, ids)) for ids in questions]
-    assert all(math.isfinite(value) for _, values in ours for value in values)
+    ours = [continued(mine, ids) for ids in questions], [looked(processor, mine, *each) for each in seen]
+    assert all(math.isfinite(value) for answers in ours for _, values in answers for value in values)
     host = Mistral3ForConditionalGeneration.from_pretrained(work / "transformers", dtype=torch.float32).eval()
-    results = {
-        "transformers Mistral3ForConditionalGeneration": difference(
-            ours, [without_end(continued(host, ids)) for ids in questions]
-        )
-    }
+    theirs = [continued(host, ids) for ids in questions], [looked(processor, host, *each) for each in seen]
+    results = _rows("transformers Mistral3ForConditionalGeneration", ours, theirs, version("transformers"))
     if program:
         with vllm(program, work / "mistral") as address:
-            results["vLLM, raw layout, CPU"] = difference(ours, [without_end(asked(address, ids)) for ids in questions])
-        results["vLLM, raw layout, CPU"]["version"] = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, check=False
-        ).stdout.split()[-1]
+            theirs = [asked(address, ids) for ids in questions], [shown(address, *each) for each in seen]
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+        results |= _rows("vLLM, raw layout, CPU", ours, theirs, done.stdout.split()[-1])
     return results
+
+
+def _rows(engine: str, ours: tuple[list[Answer], ...], theirs: tuple[list[Answer], ...], number: str) -> dict[str, Any]:
+    named = zip(("text", "pictures"), ours, theirs, strict=True)
+    ended = ((kind, [*map(without_end, a)], [*map(without_end, b)]) for kind, a, b in named)
+    return {f"{engine}, {kind}": difference(a, b) | {"version": number} for kind, a, b in ended}
 
 
 if __name__ == "__main__":
