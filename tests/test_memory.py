@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import raw_checkpoint as rc
 import torch
 from live_bytes import peak_bytes
 from oracle import Case
+from safetensors.torch import load_file
+from small4_conversion.convert import convert
 from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4Config, Small4ForCausalLM, attention, blocks, cli, demo_checkpoint, sizes
@@ -57,6 +60,19 @@ def test_the_demo_checkpoint() -> None:
     model = Small4ForCausalLM.from_pretrained(demo_checkpoint(), dtype=torch.bfloat16)
     real = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     assert sum(weight_bytes(model.config).values()) == real
+
+
+def test_low_precisions_are_those_of_the_published_forms(tmp_path: Path) -> None:
+    """FP8 as the raw release and our own folder hold it, scales included; NVFP4 as published."""
+    params = rc.params()
+    raw = rc.weights(params)
+    rc.write_raw(tmp_path / "raw", rc.fp8_params(params), rc.to_fp8(raw))
+    convert(tmp_path / "raw", tmp_path / "ours")
+    config = Small4Config.from_pretrained(tmp_path / "ours")
+    stored = [tensor for file in (tmp_path / "ours").glob("*.safetensors") for tensor in load_file(file).values()]
+    for held in (stored, rc.to_fp8(raw).values()):
+        assert sum(tensor.nbytes for tensor in held) == sum(weight_bytes(config, "fp8").values())
+    assert sum(tensor.nbytes for tensor in rc.to_nvfp4(raw)[0].values()) == sum(weight_bytes(config, "nvfp4").values())
 
 
 @pytest.mark.parametrize("bits", [16, 8])

@@ -1,8 +1,9 @@
-"""Other engines on an exported checkpoint: do transformers' own class and vLLM say what our class says, token by token?
+"""Other engines on an exported checkpoint: do transformers' own class, vLLM and llama.cpp say what our class says, token by token?
 
-    python -m model_card.bench.engines [--model model_card/demo] [--vllm VENV/bin/vllm] [--out model_card/results/engines.json]
+    python -m model_card.bench.engines [--model model_card/demo] [--vllm VENV/bin/vllm] [--llama VENV/bin/python SOURCE/vendor/llama.cpp]
+        [--out model_card/results/engines.json]
 
-from the repository root. The checkpoint is exported in float32 to both published layouts; each engine continues the same prompts
+from the repository root. --llama takes a Python that has llama-cpp-python and the source tree with llama.cpp's converter. The checkpoint is exported in float32 to both published layouts; each engine continues the same prompts
 greedily, and its tokens and their log-probabilities are compared with ours. Prints a table, and one JSON line last. Nothing here
 decides what is right: a difference is stored like an agreement.
 """
@@ -181,6 +182,49 @@ def asked(address: str, ids: list[int]) -> Answer:
     return tokens, found["token_logprobs"]
 
 
+# llama.cpp's converter knows pre-tokenizers by the hash of a whole vocabulary; a small one it has to be told.
+TO_GGUF = """
+import sys
+tree = sys.argv.pop(1)
+sys.path[:0] = [tree, tree + "/gguf-py"]
+import conversion.base
+conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "tekken"
+import convert_hf_to_gguf
+convert_hf_to_gguf.main()
+"""
+RUN_GGUF = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+model = Llama(sys.argv[1], n_ctx=512, logits_all=True, n_threads=1, verbose=False, type_k=0, type_v=0)
+answers = []
+for ids in json.load(sys.stdin):
+    model.reset()
+    new, values = [], []
+    step = ids
+    while len(new) < int(sys.argv[2]) and 2 not in new:
+        model.eval(step)
+        row = np.asarray(model.scores[model.n_tokens - 1], dtype=np.float64)
+        token = int(row.argmax())
+        values.append(float(row[token] - row.max() - np.log(np.exp(row - row.max()).sum())))
+        new.append(token)
+        step = [token]
+    answers.append((new, values))
+print(json.dumps(answers))
+"""
+
+
+def llama(python: str, tree: str, folder: Path, questions: list[list[int]]) -> list[Answer]:
+    """llama.cpp on the transformers layout, converted in float32, with a float32 cache."""
+    (folder / "tekken.json").unlink(missing_ok=True)  # the converter would take the folder for the raw layout
+    file = folder.parent / "model.gguf"
+    line = [sys.executable, "-c", TO_GGUF, tree, str(folder), "--outfile", str(file), "--outtype", "f32"]
+    subprocess.run(line, check=True, capture_output=True)
+    line = [python, "-c", RUN_GGUF, str(file), str(NEW_TOKENS)]
+    done = subprocess.run(line, check=True, capture_output=True, text=True, input=json.dumps(questions))
+    return [(tokens, values) for tokens, values in json.loads(done.stdout)]
+
+
 def without_end(answer: Answer) -> Answer:
     """Engines differ in whether they hand out the end-of-sequence token."""
     tokens, values = answer
@@ -191,11 +235,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=demo_checkpoint())
     parser.add_argument("--vllm", help="the vllm program of another virtual environment")
+    parser.add_argument(
+        "--llama", nargs=2, metavar=("PYTHON", "TREE"), help="a Python with llama-cpp-python, and llama.cpp's source"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
-        results = measured(args.model, Path(work), args.vllm)
+        results = measured(args.model, Path(work), args.vllm, args.llama)
     stored = provenance(["python", "-m", "model_card.bench.engines", *sys.argv[1:]]) | {"engines": results}
     if args.out:
         args.out.write_text(json.dumps(stored, indent=1) + "\n")
@@ -207,7 +254,7 @@ def main() -> None:
     print(json.dumps(results))
 
 
-def measured(model: Path, work: Path, program: str | None) -> dict[str, Any]:
+def measured(model: Path, work: Path, program: str | None, gguf: list[str] | None) -> dict[str, Any]:
     """Exports the checkpoint and asks every engine that is there."""
     for layout in ("transformers", "mistral"):
         convert(model, work / layout, Options(to=layout, dtype="float32"))
@@ -224,11 +271,18 @@ def measured(model: Path, work: Path, program: str | None) -> dict[str, Any]:
             theirs = [asked(address, ids) for ids in questions], [shown(address, *each) for each in seen]
         done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
         results |= _rows("vLLM, raw layout, CPU", ours, theirs, done.stdout.split()[-1])
+    if gguf:
+        line = [gguf[0], "-c", "import llama_cpp; print(llama_cpp.__version__)"]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
+        number = f"llama-cpp-python {done.stdout.strip()}"
+        results |= _rows(
+            "llama.cpp, transformers layout", ours[:1], (llama(*gguf, work / "transformers", questions),), number
+        )
     return results
 
 
 def _rows(engine: str, ours: tuple[list[Answer], ...], theirs: tuple[list[Answer], ...], number: str) -> dict[str, Any]:
-    named = zip(("text", "pictures"), ours, theirs, strict=True)
+    named = zip(("text", "pictures"), ours, theirs, strict=False)
     ended = ((kind, [*map(without_end, a)], [*map(without_end, b)]) for kind, a, b in named)
     return {f"{engine}, {kind}": difference(a, b) | {"version": number} for kind, a, b in ended}
 
