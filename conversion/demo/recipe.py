@@ -43,13 +43,21 @@ class Looking:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped checkpoint is trained: the decoder on text, the tower on pictures, then both on everything."""
+    """How the shipped checkpoint is trained: the decoder on text, the tower on pictures, both on everything, then mostly pictures, twice."""
 
     text: Stage = Stage(tasks={"arithmetic": 0.95, "talk": 0.05}, rows=50_000, steps=800)
     looking: Looking = Looking()
     joint: Stage = Stage(
-        tasks={"arithmetic": 0.74, "picture": 0.22, "talk": 0.04}, rows=60_000, steps=1700, decay_steps=700
+        tasks={"arithmetic": 0.74, "picture": 0.22, "talk": 0.04}, rows=60_000, steps=1300, decay_steps=800
     )
+    polish: Stage = Stage(
+        tasks={"arithmetic": 0.37, "picture": 0.6, "talk": 0.03}, rows=20_000, steps=400, warmup_steps=20, decay_steps=350,
+        matrix_rate=3e-3, other_rate=1e-3, eye_rate=1e-3,
+    )  # fmt: skip
+    last: Stage = Stage(
+        tasks={"arithmetic": 0.23, "picture": 0.75, "talk": 0.02}, rows=24_000, steps=500, warmup_steps=20, decay_steps=450,
+        matrix_rate=3e-3, other_rate=1e-3, eye_rate=2e-3,
+    )  # fmt: skip
     seed: int = 0
 
 

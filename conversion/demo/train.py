@@ -2,9 +2,9 @@
 
     python -m small4_conversion.demo.train --out DIR [--seed 0] [--threads 2]
 
-Three stages (`recipe.py` holds all numbers): the decoder on text, the vision tower on pictures, then both on everything, with
-transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16. Run again with the
-same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
+Five stages (`recipe.py` holds all numbers): the decoder on text, the vision tower on pictures, both on everything, then twice
+mostly pictures; chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16.
+Run again with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 """
 
 import argparse
@@ -76,6 +76,8 @@ def train(out: Path, recipe: Recipe) -> None:
         "text": lambda: talk(model, processor, out, recipe.text, "text", recipe.seed),
         "looking": lambda: learn_to_look(model, processor.image_processor, recipe.looking, recipe.seed),
         "joint": lambda: talk(model, processor, out, recipe.joint, "joint", recipe.seed + 1),
+        "polish": lambda: talk(model, processor, out, recipe.polish, "polish", recipe.seed + 2),
+        "last": lambda: talk(model, processor, out, recipe.last, "last", recipe.seed + 3),
     }
     for name, run in stages.items():
         finished = out / "run" / f"{name}.safetensors"
