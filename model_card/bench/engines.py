@@ -243,7 +243,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         results = measured(args.model, Path(work), args.vllm, args.llama)
-    stored = provenance(["python", "-m", "model_card.bench.engines", *sys.argv[1:]]) | {"engines": results}
+    stored = provenance(["python", "-m", "model_card.bench.engines", *_spoken(args)]) | {"engines": results}
     if args.out:
         args.out.write_text(json.dumps(stored, indent=1) + "\n")
     print(f"{'engine':<56}{'answers equal':>14}{'tokens':>8}{'log-probability':>17}")
@@ -252,6 +252,13 @@ def main() -> None:
             f"{name:<56}{row['equal']:>8} of {row['answers']}{row['tokens']:>8}{row['largest_logprob_difference']:>17.1e}"
         )
     print(json.dumps(results))
+
+
+def _spoken(args: argparse.Namespace) -> list[str]:
+    """The arguments, without this machine's paths."""
+    vllm_words = ["--vllm", "VENV/bin/vllm"] if args.vllm else []
+    llama_words = ["--llama", "VENV/bin/python", "SOURCE/vendor/llama.cpp"] if args.llama else []
+    return [*vllm_words, *llama_words]
 
 
 def measured(model: Path, work: Path, program: str | None, gguf: list[str] | None) -> dict[str, Any]:

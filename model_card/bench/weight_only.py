@@ -7,7 +7,6 @@ from the repository root; needs torchao. Prints a table, and one JSON line last.
 
 import argparse
 import json
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = measured(args.model)
-    stored = provenance(["python", "-m", "model_card.bench.weight_only", *sys.argv[1:]])
+    stored = provenance(["python", "-m", "model_card.bench.weight_only"])
     stored["versions"]["torchao"] = version("torchao")
     if args.out:
         args.out.write_text(json.dumps(stored | found, indent=1) + "\n")
