@@ -65,8 +65,8 @@ class Machine:
 
 
 def parse_machine(text: str) -> Machine:
-    """Reads a machine: parts joined by `+`, each `[Nx]KIND`, where KIND is a name of `GPUS` or `NODES`, `24GB` (a GPU of that size),
-    `64GB-ram` or `1TB-disk`. GB are 10^9 bytes, GiB 2^30.
+    """Reads a machine: parts joined by `+`, each `[Nx]KIND`, where KIND is a name of `GPUS` or `NODES`, `24GB` (a GPU of that size that
+    computes in FP8), `64GB-ram` or `1TB-disk`. GB are 10^9 bytes, GiB 2^30.
 
     Raises:
         ValueError: A part that is none of these.

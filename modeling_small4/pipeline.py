@@ -7,7 +7,9 @@ For inference. Must not know: what a layer computes.
 
 import copy
 import inspect
+import re
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -43,7 +45,10 @@ def distribute(host: Callable[..., Any], model: Any, config: Any, mesh: Any) -> 
     Raises:
         ValueError: Stages are asked for a model without a language modelling head, or more of them than it has layers.
     """
-    if mesh is None or config.pp_size == 1:
+    if mesh is None:
+        return host(model, config, mesh)
+    model._tp_plan = _of_this_model(model, model.tp_plan)
+    if config.pp_size == 1:
         return host(model, config, mesh)
     layers = model.config.get_text_config().num_hidden_layers
     if not hasattr(model, "lm_head"):
@@ -58,6 +63,13 @@ def distribute(host: Callable[..., Any], model: Any, config: Any, mesh: Any) -> 
     model = host(model, rest, mesh)
     model.config.distributed_config = config
     return model
+
+
+def _of_this_model(model: Any, plan: dict[str, str]) -> dict[str, str]:
+    """The rules that name something here; the plan knows every form of Small 4, and transformers warns of each rule without use."""
+    members = chain(model.named_modules(), model.named_parameters())
+    names = {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in members}
+    return {rule: style for rule, style in plan.items() if rule in names}
 
 
 def cut(model: Any, stage: Stage) -> None:

@@ -34,6 +34,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "match nothing" not in done.stderr
     return [json.loads((folder / f"report.{rank}.json").read_text()) for rank in (0, 1)]
 
 
