@@ -30,4 +30,4 @@ def test_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert thought["reasoning_content"]
     assert thought["content"]
     assert "red" in printed[2]
-    assert printed[-1] == "168\n"
+    assert printed[-2:] == ["168\n", "True\n"]
