@@ -146,7 +146,8 @@ def test_the_adam_half_is_adamw() -> None:
 def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
     text = Stage({"arithmetic": 1.0}, rows=16, steps=2, rows_per_step=8)
     joint = Stage({"picture": 1.0}, rows=40, steps=4, rows_per_step=8, warmup_steps=1, decay_steps=2, save_steps=2)
-    recipe = Recipe(text=text, looking=Looking(steps=2, pictures_per_step=4), joint=joint)
+    short = Stage({"arithmetic": 1.0}, rows=16, steps=2, rows_per_step=8)
+    recipe = Recipe(text=text, looking=Looking(steps=2, pictures_per_step=4), joint=joint, polish=short, last=short)
     train(tmp_path, recipe)
     weights = (tmp_path / "model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run" / "joint" / "checkpoint-4")
