@@ -74,11 +74,11 @@ def answer(
 
 
 def read(ids: list[int], processor: Any, settings: Any) -> dict[str, Any]:
-    """The answer and what it cost in tokens, marks included, padding left out."""
+    """The answer, the tokens of its thought (between the marks) and all tokens up to the end of the turn."""
     marks = settings.reasoning_token_ids
     ids = ids[: ids.index(settings.eos_token_id) + 1] if settings.eos_token_id in ids else ids
-    start = ids.index(marks["think"]) if marks["think"] in ids else 0
-    stop = ids.index(marks["end_think"]) + 1 if marks["end_think"] in ids else start
+    start = ids.index(marks["think"]) + 1 if marks["think"] in ids else 0
+    stop = ids.index(marks["end_think"]) if marks["end_think"] in ids else (len(ids) if start else 0)
     content = processor.parse_response(ids)["content"]
     return {"content": content, "thinking_tokens": stop - start, "new_tokens": len(ids)}
 
@@ -100,12 +100,12 @@ def summary(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[s
 
 def table(result: dict[str, dict[str, Any]]) -> Iterable[str]:
     for part, scores in result.items():
-        yield f"\n{part:<34}{'rows':>6}{'accuracy':>10}{'95 % interval':>17}{'thinking':>10}{'tokens/s':>10}"
+        yield f"\n{part:<50}{'rows':>6}{'accuracy':>10}{'95 % interval':>17}{'thinking':>10}{'tokens/s':>10}"
         for name, score in scores.items():
             low, high = score["interval_95"]
             interval = f"{low:.3f}-{high:.3f}"
             cells = f"{score['rows']:>6}{score['accuracy']:>10.3f}{interval:>17}"
-            yield f"  {name:<32}{cells}{score['thinking_tokens']:>10.1f}{score['tokens_per_second']:>10.0f}"
+            yield f"  {name:<48}{cells}{score['thinking_tokens']:>10.1f}{score['tokens_per_second']:>10.0f}"
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None, help="a checkpoint folder; default: the shipped one")
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("model_card/results/demo_eval.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
