@@ -1,7 +1,7 @@
 """Mixture of experts: router, routed experts held as two fused tensors, shared expert, and the two losses that keep routers healthy.
 
-Routed experts run through transformers' experts interface, so `experts_implementation` chooses the kernel. This file knows nothing
-of attention.
+Routed experts run through transformers' experts interface, so `experts_implementation` chooses the kernel; on a CPU the default one
+is our own (`grouped`). This file knows nothing of attention.
 """
 
 from typing import Any
@@ -12,6 +12,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from .grouped import Small4ExpertsInterface, linear
 
 
 class Small4MLP(nn.Module):
@@ -25,7 +27,8 @@ class Small4MLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gate, up = linear(self.gate_proj, hidden_states), linear(self.up_proj, hidden_states)
+        return linear(self.down_proj, self.act_fn(gate) * up)
 
 
 class Small4TopkRouter(nn.Module):
@@ -64,7 +67,7 @@ class Small4TopkRouter(nn.Module):
         return chosen.repeat_interleave(grouped.shape[-1], dim=-1)
 
 
-@use_experts_implementation
+@use_experts_implementation(experts_interface=Small4ExpertsInterface())
 class Small4Experts(nn.Module):
     """All routed experts of a layer: `gate_up_proj` `[experts, 2 * width, hidden]` (gate rows first), `down_proj` `[experts, hidden, width]`."""
 
@@ -135,6 +138,15 @@ def router_losses(
     if config.router_z_loss_coef:
         added = added + config.router_z_loss_coef * router_z_loss(router_logits, mask)
     return balance, added
+
+
+def share_of_step(labels: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor | float:
+    """What part of an optimiser step a batch is: its predicted labels over the step's `items`, 1 when that is None.
+
+    Cross-entropy is summed over a batch and divided by the items of all batches that are accumulated; a mean such as the router
+    losses has to be weighted by this share, or accumulating would multiply it.
+    """
+    return 1.0 if items is None else labels[..., 1:].ne(-100).sum() / items
 
 
 def router_z_loss(router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None) -> torch.Tensor:

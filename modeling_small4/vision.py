@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import eager_attention
+from .grouped import linear
 from .moe import Small4MLP
 from .rope import image_positions, rotate_halves
 
@@ -45,7 +46,7 @@ class Small4VisionAttention(nn.Module):
             Output shaped like the input, and from the eager implementation weights `[images, heads, most patches, most patches]`, zero where padded.
         """
         query, key, value = (
-            proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            linear(proj, hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
@@ -58,7 +59,7 @@ class Small4VisionAttention(nn.Module):
             ),
             strict=True,
         )
-        output = self.o_proj(torch.cat(outputs, dim=1).flatten(2))
+        output = linear(self.o_proj, torch.cat(outputs, dim=1).flatten(2))
         return output, _stack_padded(weights) if weights[0] is not None else None
 
 
@@ -160,7 +161,7 @@ class Small4PatchMerger(nn.Module):
             image.view(h // merge, merge, w // merge, merge, -1).permute(0, 2, 4, 1, 3).reshape(h * w // merge**2, -1)
             for image, (h, w) in zip(features.split([h * w for h, w in grids]), grids, strict=True)
         ]
-        return self.merging_layer(torch.cat(squares))
+        return linear(self.merging_layer, torch.cat(squares))
 
 
 class Small4MultiModalProjector(nn.Module):
@@ -182,4 +183,4 @@ class Small4MultiModalProjector(nn.Module):
     def forward(self, features: torch.Tensor, grids: list[tuple[int, int]]) -> torch.Tensor:
         """`[patches of all images, vision width]` to `[merged patches of all images, text width]`."""
         merged = self.patch_merger(self.norm(features), grids)
-        return self.linear_2(self.act(self.linear_1(merged)))
+        return linear(self.linear_2, self.act(linear(self.linear_1, merged)))

@@ -1,0 +1,163 @@
+"""Matrix products on a CPU: tokens sorted by expert so that each chosen expert's weights are read once, and half precision at float32's speed.
+
+A CPU without instructions for bfloat16 or float16 multiplies them several times slower than float32. There a block of weights is
+turned to float32 while it is in the cache, and multiplied so; sums are float32 either way. Knows nothing of routers or layers.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
+from transformers.utils import is_torchdynamo_compiling
+
+ROWS = 512  # weight rows multiplied at once: 8 MB of float32 at the release's width, so that they stay in the cache
+FEW = 2  # so many tokens are faster one by one in half precision: reading the weights is what takes the time
+LEAST = 4  # so many columns take BLAS less time than two or three
+
+
+class Small4ExpertsInterface(ExpertsInterface):
+    """transformers' implementations of experts under their names, with `grouped_mm`, the default, done by `grouped_experts` on a CPU."""
+
+    def get_interface(self, experts_implementation: str, default: Callable) -> Callable:
+        chosen = ALL_EXPERTS_FUNCTIONS.get_interface(experts_implementation, default)
+        return grouped_experts if experts_implementation == "grouped_mm" and not is_torchdynamo_compiling() else chosen
+
+
+def grouped_experts(
+    experts: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """All routed experts. Arguments as in `Small4Experts.forward`; what is not a plain tensor on a CPU goes to transformers' kernel."""
+    weights = experts.gate_up_proj, experts.down_proj
+    if any(w.device.type != "cpu" or type(w) not in (torch.Tensor, nn.Parameter) for w in weights):
+        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_states, top_k_index, top_k_weights)
+    top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
+    order = flat.argsort()
+    counts = torch.bincount(flat, minlength=experts.num_experts)[: experts.num_experts].tolist()
+    inputs = hidden_states[order // top_k].to(weights[0].dtype)
+    inner = experts._apply_gate(GroupedLinear.apply(inputs, weights[0], counts))
+    outputs = GroupedLinear.apply(inner, weights[1], counts) * top_k_weights.flatten()[order, None]
+    return outputs[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
+
+
+class GroupedLinear(torch.autograd.Function):
+    """`[tokens, in]`, sorted by expert, times `[experts, out, in]`: `[tokens, out]`. Tokens beyond the sum of `counts` give zeros."""
+
+    @staticmethod
+    def forward(inputs: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        outputs = inputs.new_empty(inputs.shape[0], weight.shape[1])
+        for expert, rows in _groups(counts):
+            _multiply(inputs[rows], weight[expert], outputs[rows])
+        outputs[sum(counts) :] = 0
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, list[int]], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.counts = inputs[2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        inputs, weight = ctx.saved_tensors
+        grad_inputs = torch.zeros_like(inputs) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for expert, rows in _groups(ctx.counts):
+            if grad_inputs is not None:
+                _multiply_transposed(grad[rows], weight[expert], grad_inputs[rows])
+            if grad_weight is not None:
+                _outer(grad[rows], inputs[rows], grad_weight[expert])
+        return grad_inputs, grad_weight, None
+
+
+def linear(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """`module(inputs)`; for a plain half-precision linear on a CPU that is slow at it, through float32.
+
+    Args:
+        module: `nn.Linear`, or whatever an adapter, quantiser or sharding put in its place.
+        inputs: `[..., in]`.
+    """
+    if inputs.device.type != "cpu" or inputs.numel() <= FEW * inputs.shape[-1] or is_torchdynamo_compiling():
+        return module(inputs)
+    if not is_plain_linear(module) or inputs.dtype != module.weight.dtype or not _slow(inputs.dtype):
+        return module(inputs)
+    outputs = GroupedLinear.apply(inputs.flatten(0, -2), module.weight[None], [inputs[..., 0].numel()])
+    outputs = outputs.unflatten(0, inputs.shape[:-1])
+    return outputs if module.bias is None else outputs + module.bias
+
+
+def is_plain_linear(module: Any) -> bool:
+    """True when `module.weight` is all there is to it: no adapter, quantiser, shard, offload hook or other wrapper in between.
+
+    accelerate's hook on a layer whose weights stay on its device only moves inputs there, so it does not count.
+    """
+    wrapped = "forward" in module.__dict__ and getattr(getattr(module, "_hf_hook", None), "offload", True)
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and module.weight.is_floating_point()
+        and not module.weight.is_meta
+        and not wrapped
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
+def _groups(counts: list[int]) -> list[tuple[int, slice]]:
+    """Experts that have tokens, with the rows of those."""
+    groups, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            groups.append((expert, slice(start, start + count)))
+        start += count
+    return groups
+
+
+def _multiply(inputs: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """`out = inputs @ weight.T`, `[tokens, in]` and `[out, in]`. Weights stand on the left: for few tokens BLAS is up to twice as fast so."""
+    tokens, slow = inputs.shape[0], _slow(weight.dtype)
+    if tokens <= (FEW if slow else 1) or (weight.element_size() < 4 and not slow):
+        torch.mm(inputs, weight.T, out=out)
+        return
+    padded = nn.functional.pad(inputs, (0, 0, 0, max(0, LEAST - tokens)))
+    columns = padded.float().T if slow else padded.T
+    for block, results in zip(_blocks(weight, slow), out.split(ROWS, dim=1), strict=True):
+        results.copy_((block @ columns).T[:tokens])
+
+
+def _blocks(weight: torch.Tensor, slow: bool) -> Iterator[torch.Tensor]:
+    """`ROWS` rows at a time, turned to float32 if `slow`, each of them valid until the next one is asked for."""
+    scratch = torch.empty(min(ROWS, weight.shape[0]), weight.shape[1]) if slow else None
+    for block in weight.split(ROWS):
+        yield block if scratch is None else scratch[: len(block)].copy_(block)
+
+
+def _multiply_transposed(grad: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """`out = grad @ weight`."""
+    if not _slow(weight.dtype):
+        torch.mm(grad, weight, out=out)
+        return
+    total = torch.zeros(out.shape)
+    for block, part in zip(_blocks(weight, True), grad.split(ROWS, dim=1), strict=True):
+        total.addmm_(part.float(), block)
+    out.copy_(total)
+
+
+def _outer(grad: torch.Tensor, inputs: torch.Tensor, out: torch.Tensor) -> None:
+    """`out = grad.T @ inputs`."""
+    if _slow(out.dtype):
+        out.copy_(grad.float().T @ inputs.float())
+    else:
+        torch.mm(grad.T, inputs, out=out)
+
+
+@cache
+def _slow(dtype: torch.dtype) -> bool:
+    """True when this CPU multiplies such matrices slower than in float32."""
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype in supported and not supported[dtype]()
