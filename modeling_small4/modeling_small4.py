@@ -30,8 +30,10 @@ from .blocks import long_prefill
 from .cache import LatentCache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .generation import Small4GenerationMixin
+from .grouped import linear
 from .loading import Small4LoadingMixin
-from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, router_losses
+from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, router_losses, share_of_step
+from .paged import PagedBatch
 from .rope import Positions, text_positions
 from .vision import (
     Small4MultiModalProjector,
@@ -180,6 +182,8 @@ class Small4TextModel(Small4PreTrainedModel):
                 and_mask_function=None if packed is None else packed_sequence_mask_function(packed),
             )
             mask = four_dimensional_mask(mask, self.config._attn_implementation, inputs_embeds.dtype)
+        if kwargs.get("cache") is not None:  # continuous batching
+            kwargs["cache"] = PagedBatch.of(kwargs["cache"], mask, kwargs)
         hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
@@ -400,7 +404,8 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
 
         Args:
             labels: int64 `[batch, length]`, -100 where no loss is wanted. The loss is next-token cross-entropy, plus the balance and
-                z-losses when `output_router_logits` is on.
+                z-losses when `output_router_logits` is on. With `num_items_in_batch`, the labels of all batches accumulated for one
+                step, each batch weighs as much as it has of them.
             logits_to_keep: Compute logits of the last so many positions only (0: all), or of these indices.
             output_router_logits: Default `config.text_config.output_router_logits`.
 
@@ -423,7 +428,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             output_router_logits=output_router_logits,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
+        logits = linear(self.lm_head, slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
         aux_loss, loss = None, None
         if output.router_logits:
             aux_loss, router_loss = router_losses(text_config, output.router_logits, attention_mask)
@@ -435,7 +440,8 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=text_config.vocab_size, **kwargs)
             if aux_loss is not None:
-                loss = loss + router_loss.to(loss.device)
+                share = share_of_step(labels, kwargs.get("num_items_in_batch"))
+                loss = loss + (router_loss * share).to(loss.device)
         return Small4CausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,
