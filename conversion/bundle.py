@@ -17,11 +17,11 @@ import modeling_small4
 from .checkpoint import CheckpointError, read_json
 from .source import Checkpoint
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
     *("processor_config.json", "preprocessor_config.json", "generation_config.json"),
 )
-_VERBATIM = ("tekken.json", "SYSTEM_PROMPT.txt")
+VERBATIM = ("tekken.json", "SYSTEM_PROMPT.txt")
 
 AUTO_MAP: dict[str, Any] = {
     "AutoConfig": "configuration_small4.Small4Config",
@@ -46,7 +46,7 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
         CheckpointError: A raw checkpoint without tekken.json, or a tekken.json that cannot be read.
     """
     tekken = source.folder / "tekken.json"
-    for name in _VERBATIM:
+    for name in VERBATIM:
         if (source.folder / name).exists():
             shutil.copyfile(source.folder / name, folder / name)
     if layout == "mistral":
@@ -95,7 +95,7 @@ def _image_sizes(source: Checkpoint) -> dict[str, int] | None:
 
 
 def _copy_tokenizer(origin: Path, folder: Path, note: Callable[[str], None]) -> None:
-    found = [name for name in _TOKENIZER_FILES if (origin / name).exists()]
+    found = [name for name in TOKENIZER_FILES if (origin / name).exists()]
     for name in found:
         if not name.endswith(".json") or name == "tokenizer.json":
             shutil.copyfile(origin / name, folder / name)

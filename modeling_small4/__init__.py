@@ -1,7 +1,11 @@
 """Mistral Small 4 for transformers. Importing this package registers its classes with every Auto class; it does no other work."""
 
+from .adapters import lora_targets
+from .answer_evaluation import AnswerCallback
 from .cache import LatentCache
+from .collator import Small4DataCollator
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+from .expert_load import ExpertLoadCallback
 from .image_processing_small4 import Small4ImageProcessor
 from .images import ImageAccess
 from .modeling_small4 import (
@@ -20,9 +24,12 @@ from .tokenization_small4 import Small4Tokenizer
 register_auto_classes()
 
 __all__ = [
+    "AnswerCallback",
+    "ExpertLoadCallback",
     "ImageAccess",
     "LatentCache",
     "Small4Config",
+    "Small4DataCollator",
     "Small4ForCausalLM",
     "Small4ForSequenceClassification",
     "Small4ForTokenClassification",
@@ -36,4 +43,5 @@ __all__ = [
     "Small4VisionConfig",
     "Small4VisionModel",
     "demo_checkpoint",
+    "lora_targets",
 ]

@@ -1,0 +1,135 @@
+"""LoRA adapters out of this package: merged into a checkpoint of any layout, or alone for transformers' own classes.
+
+    merge_adapter("adapter", Path("merged"), to="mistral")               # or "transformers", "small4"
+    export_adapter("adapter", Path("adapter-hf"), base=Path("base-hf"))  # base-hf: small4 convert BASE base-hf --to transformers
+
+Knows names and configurations; the arithmetic is PEFT's (extra `train`), which is imported only when it is used.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from modeling_small4.adapters import EXPERTS
+from modeling_small4.configuration_small4 import Small4Config
+
+from .bundle import TOKENIZER_FILES, VERBATIM
+from .checkpoint import CheckpointError, read_json
+from .convert import Options, Summary, convert
+from .naming import to_transformers
+from .staging import check_destination
+from .transformers_layout import MODEL_TYPES, config_from_transformers
+
+_PREFIX = "base_model.model."
+_WEIGHTS, _SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+
+
+def merge_adapter(
+    adapter: str | Path, out: Path, to: str = "small4", dtype: torch.dtype | str = "auto", overwrite: bool = False
+) -> Summary:
+    """Add an adapter to its base checkpoint and write the result as a checkpoint folder in layout `to`.
+
+    The base is the one that the adapter's configuration names. The whole model is held in memory, FP8 expanded; `dtype` is what it is
+    merged and written in ("auto": the base's own, and bfloat16 for FP8).
+
+    Raises:
+        CheckpointError: The adapter or its base is not there or not of this model, or `out` is taken. Nothing is left then.
+        ValueError: PEFT is missing.
+    """
+    peft = _peft()
+    folder, settings = _read_adapter(adapter)
+    base = Path(settings["base_model_name_or_path"])
+    check_destination(out, base, overwrite)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        merged.save_pretrained(scratch)
+        for name in (*TOKENIZER_FILES, *VERBATIM):
+            if (base / name).is_file():
+                shutil.copyfile(base / name, Path(scratch) / name)
+        return convert(scratch, out, Options(to=to, overwrite=overwrite))
+
+
+def export_adapter(adapter: str | Path, out: Path, base: Path) -> None:
+    """Write an adapter for transformers' own class on `base`, the base checkpoint in transformers' layout, with equal results.
+
+    Names follow transformers' class, and the targets are spelled out. What no adapter can carry is checked: that both sides scale
+    attention scores alike.
+
+    Raises:
+        CheckpointError: `base` is no transformers folder, has other sizes, or transformers would scale its attention scores otherwise (as
+            it does with the published config.json: convert the base with `small4 convert BASE OUT --to transformers`, which says the scale
+            explicitly); or `out` exists.
+    """
+    folder, settings = _read_adapter(adapter)
+    if out.exists():
+        raise CheckpointError(f"{out}: is there already; remove it or choose another name")
+    ours = AutoConfig.from_pretrained(settings["base_model_name_or_path"])
+    text_only = _check_base(ours, base)
+    weights = {
+        _PREFIX + to_transformers(name.removeprefix(_PREFIX), text_only): tensor
+        for name, tensor in load_file(folder / _WEIGHTS).items()
+    }
+    settings |= {"base_model_name_or_path": str(base), "auto_mapping": None}
+    settings["target_modules"] = sorted(
+        {
+            name.removeprefix(_PREFIX).split(".lora_")[0]
+            for name in weights
+            if ".lora_" in name and ".mlp.experts." not in name
+        }
+    )
+    if settings.get("target_parameters"):
+        settings["target_parameters"] = list(EXPERTS)
+    out.mkdir(parents=True)
+    save_file(weights, out / _WEIGHTS, metadata={"format": "pt"})
+    (out / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_adapter(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
+    folder = Path(adapter)
+    for name in (_SETTINGS, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: missing; give the folder that save_pretrained of a PEFT model wrote")
+    settings = read_json(folder / _SETTINGS)
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(f"{folder / _SETTINGS}: peft_type is {settings.get('peft_type')!r}, not 'LORA'")
+    if not settings.get("base_model_name_or_path"):
+        raise CheckpointError(f"{folder / _SETTINGS}: names no base_model_name_or_path; write the base's folder there")
+    return folder, settings
+
+
+def _check_base(ours: Any, base: Path) -> bool:
+    """Whether the base is text-only, after checking that it is the same model computed alike."""
+    file = base / "config.json"
+    if not isinstance(ours, Small4Config):
+        raise CheckpointError(f"the adapter's base is a {type(ours).__name__}, not a Small 4 of this package")
+    given = read_json(file)
+    if given.get("model_type") not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{file}: model_type is {given.get('model_type')!r}; make the base with small4 convert BASE OUT --to transformers"
+        )
+    theirs, _ = config_from_transformers(given, "transformers", has_head=True, file=file)
+    sizes = (*("hidden_size", "num_hidden_layers", "n_routed_experts", "moe_intermediate_size", "vocab_size"),)
+    for name in (*sizes, "softmax_scale"):
+        wanted, found = getattr(ours.text_config, name), getattr(theirs.text_config, name)
+        if abs(wanted - found) > 1e-6 * abs(wanted):
+            raise CheckpointError(
+                f"{file}: {name} is {found} there and {wanted} in the adapter's base, so results would differ; make the base with "
+                "small4 convert BASE OUT --to transformers"
+            )
+    return given["model_type"] == "mistral4"
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise ValueError('Adapters need PEFT: pip install "modeling-small4[train]"') from None
+    return peft
