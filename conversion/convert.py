@@ -35,7 +35,8 @@ _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert. shard_size in bytes; softmax_scale None means: as the source says, released for transformers folders."""
+    """How to convert. shard_size in bytes; softmax_scale None means: as the source says, released for transformers folders; revision
+    of a source on the Hub, None means its main branch."""
 
     to: str = "small4"
     dtype: str = "keep"
@@ -43,6 +44,7 @@ class Options:
     with_code: bool = False
     overwrite: bool = False
     shard_size: int = 5_000_000_000
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="largest output file, such as 5GB or 500MB",
     )
+    parser.add_argument("--revision", help="branch, tag or commit of a source on the Hub (default: its main branch)")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `small4 convert`; returns the exit status."""
-    options = Options(args.to, args.dtype, args.softmax_scale, args.with_code, args.overwrite, args.shard_size)
+    options = Options(
+        args.to, args.dtype, args.softmax_scale, args.with_code, args.overwrite, args.shard_size, args.revision
+    )
     return run_command("convert", lambda: _convert_and_report(args, options))
 
 
@@ -122,7 +127,7 @@ def convert(
     if options.with_code and options.to != "small4":
         raise CheckpointError(f"--with-code: only the small4 layout carries code, not {options.to}")
     started = time.perf_counter()
-    folder = hub.resolve(str(src), note)
+    folder = hub.resolve(str(src), note, options.revision)
     check_destination(dst, folder, options.overwrite)
     source = open_checkpoint(folder, options.softmax_scale)
     note(f"layout: {source.layout}, {source.precision()} -> {options.to}, {options.dtype}")

@@ -6,7 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -45,14 +51,19 @@ _FUSED = (
 )
 
 
-def resolve(source: str, note: Callable[[str], None]) -> Path:
+def resolve(source: str, note: Callable[[str], None], revision: str | None = None) -> Path:
     """The folder of `source`. A path wins over a repository of the same name.
 
+    revision: branch, tag or commit of a repository; None: its main branch.
+
     Raises:
-        CheckpointError: Neither a folder nor a repository, one without a checkpoint in a known layout, or the network fails.
+        CheckpointError: Neither a folder nor a repository, one without a checkpoint in a known layout, no such revision, or the
+            network fails.
     """
     path = Path(source)
     if path.exists():
+        if revision is not None:
+            raise CheckpointError(f"{source}: is a folder here; --revision {revision} is for repositories on the Hub")
         return path
     try:
         validate_repo_id(source)
@@ -62,9 +73,11 @@ def resolve(source: str, note: Callable[[str], None]) -> Path:
         raise CheckpointError(f"{source}: no such folder (a Hub repository is written owner/name)")
     try:
         with _quiet():
-            return _download(source, note)
+            return _download(source, note, revision)
     except CheckpointError:
         raise
+    except RevisionNotFoundError:
+        raise CheckpointError(f"{source}: the repository has no branch, tag or commit {revision!r}") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"{source}: no such folder, and no such repository on the Hub (or it is private)"
@@ -73,15 +86,29 @@ def resolve(source: str, note: Callable[[str], None]) -> Path:
         raise CheckpointError(f"{source}: not read from the Hub ({' '.join(str(error).split())[:300]})") from None
 
 
-def _download(source: str, note: Callable[[str], None]) -> Path:
-    files = set(HfApi().list_repo_files(source))
+def _download(source: str, note: Callable[[str], None], revision: str | None) -> Path:
+    try:
+        files = set(HfApi().list_repo_files(source, revision=revision))
+    except OfflineModeIsEnabled:
+        return _cached(source, note, revision)
     raw = "params.json" in files and any(f.startswith("consolidated") and f.endswith(".safetensors") for f in files)
     if not raw and "config.json" not in files:
         raise CheckpointError(
             f"{source}: the repository holds neither params.json with consolidated weights nor config.json"
         )
-    note(f"source: {source} on the Hub, {'raw' if raw else 'config.json'} layout, only its files are downloaded")
-    return Path(snapshot_download(source, allow_patterns=list(_RAW if raw else _FUSED)))
+    name = source if revision is None else f"{source} at {revision}"
+    note(f"source: {name} on the Hub, {'raw' if raw else 'config.json'} layout, only its files are downloaded")
+    return Path(snapshot_download(source, revision=revision, allow_patterns=list(_RAW if raw else _FUSED)))
+
+
+def _cached(source: str, note: Callable[[str], None], revision: str | None) -> Path:
+    """In offline mode: what an earlier download left. What it lacks is found missing when it is read."""
+    try:
+        folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise CheckpointError(f"{source}: not among the cached downloads, and HF_HUB_OFFLINE forbids others") from None
+    note(f"source: {source}, as it was downloaded before (offline mode)")
+    return folder
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `small4 verify`."""
     parser.add_argument("a", metavar="A", help="a folder or a Hub repository, in any layout")
     parser.add_argument("b", metavar="B", help="the one to compare with")
+    parser.add_argument("--revision", help="branch, tag or commit of what is on the Hub (default: its main branch)")
     add_json(parser)
 
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _verify_and_report(args: argparse.Namespace) -> int:
     with progress_bar("comparing") as progress:
-        compared, differences = compare(args.a, args.b, progress)
+        compared, differences = compare(args.a, args.b, progress, args.revision)
     if args.json:
         print(json.dumps({"equal": not differences, "differences": [asdict(d) for d in differences]}))
     else:
@@ -56,14 +57,19 @@ def _verify_and_report(args: argparse.Namespace) -> int:
 
 
 def compare(
-    a: str | Path, b: str | Path, progress: Callable[[int, int], None] = lambda done, total: None
+    a: str | Path,
+    b: str | Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    revision: str | None = None,
 ) -> tuple[int, list[Difference]]:
     """Compare two checkpoints; returns the number of tensors looked at and what differs, by the name stored in `a`.
+
+    revision: of what is on the Hub; None: its main branch.
 
     Raises:
         CheckpointError: One of them is no checkpoint, or a file is damaged.
     """
-    sides = [open_checkpoint(hub.resolve(str(source), lambda _: None), strict=False) for source in (a, b)]
+    sides = [open_checkpoint(_folder(source, revision), strict=False) for source in (a, b)]
     found: dict[str, Difference] = {}
     tables = [{leaf.raw: leaf for leaf in leaves(side.config)} for side in sides]
     names = dict.fromkeys((*tables[0], *tables[1]))
@@ -83,6 +89,10 @@ def _add(found: dict[str, Difference], new: Difference) -> None:
     old = found.get(new.tensor)
     if old is None or (old.max_abs is not None and new.max_abs is not None and new.max_abs > old.max_abs):
         found[new.tensor] = new
+
+
+def _folder(source: str | Path, revision: str | None) -> Path:
+    return hub.resolve(str(source), lambda _: None, None if Path(source).exists() else revision)
 
 
 def _compare_leaf(
