@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices", metavar="SPEC", help=f"4xH100, 24GB+64GB-ram, ... (default: this machine). Known names: {known}"
     )
-    parser.add_argument("--dtype", choices=PRECISIONS, default="fp8", help="precision of weights (default: fp8)")
+    parser.add_argument(
+        "--dtype", type=_precision, choices=PRECISIONS, default="fp8", help="precision of weights (default: fp8)"
+    )
     parser.add_argument(
         "--context", metavar="N", type=int, default=262144, help="tokens per sequence (default: 262144)"
     )
@@ -42,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _precision(text: str) -> str:
+    """The precision's name, also by its short names and in capitals."""
+    return {"bf16": "bfloat16", "fp32": "float32"}.get(text.lower(), text.lower())
+
+
 def run(args: argparse.Namespace) -> None:
     """Print what was asked for.
 
@@ -50,12 +57,7 @@ def run(args: argparse.Namespace) -> None:
     """
     config = _configuration(args.model)
     if args.table:
-        rows = _rows(config, args.context)
-        print(
-            json.dumps({"machines": rows, "release": release_table(config, args.context)})
-            if args.json
-            else _markdown(config, rows, args.context)
-        )
+        print(_table_as_json(config, args.context) if args.json else table(config, args.context))
         return
     machine = parse_machine(args.devices) if args.devices else this_machine()
     asked = {name: getattr(args, name) for name in ("context", "batch", "chunk", "images", "cache_bits")}
@@ -173,6 +175,15 @@ def _shortened(device_map: dict[str, Any]) -> str:
         elif name:
             words.append(f'"{name}": {home!r}')
     return "{" + ", ".join(words) + "}"
+
+
+def table(config: Any, context: int = 262144) -> str:
+    """What fits on `EXAMPLES` and on the release's own machines, as Markdown."""
+    return _markdown(config, _rows(config, context), context)
+
+
+def _table_as_json(config: Any, context: int) -> str:
+    return json.dumps({"machines": _rows(config, context), "release": release_table(config, context)})
 
 
 def _rows(config: Any, context: int) -> list[dict[str, Any]]:
