@@ -74,17 +74,24 @@ def _smaller(config: Any, made: Plan) -> Iterator[Alternative]:
 
 
 def _more(config: Any, made: Plan) -> Iterator[Alternative]:
-    """More main memory for the same GPUs, or more GPUs of the kind."""
-    machine = made.machine
-    have = machine.ram.capacity if machine.ram else 0
-    larger = (size for size in RAM_SIZES_GB if size * 10**9 > have)
-    with_ram = (_with_ram(machine, size) for size in larger)
-    tried = (
-        _try(config, m, made.request, "more main memory, weights visit the GPU" if machine.gpus else "more main memory")
-        for m in with_ram
-    )
-    yield from _first(tried)
-    yield from _first(_try(config, m, made.request, "more GPUs") for m in _counts(machine, above=len(machine.gpus)))
+    """More main memory for the same GPUs, or more GPUs of the kind; then what less of them would do with the fewest bits."""
+    machine, request = made.machine, made.request
+    have, count = machine.ram.capacity if machine.ram else 0, len(machine.gpus)
+    lowest = min(_lower(made), key=lambda precision: BITS[precision], default=None)
+    ram, most = 1 << 60, 1 << 30
+    for precision in (request.precision, *([lowest] if lowest else [])):
+        asked = replace(request, precision=precision)
+        told = "" if precision == request.precision else f"{precision} weights, "
+        where = ", weights visit the GPU" if machine.gpus and precision != "int4" else ""
+        larger = [size for size in RAM_SIZES_GB if have < size * 10**9 < ram]
+        memory = (_try(config, _with_ram(machine, size), asked, f"{told}more main memory{where}") for size in larger)
+        for found in _first(memory):
+            ram = found.plan.machine.ram.capacity if found.plan.machine.ram else ram
+            yield found
+        cards = (_try(config, m, asked, f"{told}more GPUs") for m in _counts(machine, below=most, above=count))
+        for found in _first(cards):
+            most = len(found.plan.machine.gpus)
+            yield found
 
 
 def _first(tried: Iterator[Alternative]) -> Iterator[Alternative]:

@@ -193,6 +193,21 @@ def test_what_to_do_when_it_does_not_fit() -> None:
     assert next(other.devices for other in cheaper) == "2xH100"
 
 
+@pytest.mark.parametrize("devices", ["1xRTX4090", "24GB+64GB-ram", "64GB-ram"])
+def test_the_cheapest_that_would_do_is_named(devices: str) -> None:
+    """Too small for FP8 in every way: less is bought with four bits than without."""
+    made = plan(RELEASE, devices, "fp8")
+    others = [other for other in alternatives(RELEASE, made) if "more" in other.change]
+    memory = {
+        other.request.precision: parse_machine(other.devices).ram for other in others if "memory" in other.change
+    }
+    assert memory.keys() == {"fp8", "int4"}
+    assert memory["int4"].capacity < memory["fp8"].capacity
+    assert not any("visit" in other.change for other in others if other.request.precision == "int4")
+    cards = {other.request.precision: len(other.plan.machine.gpus) for other in others if "GPUs" in other.change}
+    assert not cards or len(made.machine.gpus) < cards["int4"] < cards["fp8"]
+
+
 def test_fp8_where_it_cannot_be_computed_with_counts_as_bfloat16() -> None:
     for devices in ("8xA100", "512GB-ram"):
         assert plan(RELEASE, devices, "fp8").held == "bfloat16"
@@ -261,6 +276,13 @@ def test_command_without_devices_plans_for_this_machine(capsys: pytest.CaptureFi
     assert status == 0
     assert "this machine" in text
     assert "fits" in text
+
+
+def test_command_knows_short_names(capsys: pytest.CaptureFixture[str]) -> None:
+    told = [small4(capsys, "--devices", "4xH100", "--dtype", name, "--json") for name in ("bf16", "BF16", "bfloat16")]
+    assert told[0] == told[1] == told[2]
+    assert json.loads(told[0][1])["request"]["precision"] == "bfloat16"
+    assert small4(capsys, "--dtype", "fp4")[0] == 2
 
 
 def test_command_table(capsys: pytest.CaptureFixture[str]) -> None:
