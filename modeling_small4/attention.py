@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .blocks import BLOCK, LongPrefill, SoftmaxPart, attend_part, merge
 from .cache import extend
+from .grouped import is_plain_linear, linear
 from .rope import Positions, rotate_pairs
 
 # Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.
@@ -103,21 +104,30 @@ class Small4Attention(nn.Module):
         """
         query = self.project_query(hidden_states, positions)
         tokens = self.project_tokens(hidden_states, positions)
-        if past_key_values is not None:
-            tokens = extend(past_key_values, tokens, self.rank, self.layer_idx)
-        if isinstance(attention_mask, LongPrefill):
-            attend = self.blocked
+        if (batch := kwargs.pop("cache", None)) is not None:
+            output, weights = batch.attend(self.attend, query, tokens, attention_mask, self.layer_idx, kwargs)
         else:
-            attend = self.absorbed if self.absorbing_pays(query.shape[2], tokens.shape[2]) else self.expanded
-        output, weights = attend(query, tokens, attention_mask, **kwargs)
+            if past_key_values is not None:
+                tokens = extend(past_key_values, tokens, self.rank, self.layer_idx)
+            output, weights = self.attend(query, tokens, attention_mask, **kwargs)
         return self.o_proj(output.flatten(2)), weights
+
+    def attend(
+        self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The one switch: queries `[B, H, Q, nope + rope]` over all tokens `[B, 1, L, R + rope]`; output `[B, Q, H, value_dim]`."""
+        if isinstance(mask, LongPrefill):
+            return self.blocked(query, tokens, mask, **kwargs)
+        if self.absorbing_pays(query.shape[2], tokens.shape[2]):
+            return self.absorbed(query, tokens, mask, **kwargs)
+        return self.expanded(query, tokens, mask, **kwargs)
 
     def project_query(self, hidden_states: torch.Tensor, positions: Positions) -> torch.Tensor:
         """Queries `[B, H, Q, nope + rope]`, rotated and scaled for long positions."""
         if self.config.q_lora_rank is None:
-            query = self.q_proj(hidden_states)
+            query = linear(self.q_proj, hidden_states)
         else:
-            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
+            query = linear(self.q_b_proj, self.q_a_layernorm(linear(self.q_a_proj, hidden_states)))
         query = query.unflatten(-1, (-1, self.nope + self.rope)).transpose(1, 2)
         plain, rotary = query.split([self.nope, self.rope], dim=-1)
         query = torch.cat((plain, rotate_pairs(rotary, positions.cos, positions.sin)), dim=-1)
@@ -125,7 +135,9 @@ class Small4Attention(nn.Module):
 
     def project_tokens(self, hidden_states: torch.Tensor, positions: Positions) -> torch.Tensor:
         """What the cache keeps of new tokens, `[B, 1, Q, R + rope]`: normed latent, then rotated key."""
-        latent, rotary_key = self.kv_a_proj_with_mqa(hidden_states)[:, None].split([self.rank, self.rope], dim=-1)
+        latent, rotary_key = linear(self.kv_a_proj_with_mqa, hidden_states)[:, None].split(
+            [self.rank, self.rope], dim=-1
+        )
         rotary_key = rotate_pairs(rotary_key, positions.cos, positions.sin)
         return torch.cat((self.kv_a_layernorm(latent).to(rotary_key.dtype), rotary_key), dim=-1)
 
@@ -142,7 +154,7 @@ class Small4Attention(nn.Module):
     def expand(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys `[B, H, L, nope + rope]` and values `[B, H, L, value_dim]` of every head."""
         latent, rotary_key = tokens.split([self.rank, self.rope], dim=-1)
-        up = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, self.nope + self.value_dim)).transpose(1, 2)
+        up = linear(self.kv_b_proj, latent.squeeze(1)).unflatten(-1, (-1, self.nope + self.value_dim)).transpose(1, 2)
         plain_key, value = up.split([self.nope, self.value_dim], dim=-1)
         return torch.cat((plain_key, rotary_key.expand(-1, plain_key.shape[1], -1, -1)), dim=-1), value
 
@@ -163,14 +175,18 @@ class Small4Attention(nn.Module):
         query = torch.cat((torch.matmul(plain, key_up), rotary), dim=-1)
         # Values are the latents, a part of the keys. torch's CPU kernel wants both equally wide, so there the rest comes along.
         value = tokens if tokens.device.type == "cpu" else tokens[..., : self.rank]
-        heads = query.shape[1]
-        if query.shape[2] == 1 and (mask is None or isinstance(mask, torch.Tensor)):
-            # One new token: its heads are as many queries to one head, which no kernel has to copy the tokens for.
-            head = LatentHead(1, self.layer_idx)
-            output, weights = self._attend(head, query.transpose(1, 2), tokens, value, mask, is_causal=False, **kwargs)
-            output, weights = output.transpose(1, 2), None if weights is None else weights.transpose(1, 2)
-        else:
+        heads, queries = query.shape[1:3]
+        if mask is None and queries > 1 or not (mask is None or isinstance(mask, torch.Tensor)):
             output, weights = self._attend(LatentHead(heads, self.layer_idx), query, tokens, value, mask, **kwargs)
+        else:
+            # The heads of all queries are as many queries to the one key head: no kernel has to copy the tokens for each head.
+            if isinstance(mask, torch.Tensor) and queries > 1:
+                mask = mask.repeat_interleave(heads, dim=2)
+            kwargs["is_causal"] = False
+            query = query.transpose(1, 2).flatten(1, 2)[:, None]
+            output, weights = self._attend(LatentHead(1, self.layer_idx), query, tokens, value, mask, **kwargs)
+            output = output.squeeze(2).unflatten(1, (queries, heads))
+            weights = None if weights is None else weights.squeeze(1).unflatten(1, (queries, heads)).transpose(1, 2)
         output = torch.matmul(output[..., : self.rank].transpose(1, 2), value_up.transpose(1, 2))
         return output.transpose(1, 2), weights
 
@@ -232,19 +248,3 @@ def _block_mask(mask: torch.Tensor) -> BlockMask:
     batch, _, queries, keys = allowed.shape
     padded = nn.functional.pad(allowed[:, 0], (0, -keys % 128, 0, -queries % 128))  # kernels read whole blocks of 128
     return create_block_mask(lambda b, h, q, k: padded[b, q, k], batch, None, queries, keys, device=mask.device)
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """True when `module.weight` is all there is to it: no adapter, quantiser, shard, offload hook or other wrapper in between.
-
-    accelerate's hook on a layer whose weights stay on its device only moves inputs there, so it does not count.
-    """
-    wrapped = "forward" in module.__dict__ and getattr(getattr(module, "_hf_hook", None), "offload", True)
-    return (
-        type(module) is nn.Linear
-        and type(module.weight) is nn.Parameter
-        and module.weight.is_floating_point()
-        and not module.weight.is_meta
-        and not wrapped
-        and not (module._forward_hooks or module._forward_pre_hooks)
-    )

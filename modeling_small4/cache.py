@@ -1,13 +1,16 @@
 """The latent cache: per layer one buffer that holds, for every token, `[latent | rotary key]`, and grows geometrically.
 
 In the release that is 320 numbers per token and layer, against 8192 if keys and values were kept. Appending copies the new tokens
-only. `bits=8` stores codes with two scales per token. This file knows nothing of attention.
+only; or, for compiled steps, one of fixed size that is written in place. `bits=8` stores codes with two scales per token. This file
+knows nothing of attention.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, QuantizedCache
+from transformers.utils import is_torchdynamo_compiling
 
 GROWTH = 1.25
 FIRST_TOKENS = 256
@@ -22,7 +25,8 @@ class LatentLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self, capacity: int = FIRST_TOKENS) -> None:
-        self.first_capacity, self.length = capacity, 0
+        self.first_capacity = capacity
+        self.length: Any = 0  # tokens held
         self.stores: list[torch.Tensor] = []  # what is stored per token, each [batch, 1, capacity, ...]
         self.device: torch.device | None = None
         self.values = None
@@ -148,6 +152,67 @@ class LatentLayer8Bit(LatentLayer):
         return tokens
 
 
+class StaticLatentLayer(LatentLayer):
+    """Room for `capacity` tokens from the start, written in place, so that a compiled step always finds the same shapes and addresses.
+
+    `update` returns the whole room, as transformers' static layer does; its masks hide what is not filled yet.
+    """
+
+    is_compileable = True
+
+    def __init__(self, capacity: int = FIRST_TOKENS) -> None:
+        super().__init__(capacity)
+        self.length = torch.zeros((), dtype=torch.int64)  # a tensor, for a number would be compiled in
+
+    @property
+    def nbytes(self) -> int:
+        return sum(store[:, :, : int(self.length)].numel() * store.element_size() for store in self.stores)
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor | None = None) -> None:
+        self.device = key_states.device
+        self.length = self.length.to(self.device)
+        self.stores = [
+            new.new_zeros((*new.shape[:2], self.first_capacity, *new.shape[3:])) for new in self.encode(key_states)
+        ]
+        if not is_torchdynamo_compiling():
+            for fixed in (*self.stores, self.length):
+                torch._dynamo.mark_static_address(fixed)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, Any]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states)
+        places = torch.arange(key_states.shape[-2], device=self.device) + self.length
+        self.length.add_(key_states.shape[-2])
+        for store, new in zip(self.stores, self.encode(key_states), strict=True):
+            store.index_copy_(2, places, new)
+        return self.decode(self.stores), value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.first_capacity, 0
+
+    def get_max_length(self) -> int:
+        return self.first_capacity
+
+    def reset(self) -> None:
+        self.length.zero_()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        length = int(self.length)
+        if tokens_to_remove > 0 or -tokens_to_remove > length:
+            raise ValueError(f"crop({tokens_to_remove}) with {length} tokens held; give minus the number to forget.")
+        self.length.add_(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        for store in self.stores:
+            store.copy_(store.index_select(0, beam_idx.to(store.device)))
+
+
+class StaticLatentLayer8Bit(LatentLayer8Bit, StaticLatentLayer):
+    """Of fixed size, and in 8 bits."""
+
+
 def _to_8_bits(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric codes in [-127, 127] and their scale; the scale is rounded up to bfloat16, so that no code overflows."""
     largest = part.detach().float().abs().amax(dim=-1, keepdim=True) / 127
@@ -163,20 +228,28 @@ class LatentCache(Cache):
         bits: 16 keeps latents in the dtype they come in; 8 stores int8 codes, half the bytes of bfloat16 and 4 per token and layer.
         capacity: Tokens to make room for at first, where the length is known beforehand.
         offloading: Keep all layers but the one in use in host memory (needs a GPU).
+        static: Never grow beyond `capacity`, and let steps be compiled; `generate` compiles them by itself on a GPU.
 
     Raises:
         ValueError: Bits other than 8 and 16.
     """
 
-    def __init__(self, config: Any, bits: int = 16, capacity: int = FIRST_TOKENS, offloading: bool = False) -> None:
+    def __init__(
+        self,
+        config: Any,
+        bits: int = 16,
+        capacity: int = FIRST_TOKENS,
+        offloading: bool = False,
+        static: bool = False,
+    ) -> None:
         if bits not in (8, 16):
             raise ValueError(f"bits={bits!r} is not possible; a latent cache has 16 (as computed) or 8.")
         text = config.get_text_config()
-        layers = [
-            LatentLayer(capacity) if bits == 16 else LatentLayer8Bit(text.kv_lora_rank, capacity)
-            for _ in range(text.num_hidden_layers)
-        ]
-        super().__init__(layers=layers, offloading=offloading)
+        if bits == 16:
+            make = partial(StaticLatentLayer if static else LatentLayer, capacity)
+        else:
+            make = partial(StaticLatentLayer8Bit if static else LatentLayer8Bit, text.kv_lora_rank, capacity)
+        super().__init__(layers=[make() for _ in range(text.num_hidden_layers)], offloading=offloading)
 
     @property
     def nbytes(self) -> int:

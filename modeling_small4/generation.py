@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    ContinuousBatchingConfig,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
@@ -20,6 +21,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from .paged import LatentBatchingManager
 from .prefill import Small4PrefillMixin
 from .prompt import Prompt, ReasoningIds, RewrittenPrompt
 from .reasoning import check_reasoning_mode
@@ -98,12 +100,22 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
 
     def init_continuous_batching(
-        self, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+        self,
+        generation_config: GenerationConfig | None = None,
+        continuous_batching_config: ContinuousBatchingConfig | None = None,
+        workload_hints: Any = None,
     ) -> Any:
-        """transformers' manager for continuous batching; refused like `generate_batch`."""
+        """transformers' manager for continuous batching, holding latents; refused like `generate_batch`."""
         options = _Options({}, generation_config, self.generation_config)
         _refuse_continuous_batching(options.get("reasoning_mode"), options.get("max_thinking_tokens"))
-        return super().init_continuous_batching(generation_config, *args, **kwargs)
+        if getattr(self, "_cached_continuous_batching_manager", None) is not None:
+            return super().init_continuous_batching(generation_config, continuous_batching_config, workload_hints)
+        settings = copy(generation_config or self.generation_config)
+        if settings.eos_token_id is None:
+            settings.eos_token_id = -1  # no id: such a request runs to its full length
+        return LatentBatchingManager(
+            self, settings, continuous_batching_config or ContinuousBatchingConfig(), workload_hints
+        )
 
 
 class _Options:
