@@ -1,10 +1,9 @@
-"""Held-out accuracy of the demo checkpoint: arithmetic and pictures, by mode, and by thinking budget.
+"""Held-out results of the demo checkpoint: every task in both modes, retrieval by length, tool calls, thinking budgets, use of experts.
 
-    python -m model_card.evals.demo_checkpoint [--model DIR] [--rows 400] [--out model_card/results/demo_eval.json]
+    python -m model_card.evals.demo_checkpoint [--rows 200] [--tasks arithmetic ...] [--out model_card/results/demo_eval.json]
 
-from the repository root. Problems and pictures come from the held-out side of `small4_conversion.demo.data`, which no training run
-can draw. Greedy, in the weights' own dtype. Prints a table, and one JSON line last; the stored result carries the command, commit,
-date, machine and versions. It must not know how the checkpoint was trained.
+from the repository root, offline. Rows come from the held-out side of `small4_conversion.demo.data`, which no training run can draw.
+Greedy, in the weights' own dtype. Prints tables, and one JSON line last. Must not know how the checkpoint was trained.
 """
 
 import argparse
@@ -17,116 +16,129 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small4_conversion.demo.batches import chat
-from small4_conversion.demo.data import dataset
+from small4_conversion.demo.data import TASKS, dataset
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from model_card.evals.answers import answer
+from model_card.evals.expert_use import expert_use
 from model_card.evals.record import provenance
-from model_card.evals.scores import is_correct, wilson
+from model_card.evals.scores import share, summary, valid_calls
+from model_card.stored import sha256
 from modeling_small4 import demo_checkpoint
+from modeling_small4.reasoning import REASONING_MODES
 
-BUDGETS: tuple[int | None, ...] = (0, 8, 16, 32, 64, None)
+BUDGETS: tuple[int | None, ...] = (0, 8, 16, 32, 64, 128, None)
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+THOUGHTFUL = ("arithmetic", "word_problem", "puzzle", "program")  # where thinking should help
 HELD_OUT_SEED = 1000
 
 
-def evaluate(model: Any, processor: Any, count: int, batch: int) -> dict[str, Any]:
-    """Scores by task and mode, scores by kind of problem, and arithmetic by thinking budget."""
-    by_task, by_kind = {}, {}
-    for task in ("arithmetic", "picture"):
-        for mode in ("none", "high"):
-            rows = held_out(task, mode, count)
-            answers = answer(model, processor, rows, batch, mode, None)
-            by_task[f"{task}/{mode}"] = summary(rows, answers)
+def held_out(task: str, mode: str, count: int, **draw: Any) -> list[dict[str, Any]]:
+    """The same `count` held-out problems for either mode."""
+    return list(dataset("held_out", count, HELD_OUT_SEED, tasks={task: 1.0}, modes={mode: 1.0}, **draw))
+
+
+def by_task(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """`tasks`: scores by task and mode; `kinds`: the same by kind of problem within a task; `tool_calls`: by mode, of the answers that
+    should call tools, how many are `valid` (allowed by the schemas) and `right` (the calls that were wanted)."""
+    tasks: dict[str, Any] = defaultdict(dict)
+    kinds: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
+    calls: dict[str, Any] = {}
+    for task in args.tasks:
+        for mode in REASONING_MODES:
+            rows = held_out(task, mode, args.rows)
+            given = answer(model, processor, rows, args.batch, mode)
+            tasks[task][mode] = summary(rows, given)
             groups: dict[str, list[int]] = defaultdict(list)
             for i, row in enumerate(rows):
-                groups[f"{task}: {row['kind']}"].append(i)
+                groups[row["kind"]].append(i)
             for kind, members in sorted(groups.items()):
-                by_kind[f"{kind}/{mode}"] = summary([rows[i] for i in members], [answers[i] for i in members])
-    rows = held_out("arithmetic", "high", count)
-    by_budget = {
-        str(budget).lower(): summary(rows, answer(model, processor, rows, batch, "high", budget)) for budget in BUDGETS
-    }
-    return {"by_task": by_task, "by_kind": by_kind, "arithmetic_by_thinking_budget": by_budget}
+                kinds[task][kind][mode] = summary([rows[i] for i in members], [given[i] for i in members])
+            calling = [i for i, row in enumerate(rows) if row["messages"][-1]["tool_calls"]]
+            if calling:
+                valid = share([valid_calls(rows[i], given[i]["message"]) for i in calling])
+                calls[mode] = {"valid": valid, "right": summary([rows[i] for i in calling], [given[i] for i in calling])}
+            progress(f"{task}, {mode}: {tasks[task][mode]['accuracy']:.3f}")
+    return {"tasks": tasks, "kinds": kinds, "tool_calls": calls}
 
 
-def held_out(task: str, mode: str, count: int) -> list[dict[str, Any]]:
-    """The same `count` held-out problems for either mode."""
-    return list(dataset("held_out", count, HELD_OUT_SEED, tasks={task: 1.0}, modes={mode: 1.0}))
-
-
-def answer(
-    model: Any, processor: Any, rows: list[dict[str, Any]], batch: int, mode: str, budget: int | None
-) -> list[dict[str, Any]]:
-    """For each row `content`, `thinking_tokens`, `new_tokens`, and its share of the batch's `seconds`."""
-    out = []
-    for start in range(0, len(rows), batch):
-        chats = [chat(row)[:-1] for row in rows[start : start + batch]]
-        inputs = processor.apply_chat_template(
-            chats, reasoning_mode=mode, tokenize=True, return_dict=True, return_tensors="pt", padding=True, add_generation_prompt=True
-        )  # fmt: skip
-        begin = time.perf_counter()
-        with torch.inference_mode():
-            tokens = model.generate(**inputs, reasoning_mode=mode, max_thinking_tokens=budget)
-        seconds = (time.perf_counter() - begin) / len(chats)
-        for row in tokens[:, inputs["input_ids"].shape[1] :].tolist():
-            out.append(read(row, processor, model.generation_config) | {"seconds": seconds})
+def by_length(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Retrieval by length of the text in tokens, and mode. Longer texts have fewer rows: `args.long_tokens` tokens in all."""
+    out: dict[str, Any] = defaultdict(dict)
+    for length in args.lengths:
+        for mode in REASONING_MODES:
+            rows = held_out("retrieval", mode, min(args.rows, max(1, args.long_tokens // length)), context=length)
+            out[str(length)][mode] = summary(rows, answer(model, processor, rows, args.batch, mode))
+            progress(f"retrieval at {length}, {mode}: {out[str(length)][mode]['accuracy']:.3f}")
     return out
 
 
-def read(ids: list[int], processor: Any, settings: Any) -> dict[str, Any]:
-    """The answer, the tokens of its thought (between the marks) and all tokens up to the end of the turn."""
-    marks = settings.reasoning_token_ids
-    ids = ids[: ids.index(settings.eos_token_id) + 1] if settings.eos_token_id in ids else ids
-    start = ids.index(marks["think"]) + 1 if marks["think"] in ids else 0
-    stop = ids.index(marks["end_think"]) if marks["end_think"] in ids else (len(ids) if start else 0)
-    content = processor.parse_response(ids)["content"]
-    return {"content": content, "thinking_tokens": stop - start, "new_tokens": len(ids)}
+def by_budget(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Scores by task and `max_thinking_tokens` ("none" for no limit), in mode `high`."""
+    out: dict[str, Any] = defaultdict(dict)
+    for task in args.budget_tasks:
+        rows = held_out(task, "high", (args.rows + 1) // 2)
+        for budget in BUDGETS:
+            given = answer(model, processor, rows, args.batch, "high", budget)
+            out[task][str(budget).lower()] = summary(rows, given)
+        progress(f"{task}, budgets: {[score['accuracy'] for score in out[task].values()]}")
+    return out
 
 
-def summary(rows: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy with its 95 % interval, mean tokens and throughput."""
-    right = sum(is_correct(row, given["content"]) for row, given in zip(rows, answers, strict=True))
-    low, high = wilson(right, len(rows))
-    new, seconds = sum(given["new_tokens"] for given in answers), sum(given["seconds"] for given in answers)
+def table(title: str, scores: dict[str, dict[str, Any]]) -> Iterable[str]:
+    yield f"\n{title:<50}{'rows':>6}{'accuracy':>10}{'95 % interval':>17}{'thinking':>10}{'tokens/s':>10}"
+    for name, score in scores.items():
+        low, high = score["interval_95"]
+        interval = f"{low:.3f}-{high:.3f}"
+        tokens, speed = score.get("thinking_tokens", 0), score.get("tokens_per_second", 0)
+        yield f"  {name:<48}{score['rows']:>6}{score['accuracy']:>10.3f}{interval:>17}{tokens:>10.1f}{speed:>10.0f}"
+
+
+def flat(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Nested groups of scores as one table."""
+    if "accuracy" in scores:
+        return {"": scores}
     return {
-        "rows": len(rows),
-        "accuracy": round(right / len(rows), 4),
-        "interval_95": [round(low, 4), round(high, 4)],
-        "thinking_tokens": round(sum(given["thinking_tokens"] for given in answers) / len(rows), 1),
-        "new_tokens": round(new / len(rows), 1),
-        "tokens_per_second": round(new / seconds, 1),
+        " / ".join(filter(None, (name, inner))): score
+        for name, group in scores.items()
+        for inner, score in flat(group).items()
     }
 
 
-def table(result: dict[str, dict[str, Any]]) -> Iterable[str]:
-    for part, scores in result.items():
-        yield f"\n{part:<50}{'rows':>6}{'accuracy':>10}{'95 % interval':>17}{'thinking':>10}{'tokens/s':>10}"
-        for name, score in scores.items():
-            low, high = score["interval_95"]
-            interval = f"{low:.3f}-{high:.3f}"
-            cells = f"{score['rows']:>6}{score['accuracy']:>10.3f}{interval:>17}"
-            yield f"  {name:<48}{cells}{score['thinking_tokens']:>10.1f}{score['tokens_per_second']:>10.0f}"
+def progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Evaluate the demo checkpoint on held-out problems.")
     parser.add_argument("--model", type=Path, default=None, help="a checkpoint folder; default: the shipped one")
-    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--budget-tasks", nargs="*", choices=list(TASKS), default=list(THOUGHTFUL))
+    parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS), help="of retrieval, in tokens")
+    parser.add_argument("--long-tokens", type=int, default=200_000, help="most tokens to read for each length and mode")
+    parser.add_argument("--rows", type=int, default=200, help="of each task; half as many for each budget")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("model_card/results/demo_eval.json"))
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(args.threads)
-    folder = args.model or demo_checkpoint()
+    folder, begin = args.model or demo_checkpoint(), time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
-    result = evaluate(model, processor, args.rows, args.batch)
-    print("\n".join(table(result)))
-    record = provenance(["python", "-m", "model_card.evals.demo_checkpoint", *sys.argv[1:]]) | {
-        "dtype": str(model.dtype).removeprefix("torch."), "threads": args.threads, "batch": args.batch, **result
-    }  # fmt: skip
+    result = by_task(model, processor, args)
+    result |= {"retrieval": by_length(model, processor, args), "budgets": by_budget(model, processor, args)}
+    result["expert_use"] = {task: expert_use(model, processor, held_out(task, "high", 32)) for task in args.tasks}
+    for title in ("tasks", "kinds", "tool_calls", "retrieval", "budgets"):
+        print("\n".join(table(title, flat(result[title]))))
+    settings = {"threads": args.threads, "batch": args.batch, "dtype": str(model.dtype).removeprefix("torch.")}
+    settings |= {"weights_sha256": sha256(folder / "model.safetensors"), "seconds": round(time.perf_counter() - begin)}
+    record = provenance(["python", "-m", "model_card.evals.demo_checkpoint", *sys.argv[1:]]) | settings | result
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(record))
 
 

@@ -1,24 +1,57 @@
-"""How an answer is judged, and how sure a proportion is. Plain Python; knows nothing of models or files."""
+"""Scores of answers: accuracy with its interval through the metric beside this file, mean tokens, throughput, valid tool calls.
 
-import re
+What is right is judged by `small4_conversion.demo.judge`. Must not know: models, files of results.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-NUMBER = re.compile(r"[-\u2212]?\d+")
+import evaluate
+from small4_conversion.demo.judge import correct
+
+METRIC = Path(__file__).with_name("wilson_accuracy.py")
+TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
 
 
-def is_correct(row: dict[str, Any], content: str) -> bool:
-    """Arithmetic: the last number of the answer is the result. Pictures and talk: the same words, whatever case and full stop."""
-    if row["task"] == "arithmetic":
-        numbers = NUMBER.findall(content)
-        return bool(numbers) and int(numbers[-1].replace("\u2212", "-")) == int(row["answer"])
-    return content.strip().rstrip(".").lower() == row["answer"].strip().rstrip(".").lower()
+def summary(rows: Sequence[dict[str, Any]], given: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy with its 95 % interval, mean tokens, and tokens per second of all together."""
+    new, seconds = sum(one["new_tokens"] for one in given), sum(one["seconds"] for one in given)
+    return share([correct(row, one["message"]) for row, one in zip(rows, given, strict=True)]) | {
+        "prompt_tokens": round(sum(one["prompt_tokens"] for one in given) / len(given), 1),
+        "thinking_tokens": round(sum(one["thinking_tokens"] for one in given) / len(given), 1),
+        "new_tokens": round(new / len(given), 1),
+        "tokens_per_second": round(new / seconds, 1),
+    }
 
 
-def wilson(right: int, rows: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for `right` of `rows` (E. B. Wilson, 1927); 95 % by default."""
-    if rows == 0:
-        return 0.0, 1.0
-    share, weight = right / rows, z * z / rows
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * (share * (1 - share) / rows + weight / (4 * rows)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+def share(verdicts: Sequence[bool]) -> dict[str, Any]:
+    """`rows`, `accuracy` and `interval_95` of yes-or-no verdicts."""
+    score = metric().compute(predictions=[str(verdict) for verdict in verdicts], references=["True"] * len(verdicts))
+    interval = [round(bound, 4) for bound in score["interval_95"]]
+    return {"rows": score["rows"], "accuracy": round(score["accuracy"], 4), "interval_95": interval}
+
+
+@cache
+def metric() -> Any:
+    """The metric, loaded from disk by `evaluate`; nothing is asked of a network."""
+    return evaluate.load(str(METRIC), keep_in_memory=True)
+
+
+def valid_calls(row: dict[str, Any], message: dict[str, Any]) -> bool:
+    """Whether a message calls tools, only ones that the row offers, with arguments that their schemas allow."""
+    offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in json.loads(row["tools"] or "[]")}
+    calls = [call["function"] for call in message["tool_calls"]]
+    return bool(calls) and all(call["name"] in offered and _fits(call["arguments"], offered[call["name"]]) for call in calls)
+
+
+def _fits(arguments: Any, schema: dict[str, Any]) -> bool:
+    properties = schema["properties"]
+    if not isinstance(arguments, dict) or set(arguments) - set(properties) or set(schema["required"]) - set(arguments):
+        return False
+    return all(
+        isinstance(value, TYPES[properties[name]["type"]]) and not (isinstance(value, bool) and properties[name]["type"] == "integer")
+        for name, value in arguments.items()
+    )

@@ -1,0 +1,72 @@
+"""Greedy answers of a model to rows of the demo's data, in batches of like length. Must not know how answers are judged or stored."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from small4_conversion.demo.batches import chat, tools
+
+BATCH_TOKENS = 16384  # prompt tokens of a batch, padding included
+
+
+def answer(
+    model: Any, processor: Any, rows: Sequence[dict[str, Any]], batch: int, mode: str, budget: int | None = None
+) -> list[dict[str, Any]]:
+    """What the model says to each row's question.
+
+    Args:
+        rows: of `small4_conversion.demo.data.dataset`; all but the last message, the answer to be found, is shown to the model.
+        batch: most rows at once; long prompts go in smaller batches.
+        mode, budget: `reasoning_mode` and `max_thinking_tokens` of `generate`.
+
+    Returns:
+        For each row the parsed `message`, its `content`, `prompt_tokens`, `thinking_tokens` (between the marks), `new_tokens` up to the
+        end of the turn, and its share of the batch's `seconds`.
+    """
+    prompts = [prompt(row, processor, mode) for row in rows]
+    lengths = [len(ids) for ids in processor(text=prompts, return_tensors=None)["input_ids"]] if prompts else []
+    out: list[dict[str, Any]] = [{} for _ in rows]
+    for members in alike(lengths, batch):
+        inputs = processor(text=[prompts[i] for i in members], return_tensors="pt", padding=True)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, reasoning_mode=mode, max_thinking_tokens=budget)
+        seconds = (time.perf_counter() - begin) / len(members)
+        for i, ids in zip(members, tokens[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            said = read(ids, processor, model.generation_config)
+            out[i] = said | {"prompt_tokens": lengths[i], "seconds": seconds}
+    return out
+
+
+def prompt(row: dict[str, Any], processor: Any, mode: str) -> str:
+    """The row's question as the processor lays it out, which still knows its pieces and pictures."""
+    return processor.apply_chat_template(
+        chat(row)[:-1], tools=tools(row), tokenize=False, reasoning_mode=mode, add_generation_prompt=True
+    )
+
+
+def alike(lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
+    """Indices in batches of like length: at most `batch` rows and, padded, `BATCH_TOKENS` tokens, but one row in any case."""
+    members: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if members and (len(members) == batch or (len(members) + 1) * lengths[i] > BATCH_TOKENS):
+            yield members
+            members = []
+        members.append(i)
+    if members:
+        yield members
+
+
+def read(ids: list[int], processor: Any, settings: Any) -> dict[str, Any]:
+    """The message, the tokens of its thought (between the marks) and all tokens up to the end of the turn."""
+    marks = settings.reasoning_token_ids
+    ids = ids[: ids.index(settings.eos_token_id) + 1] if settings.eos_token_id in ids else ids
+    start = ids.index(marks["think"]) + 1 if marks["think"] in ids else 0
+    stop = ids.index(marks["end_think"]) if marks["end_think"] in ids else (len(ids) if start else 0)
+    message = processor.parse_response(ids)
+    return {
+        "message": message, "content": message["content"], "thinking_tokens": stop - start, "new_tokens": len(ids)
+    }  # fmt: skip

@@ -1,0 +1,12 @@
+"""Which command makes which file of `results/`. Every figure of the card is made by one of these, from the repository root."""
+
+MEASURES: dict[str, str] = {
+    "demo_eval": "python -m model_card.evals.demo_checkpoint",
+    "lm_eval": "python -m model_card.evals.harness",
+    "usage": "python -m model_card.evals.usage",
+    "preprocessing": "python -m model_card.bench.preprocessing --runs 7 --out model_card/results/preprocessing.json",
+    "conversion": "python -m model_card.bench.conversion --layers 2 --runs 3 --out model_card/results/conversion.json",
+    "decode": "python -m model_card.bench.decode --out model_card/results/decode.json",
+    "weight_only": "python -m model_card.bench.weight_only --out model_card/results/weight_only.json",
+    "engines": "python -m model_card.bench.engines --vllm VENV/bin/vllm --llama VENV/bin/python SOURCE/vendor/llama.cpp",
+}

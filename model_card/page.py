@@ -1,0 +1,148 @@
+"""What the card's template may use: stored results, facts computed while rendering, outputs of the code it shows, and formats.
+
+Must not know: files of the card, the Hub.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from model_card.measures import MEASURES
+from model_card.stored import MissingNumber, Results, Stored, sha256
+from modeling_small4 import Small4Config, demo_checkpoint
+from modeling_small4.plan_command import table
+from modeling_small4.sizes import cache_bytes, tensors, weight_bytes
+
+HERE = Path(__file__).resolve().parent
+OF_THE_WEIGHTS = ("demo_eval", "lm_eval", "usage")  # results that hold for the shipped weights alone
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def names(results: Results) -> dict[str, Any]:
+    """The template's variables and functions."""
+    return {
+        "results": Used(results),
+        "full": facts(Small4Config()),
+        "demo": facts(Small4Config.from_pretrained(demo_checkpoint())),
+        "hardware": hardware(),
+        "release": json.loads((HERE / "release.json").read_text("utf-8")),
+        "printed": lambda number: printed(results, number),
+        "measures": MEASURES,
+    }
+
+
+class Used:
+    """The results, each checked when it is first asked for; `names()` lists those that were."""
+
+    def __init__(self, results: Results) -> None:
+        self._results, self._asked = results, list[str]()
+
+    def __getitem__(self, name: str) -> Stored:
+        found = self._results[name]
+        if name in OF_THE_WEIGHTS and found["weights_sha256"] != _weights():
+            raise MissingNumber(f"results/{name}.json was measured on other weights than those shipped. Measure it: {MEASURES[name]}")
+        if name not in self._asked:
+            self._asked.append(name)
+        return found
+
+    def origins(self) -> list[dict[str, Any]]:
+        """Where the numbers so far come from: one row per file."""
+        return [{"name": name, "from": self._results[name], "checksum": self._results.checksum(name)} for name in self._asked]
+
+
+@cache
+def _weights() -> str:
+    return sha256(demo_checkpoint() / "model.safetensors")
+
+
+def facts(config: Any) -> dict[str, Any]:
+    """Sizes of a model, by arithmetic: parameters, those that work on a token, bytes of weights and of the cache per token."""
+    text, parts = config.text_config, dict[str, int]()
+    for tensor in tensors(config):
+        parts[tensor.part] = parts.get(tensor.part, 0) + tensor.count
+    seeing = parts.get("vision", 0) + parts.get("projector", 0)
+    idle = parts["routed experts"] * (text.n_routed_experts - text.num_experts_per_tok) // text.n_routed_experts
+    active = sum(parts.values()) - seeing - idle
+    return {
+        "config": text,
+        "parts": parts,
+        "parameters": sum(parts.values()),
+        "active": active,
+        "active_inside": active - parts["embedding"] - parts.get("head", 0),
+        "weights": {name: sum(weight_bytes(config, name).values()) for name in ("bfloat16", "fp8", "nvfp4", "int4")},
+        "cache_per_token": cache_bytes(config, 1),
+        "expanded_per_token": 2 * text.num_hidden_layers * text.num_attention_heads * (text.qk_head_dim + text.v_head_dim),
+    }
+
+
+@cache
+def hardware() -> str:
+    """What fits where, as Markdown, from the planner."""
+    return table(Small4Config())
+
+
+def examples(template: str) -> list[str]:
+    """The Python code that the card shows, block by block; all of them make one session."""
+    return CODE.findall(template)
+
+
+def printed(results: Results, number: int) -> str:
+    """What the card's example `number`, counted from 1, printed when it was run.
+
+    Raises:
+        MissingNumber: It was not run, or is not the code that was run.
+    """
+    code, stored = examples((HERE / "card.md").read_text("utf-8"))[number - 1], results["usage"]["examples"][number - 1]
+    if stored["code"] != code:
+        raise MissingNumber(f"Example {number} of card.md was changed after it was run. Measure it: {MEASURES['usage']}")
+    return stored["printed"].rstrip("\n")
+
+
+def pictures(text: str) -> list[str]:
+    """Names of the picture files that a card shows."""
+    return re.findall(r"!\[[^\]]*\]\(figures/([^)]+)\)", text)
+
+
+def percent(share: float) -> str:
+    """0.9825 -> 98.2 %"""
+    return f"{100 * share:.1f} %"
+
+
+def interval(score: Any) -> str:
+    """98.0 % (96.1 to 99.0)"""
+    low, high = (100 * bound for bound in score["interval_95"])
+    return f"{percent(score['accuracy'])} ({low:.1f} to {high:.1f})"
+
+
+def whole(number: float) -> str:
+    """119401298944 -> 119,401,298,944"""
+    return f"{round(number):,}"
+
+
+def billions(number: float) -> str:
+    """119401298944 -> 119.4 B, 1743104 -> 1.7 M"""
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as GB, MB or KB, of 1000."""
+    unit, name = next((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if size >= unit or unit == 1e3)
+    return f"{size / unit:.1f} {name}"
+
+
+def figures(number: float, digits: int = 3) -> str:
+    """A number with so many significant digits, without an exponent."""
+    return f"{float(f'{number:.{digits}g}'):,.10f}".rstrip("0").rstrip(".")
+
+
+def pairs(part: Any) -> Iterable[tuple[Any, Any]]:
+    """Keys and values of stored results."""
+    return [(key, part[key]) for key in part]
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "percent": percent, "interval": interval, "whole": whole, "billions": billions, "gigabytes": gigabytes, "figures": figures, "pairs": pairs,
+}  # fmt: skip

@@ -1,0 +1,93 @@
+"""Renders the model card: `card.md` with the stored results put in, its metadata, and its pictures, as a Hub repository's README.
+
+`small4 card` runs it. What the template may use is in `page`; a number that is not stored is an error that says which. Must not know:
+how anything is measured.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from model_card import figures, page
+from model_card.stored import MissingNumber, Results
+
+HERE = Path(__file__).resolve().parent
+TEMPLATE = HERE / "card.md"
+NAME = "modeling-small4-demo"
+PICTURES = "figures"
+
+
+def render(out: Path, results: Results | None = None) -> list[Path]:
+    """Writes README.md and its pictures into `out`, which is made; files of the same names are replaced.
+
+    Returns:
+        What was written, README.md first.
+
+    Raises:
+        MissingNumber: Something that the card states is not stored, or was measured on other weights than those shipped.
+        ValueError: matplotlib is missing.
+    """
+    results = results or Results()
+    text = str(ModelCard(f"---\n{metadata(results).to_yaml()}\n---\n\n{body(results)}"))
+    with tempfile.TemporaryDirectory() as folder:  # nothing is written where something is missing
+        pictures = figures.draw(results, Path(folder))
+        unknown = [name for name in page.pictures(text) if name not in {picture.name for picture in pictures}]
+        if unknown:
+            raise MissingNumber(f"The card shows {', '.join(unknown)}, which no result draws.")
+        (out / PICTURES).mkdir(parents=True, exist_ok=True)
+        drawn = [Path(shutil.copy(picture, out / PICTURES / picture.name)) for picture in pictures]
+    readme = out / "README.md"
+    readme.write_text(text, encoding="utf-8")
+    return [readme, *drawn]
+
+
+def body(results: Results, template: str | None = None) -> str:
+    """The card without its metadata."""
+    loader = jinja2.DictLoader({TEMPLATE.name: template or TEMPLATE.read_text("utf-8")})
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= page.FILTERS
+    try:
+        return environment.get_template(TEMPLATE.name).render(page.names(results))
+    except jinja2.UndefinedError as error:
+        raise MissingNumber(f"card.md: {error}") from error
+
+
+def metadata(results: Results) -> ModelCardData:
+    """What the Hub shows and searches: licence, library, task, and `model-index` with the held-out accuracies."""
+    scores = results["demo_eval"]["tasks"]
+    found = [_score(task, mode, scores[task][mode]) for task in scores for mode in scores[task]]
+    return ModelCardData(
+        language="en",
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["small4", "mistral", "mixture-of-experts", "reasoning", "tool-calling", "demo"],
+        model_name=NAME,
+        eval_results=found,
+    )
+
+
+def _score(task: str, mode: str, score: Any) -> EvalResult:
+    return EvalResult(
+        task_type="image-text-to-text" if task == "picture" else "text-generation",
+        dataset_type="small4-demo",
+        dataset_name=f"Small 4 demo, held out: {task}",
+        dataset_config=task,
+        dataset_split="held_out",
+        metric_type="accuracy",
+        metric_name=f"accuracy, reasoning mode {mode}",
+        metric_value=score["accuracy"],
+        metric_args={"reasoning_mode": mode, "rows": score["rows"]},
+    )
+
+
+def release() -> dict[str, Any]:
+    """What the makers of the 119 B release say of it, with sources."""
+    return json.loads((HERE / "release.json").read_text("utf-8"))
