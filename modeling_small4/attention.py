@@ -110,7 +110,7 @@ class Small4Attention(nn.Module):
             if past_key_values is not None:
                 tokens = extend(past_key_values, tokens, self.rank, self.layer_idx)
             output, weights = self.attend(query, tokens, attention_mask, **kwargs)
-        return self.o_proj(output.flatten(2)), weights
+        return linear(self.o_proj, output.flatten(2)), weights
 
     def attend(
         self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
@@ -176,7 +176,7 @@ class Small4Attention(nn.Module):
         # Values are the latents, a part of the keys. torch's CPU kernel wants both equally wide, so there the rest comes along.
         value = tokens if tokens.device.type == "cpu" else tokens[..., : self.rank]
         heads, queries = query.shape[1:3]
-        if mask is None and queries > 1 or not (mask is None or isinstance(mask, torch.Tensor)):
+        if (mask is None and queries > 1) or not (mask is None or isinstance(mask, torch.Tensor)):
             output, weights = self._attend(LatentHead(heads, self.layer_idx), query, tokens, value, mask, **kwargs)
         else:
             # The heads of all queries are as many queries to the one key head: no kernel has to copy the tokens for each head.
