@@ -96,7 +96,9 @@ def _read_adapter(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
     folder = Path(adapter)
     for name in (_SETTINGS, _WEIGHTS):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: missing; give the folder that save_pretrained of a PEFT model wrote")
+            raise CheckpointError(
+                f"{folder / name}: missing; give the folder that save_pretrained of a PEFT model wrote"
+            )
     settings = read_json(folder / _SETTINGS)
     if settings.get("peft_type") != "LORA":
         raise CheckpointError(f"{folder / _SETTINGS}: peft_type is {settings.get('peft_type')!r}, not 'LORA'")
