@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import modeling_small4
+from modeling_small4.image_processing_small4 import MEAN, STD
 
 from .checkpoint import CheckpointError, read_json
 from .source import Checkpoint
@@ -120,7 +121,13 @@ def _name_host_processor(folder: Path, sizes: dict[str, int] | None) -> None:
     else:
         patch, merge = sizes["patch_size"], sizes["spatial_merge_size"]
         pixels = {"patch_size": {"height": patch, "width": patch}, "size": {"longest_edge": sizes["max_image_size"]}}
-        images = {"image_processor_type": "PixtralImageProcessor", **pixels}
+        # transformers has the same numbers as defaults; llama.cpp's converter reads them here
+        images = {
+            "image_processor_type": "PixtralImageProcessor",
+            **pixels,
+            "image_mean": list(MEAN),
+            "image_std": list(STD),
+        }
         own = {"processor_class": "PixtralProcessor", "patch_size": patch, "spatial_merge_size": merge}
         _write_json(folder / "processor_config.json", {**own, "image_processor": images})
     _write_json(folder / "tokenizer_config.json", content)

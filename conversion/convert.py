@@ -22,6 +22,7 @@ from . import hub, raw, shards
 from .bundle import copy_code, write_tokenizer
 from .checkpoint import CheckpointError, Reader, read_json
 from .console import add_json, describe_bytes, progress_bar, run_command
+from .llama_cpp import arguments as llama_cpp_arguments
 from .memory import peak_rss_bytes
 from .plan import Output, plan
 from .source import Checkpoint, open_checkpoint
@@ -181,6 +182,9 @@ def _warnings(source: Checkpoint, options: Options) -> list[str]:
             "transformers 5.23 drops the experts' scales when it dequantises (on CPU and older GPUs) and computes garbage; "
             "use --dtype bfloat16 for it, or load this folder with modeling_small4"
         )
+    words = llama_cpp_arguments(source.config) if options.to == "transformers" else ""
+    if words and source.config.vision_config is not None:  # it does not know the text-only form
+        out.append(f"for llama.cpp, whose converter cannot read all of it: llama-quantize or llama-server {words}")
     return out
 
 

@@ -3,26 +3,19 @@
     python -m model_card.bench.engines [--model model_card/demo] [--vllm VENV/bin/vllm] [--llama VENV/bin/python SOURCE/vendor/llama.cpp]
         [--out model_card/results/engines.json]
 
-from the repository root. --llama takes a Python that has llama-cpp-python and the source tree with llama.cpp's converter. The checkpoint is exported in float32 to both published layouts; each engine continues the same prompts
-greedily, and its tokens and their log-probabilities are compared with ours. Prints a table, and one JSON line last. Nothing here
-decides what is right: a difference is stored like an agreement.
+from the repository root. --llama takes a Python that has llama-cpp-python, and the source tree with llama.cpp's converter. The checkpoint
+is exported in float32 to both published layouts; each engine continues the same prompts greedily, and its tokens and their
+log-probabilities are compared with ours. Prints a table, and one JSON line last. Nothing here decides what is right: a difference is
+stored like an agreement.
 """
 
 import argparse
-import base64
-import io
+import hashlib
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,14 +23,36 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 from small4_conversion.convert import Options, convert
+from small4_conversion.llama_cpp import overrides
 from transformers import Mistral3ForConditionalGeneration
 
+from model_card.bench import llama_engine, vllm_engine
 from model_card.evals.record import provenance
 from modeling_small4 import Small4ForCausalLM, Small4Processor, demo_checkpoint
 
 QUESTIONS = ("What is 348 + 276?", "Compute 9021 - 478.", "37 + 5 = ?", "What is 1204 minus 96?")
+SHAPES = (("red", "ellipse"), ("blue", "rectangle"), ("green", "ellipse"))
 NEW_TOKENS = 40
+LONGEST = 4096  # tokens that engines are started for
 Answer = tuple[list[int], list[float]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as ids; with a picture also what a model here and an engine elsewhere need to see it."""
+
+    ids: list[int]
+    text: str = ""
+    image: Image.Image | None = None
+    pixels: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def for_llama(self) -> dict[str, Any]:
+        """The form that `llama_worker` reads: the picture with its rows' ends is put in between."""
+        if self.image is None:
+            return {"before": self.ids, "image": None, "after": []}
+        first, last = self.ids.index(10), self.ids.index(13)  # [IMG], [IMG_END]
+        image = [self.image.height, self.image.width, self.image.tobytes().hex()]
+        return {"before": self.ids[:first], "image": image, "after": self.ids[last:]}
 
 
 def prompts(processor: Any) -> list[list[int]]:
@@ -50,14 +65,43 @@ def prompts(processor: Any) -> list[list[int]]:
     ]
 
 
-def pictures() -> list[tuple[str, Image.Image]]:
-    """Questions about drawn shapes."""
-    out = []
-    for color, shape in (("red", "ellipse"), ("blue", "rectangle")):
-        image = Image.new("RGB", (84, 56), "white")
-        getattr(ImageDraw.Draw(image), shape)((20, 10, 60, 50), fill=color)
-        out.append(("What is in the picture?", image))
+def long_prompts(processor: Any, original: int) -> list[list[int]]:
+    """Prompts that end beyond the original context, where positions are interpolated and queries scaled; none if that is too long here."""
+    if original + 200 > LONGEST - NEW_TOKENS:
+        return []
+    text = " ".join(QUESTIONS)
+    while (
+        len(ids := processor.apply_chat_template([{"role": "user", "content": text}])["input_ids"][0]) < original + 50
+    ):
+        text += " " + " ".join(QUESTIONS[: 1 + (original + 50 - len(ids)) // 100])
+    chat = [{"role": "user", "content": text}]
+    return [
+        processor.apply_chat_template(chat, reasoning_mode=mode)["input_ids"][0].tolist() for mode in ("none", "high")
+    ]
+
+
+def pictures(processor: Any) -> list[Question]:
+    """Questions about drawn shapes, of a size that no engine resizes: whole squares of 28 pixels, and more than eight of them."""
+    out, text = [], "What is in the picture?"
+    for color, shape in SHAPES:
+        image = Image.new("RGB", (112, 84), "white")
+        getattr(ImageDraw.Draw(image), shape)((20, 10, 90, 70), fill=color)
+        content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
+        inputs = processor.apply_chat_template([{"role": "user", "content": content}], reasoning_mode="none")
+        pixels = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+        out.append(Question(inputs["input_ids"][0].tolist(), text, image, pixels))
     return out
+
+
+def questions(processor: Any, config: Any) -> dict[str, list[Question]]:
+    """All that is asked, by kind."""
+    original = config.text_config.rope_parameters.get("original_max_position_embeddings", LONGEST)
+    out = {
+        "text": [Question(ids) for ids in prompts(processor)],
+        "long text": [Question(ids) for ids in long_prompts(processor, original)],
+        "pictures": pictures(processor) if config.vision_config is not None else [],
+    }
+    return {kind: asked for kind, asked in out.items() if asked}
 
 
 @torch.no_grad()
@@ -69,6 +113,12 @@ def continued(model: Any, ids: list[int], **images: torch.Tensor) -> Answer:
     new = out.sequences[0, len(ids) :].tolist()
     rows = [logits[0].float().log_softmax(-1) for logits in out.logits]
     return new, [row[token].item() for row, token in zip(rows, new, strict=True)]
+
+
+def without_end(answer: Answer) -> Answer:
+    """Engines differ in whether they hand out the end-of-sequence token."""
+    tokens, values = answer
+    return (tokens[:-1], values[:-1]) if tokens and tokens[-1] == 2 else (tokens, values)
 
 
 def difference(ours: list[Answer], theirs: list[Answer]) -> dict[str, Any]:
@@ -86,149 +136,60 @@ def difference(ours: list[Answer], theirs: list[Answer]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def vllm(program: str, folder: Path) -> Iterator[str]:
-    """A vLLM server on the raw layout, on this machine's CPU; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    line = [program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
-    line += [
-        "--tokenizer-mode",
-        "mistral",
-        "--config-format",
-        "mistral",
-        "--load-format",
-        "mistral",
-        "--dtype",
-        "float32",
-    ]
-    line += ["--max-model-len", "512", "--enforce-eager", "--max-num-seqs", "4", "--gpu-memory-utilization", "0.3"]
-    line += ["--return-tokens-as-token-ids", "--no-enable-log-requests"]
-    settings = {
-        "VLLM_MLA_DISABLE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(line, env=os.environ | settings, stdout=log, stderr=log) as running,
-    ):
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait(address, running, log)
-            yield address
-        finally:
-            running.terminate()
+class Comparison:
+    """Our answers, and how those of other engines differ from them."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = Small4ForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.asked = questions(Small4Processor.from_pretrained(model), self.model.config)
+        self.ours = {kind: [_here(self.model, q) for q in asked] for kind, asked in self.asked.items()}
+        assert all(math.isfinite(value) for answers in self.ours.values() for _, values in answers for value in values)
+        self.results: dict[str, Any] = {}
+
+    def add(self, engine: str, number: str, answers: Callable[[list[Question]], list[Answer]]) -> None:
+        """Put every kind of question to an engine."""
+        for kind, asked in self.asked.items():
+            a, b = ([*map(without_end, side)] for side in (self.ours[kind], answers(asked)))
+            self.results[f"{engine}, {kind}"] = difference(a, b) | {"version": number}
 
 
-def _wait(address: str, running: subprocess.Popen, log: Any, seconds: int = 500) -> None:
-    for _ in range(seconds):
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5).read()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-        if running.poll() is not None:
-            break
-    log.seek(0)
-    raise RuntimeError(f"vLLM did not come up:\n{log.read()[-3000:]}")
+def _here(model: Any, question: Question) -> Answer:
+    return continued(model, question.ids, **question.pixels)
 
 
-def looked(processor: Any, model: Any, text: str, image: Image.Image) -> Answer:
-    """A picture and a question put to a model in this process."""
-    content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
-    inputs = processor.apply_chat_template([{"role": "user", "content": content}], reasoning_mode="none")
-    images = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
-    return continued(model, inputs["input_ids"][0].tolist(), **images)
+def measured(model: Path, work: Path, vllm: str | None, llama: list[str] | None) -> dict[str, Any]:
+    """Exports the checkpoint and asks every engine that is there."""
+    for layout in ("transformers", "mistral"):
+        convert(model, work / layout, Options(to=layout, dtype="float32"))
+    compared = Comparison(model)
+    host = Mistral3ForConditionalGeneration.from_pretrained(work / "transformers", dtype=torch.float32).eval()
+    name = "transformers Mistral3ForConditionalGeneration"
+    compared.add(name, version("transformers"), lambda asked: [_here(host, q) for q in asked])
+    if vllm:
+        with vllm_engine.serving(vllm, work / "mistral", LONGEST) as address:
+            compared.add("vLLM, raw layout, CPU", vllm_engine.version(vllm), lambda a: [_served(address, q) for q in a])
+    if llama:
+        _ask_llama(compared, work, *llama)
+    return compared.results
 
 
-def shown(address: str, text: str, image: Image.Image) -> Answer:
-    """The same put to the server, which makes ids and pixels itself."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
-    body = {
-        "model": "demo",
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": NEW_TOKENS,
-        "temperature": 0,
-    }
-    found = _post(f"{address}/v1/chat/completions", body | {"logprobs": True, "reasoning_effort": "none"})
-    steps = found["choices"][0]["logprobs"]["content"]
-    return [int(step["token"].removeprefix("token_id:")) for step in steps], [step["logprob"] for step in steps]
+def _served(address: str, question: Question) -> Answer:
+    if question.image is None:
+        return vllm_engine.ask(address, question.ids, NEW_TOKENS)
+    return vllm_engine.show(address, question.text, question.image, NEW_TOKENS)
 
 
-def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    return json.loads(urllib.request.urlopen(request, timeout=300).read())
+def _ask_llama(compared: Comparison, work: Path, python: str, tree: str) -> None:
+    """Twice: with the metadata that `small4_conversion.llama_cpp` names, and with what its converter makes of the folder alone."""
+    tower = work / "mistral" if compared.model.config.vision_config is not None else None
+    files, number = llama_engine.to_gguf(tree, work / "transformers", tower), llama_engine.version(python)
+    told: dict[str, Any]
+    for name, told in (("with overrides", overrides(compared.model.config)), ("without overrides", {})):
 
+        def answers(asked: list[Question], told: dict[str, Any] = told) -> list[Answer]:
+            return llama_engine.ask(python, files, told, [q.for_llama() for q in asked], NEW_TOKENS)
 
-def asked(address: str, ids: list[int]) -> Answer:
-    """The same from the server, which is given ids and names tokens by id."""
-    body = {
-        "model": "demo",
-        "prompt": ids,
-        "max_tokens": NEW_TOKENS,
-        "temperature": 0,
-        "logprobs": 1,
-        "skip_special_tokens": False,
-    }
-    found = _post(f"{address}/v1/completions", body)["choices"][0]["logprobs"]
-    tokens = [int(name.removeprefix("token_id:")) for name in found["tokens"]]
-    return tokens, found["token_logprobs"]
-
-
-# llama.cpp's converter knows pre-tokenizers by the hash of a whole vocabulary; a small one it has to be told.
-TO_GGUF = """
-import sys
-tree = sys.argv.pop(1)
-sys.path[:0] = [tree, tree + "/gguf-py"]
-import conversion.base
-conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "tekken"
-import convert_hf_to_gguf
-convert_hf_to_gguf.main()
-"""
-RUN_GGUF = """
-import json, sys
-import numpy as np
-from llama_cpp import Llama
-model = Llama(sys.argv[1], n_ctx=512, logits_all=True, n_threads=1, verbose=False, type_k=0, type_v=0)
-answers = []
-for ids in json.load(sys.stdin):
-    model.reset()
-    new, values = [], []
-    step = ids
-    while len(new) < int(sys.argv[2]) and 2 not in new:
-        model.eval(step)
-        row = np.asarray(model.scores[model.n_tokens - 1], dtype=np.float64)
-        token = int(row.argmax())
-        values.append(float(row[token] - row.max() - np.log(np.exp(row - row.max()).sum())))
-        new.append(token)
-        step = [token]
-    answers.append((new, values))
-print(json.dumps(answers))
-"""
-
-
-def llama(python: str, tree: str, folder: Path, questions: list[list[int]]) -> list[Answer]:
-    """llama.cpp on the transformers layout, converted in float32, with a float32 cache."""
-    (folder / "tekken.json").unlink(missing_ok=True)  # the converter would take the folder for the raw layout
-    file = folder.parent / "model.gguf"
-    line = [sys.executable, "-c", TO_GGUF, tree, str(folder), "--outfile", str(file), "--outtype", "f32"]
-    subprocess.run(line, check=True, capture_output=True)
-    line = [python, "-c", RUN_GGUF, str(file), str(NEW_TOKENS)]
-    done = subprocess.run(line, check=True, capture_output=True, text=True, input=json.dumps(questions))
-    return [(tokens, values) for tokens, values in json.loads(done.stdout)]
-
-
-def without_end(answer: Answer) -> Answer:
-    """Engines differ in whether they hand out the end-of-sequence token."""
-    tokens, values = answer
-    return (tokens[:-1], values[:-1]) if tokens and tokens[-1] == 2 else (tokens, values)
+        compared.add(f"llama.cpp, {name}", number, answers)
 
 
 def main() -> None:
@@ -243,15 +204,23 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         results = measured(args.model, Path(work), args.vllm, args.llama)
-    stored = provenance(["python", "-m", "model_card.bench.engines", *_spoken(args)]) | {"engines": results}
+    stored = provenance(["python", "-m", "model_card.bench.engines", *_spoken(args)])
+    stored |= {"weights_sha256": weights_hash(args.model), "engines": results}
     if args.out:
         args.out.write_text(json.dumps(stored, indent=1) + "\n")
-    print(f"{'engine':<56}{'answers equal':>14}{'tokens':>8}{'log-probability':>17}")
+    print(f"{'engine':<60}{'answers equal':>14}{'tokens':>8}{'log-probability':>17}")
     for name, row in results.items():
-        print(
-            f"{name:<56}{row['equal']:>8} of {row['answers']}{row['tokens']:>8}{row['largest_logprob_difference']:>17.1e}"
-        )
+        counts = f"{row['equal']:>8} of {row['answers']}"
+        print(f"{name:<60}{counts:>14}{row['tokens']:>8}{row['largest_logprob_difference']:>17.1e}")
     print(json.dumps(results))
+
+
+def weights_hash(model: Path) -> str:
+    """Of all weight files in order, so that a result can be told to be of these weights."""
+    digest = hashlib.sha256()
+    for file in sorted(model.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _spoken(args: argparse.Namespace) -> list[str]:
@@ -259,39 +228,6 @@ def _spoken(args: argparse.Namespace) -> list[str]:
     vllm_words = ["--vllm", "VENV/bin/vllm"] if args.vllm else []
     llama_words = ["--llama", "VENV/bin/python", "SOURCE/vendor/llama.cpp"] if args.llama else []
     return [*vllm_words, *llama_words]
-
-
-def measured(model: Path, work: Path, program: str | None, gguf: list[str] | None) -> dict[str, Any]:
-    """Exports the checkpoint and asks every engine that is there."""
-    for layout in ("transformers", "mistral"):
-        convert(model, work / layout, Options(to=layout, dtype="float32"))
-    processor = Small4Processor.from_pretrained(model)
-    questions, seen = prompts(processor), pictures()
-    mine = Small4ForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    ours = [continued(mine, ids) for ids in questions], [looked(processor, mine, *each) for each in seen]
-    assert all(math.isfinite(value) for answers in ours for _, values in answers for value in values)
-    host = Mistral3ForConditionalGeneration.from_pretrained(work / "transformers", dtype=torch.float32).eval()
-    theirs = [continued(host, ids) for ids in questions], [looked(processor, host, *each) for each in seen]
-    results = _rows("transformers Mistral3ForConditionalGeneration", ours, theirs, version("transformers"))
-    if program:
-        with vllm(program, work / "mistral") as address:
-            theirs = [asked(address, ids) for ids in questions], [shown(address, *each) for each in seen]
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-        results |= _rows("vLLM, raw layout, CPU", ours, theirs, done.stdout.split()[-1])
-    if gguf:
-        line = [gguf[0], "-c", "import llama_cpp; print(llama_cpp.__version__)"]
-        done = subprocess.run(line, capture_output=True, text=True, check=True)
-        number = f"llama-cpp-python {done.stdout.strip()}"
-        results |= _rows(
-            "llama.cpp, transformers layout", ours[:1], (llama(*gguf, work / "transformers", questions),), number
-        )
-    return results
-
-
-def _rows(engine: str, ours: tuple[list[Answer], ...], theirs: tuple[list[Answer], ...], number: str) -> dict[str, Any]:
-    named = zip(("text", "pictures"), ours, theirs, strict=False)
-    ended = ((kind, [*map(without_end, a)], [*map(without_end, b)]) for kind, a, b in named)
-    return {f"{engine}, {kind}": difference(a, b) | {"version": number} for kind, a, b in ended}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+"""What llama.cpp has to be told about an exported checkpoint beyond what its converter reads, as GGUF metadata. Knows no tensors."""
+
+import math
+from typing import Any
+
+
+def overrides(config: Any) -> dict[str, float | int]:
+    """Metadata with which llama.cpp computes what `config` says, for a GGUF file made of the transformers layout.
+
+    Read and tried with the llama.cpp of llama-cpp-python 0.3.36. It has no word for YaRN without magnitude correction: where
+    `mscale_all_dim` is 0, `llama_context` takes the rotary amplitude 0.1 ln(factor) + 1, and its graph multiplies the softmax scale by
+    the square of it once more. `rope.scaling.attn_factor` multiplies both, so the inverse of that amplitude leaves 1 and 1. And its
+    converter leaves out the query scale of long positions, which `attention.temperature_*` hold.
+    """
+    text, out = config.text_config, {}
+    rope = text.rope_parameters
+    if rope["rope_type"] == "yarn" and text.softmax_scale_rule == "released":
+        out["mistral4.rope.scaling.attn_factor"] = 1 / (0.1 * math.log(max(rope["factor"], 1.0)) + 1)
+    if beta := rope.get("llama_4_scaling_beta"):
+        out["mistral4.attention.temperature_scale"] = float(beta)
+        out["mistral4.attention.temperature_length"] = int(rope["original_max_position_embeddings"])
+    return out
+
+
+def arguments(config: Any) -> str:
+    """The same as arguments of `llama-quantize`, which keeps them in the file it writes, or of `llama-server`."""
+    kinds = {float: "float", int: "int"}
+    words = (f"--override-kv {key}={kinds[type(value)]}:{value:.9g}" for key, value in overrides(config).items())
+    return " ".join(words)
