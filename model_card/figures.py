@@ -25,20 +25,18 @@ def draw(results: Results, out: Path) -> list[Path]:
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError('The card\'s pictures need matplotlib: pip install "modeling-small4[eval]".')
     found = results["demo_eval"]
+    tasks = list(found["tasks"])
     return [
-        _saved(out / f"{name}.png", drawing, found[part])
-        for name, drawing, part in (
-            ("accuracy", accuracy, "tasks"),
-            ("thinking_budget", thinking_budget, "budgets"),
-            ("retrieval", retrieval, "retrieval"),
-            ("expert_use", expert_use, "expert_use"),
-        )
+        _saved(out / "accuracy.png", accuracy, tasks, found["tasks"]),
+        _saved(out / "thinking_budget.png", thinking_budget, found["budgets"]),
+        _saved(out / "retrieval.png", retrieval, found["retrieval"]),
+        _saved(out / "expert_use.png", expert_use, tasks, found["expert_use"]),
     ]
 
 
-def accuracy(figure: Any, tasks: Any) -> None:
+def accuracy(figure: Any, names: list[str], tasks: Any) -> None:
     """Bars by task and mode, with 95 % intervals."""
-    axes, names = figure.subplots(), list(tasks)
+    axes = figure.subplots()
     for place, (mode, colour) in enumerate(COLOURS.items()):
         scores = [tasks[name][mode] for name in names]
         at = [i + 0.4 * (place - 0.5) for i in range(len(names))]
@@ -70,16 +68,17 @@ def retrieval(figure: Any, lengths: Any) -> None:
     axes, names = figure.subplots(), list(lengths)
     for mode, colour in COLOURS.items():
         scores = [lengths[name][mode] for name in names]
-        axes.errorbar(range(len(names)), *_with_errors(scores), color=colour, marker="o", markersize=4, capsize=2, label=mode)
+        axes.errorbar(
+            range(len(names)), *_with_errors(scores), color=colour, marker="o", markersize=4, capsize=2, label=mode
+        )
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel("tokens of text")
     _percent(axes)
     axes.legend(title="reasoning mode", **BESIDE)
 
 
-def expert_use(figure: Any, use: Any) -> None:
+def expert_use(figure: Any, names: list[str], use: Any) -> None:
     """A heatmap for each layer: experts across, tasks down, shade the share of what the router chose."""
-    names = list(use)
     layers, experts = len(use[names[0]]), len(use[names[0]][0])
     shares = [[[use[name][layer][e] for e in range(experts)] for name in names] for layer in range(layers)]
     most = max(share for layer in shares for row in layer for share in row)
@@ -108,12 +107,12 @@ def _percent(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _saved(file: Path, drawing: Callable[[Any, Any], None], part: Any) -> Path:
+def _saved(file: Path, drawing: Callable[..., None], *parts: Any) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    drawing(figure, part)
+    drawing(figure, *parts)
     figure.savefig(file, dpi=DPI, metadata={"Software": None})
     return file

@@ -2,7 +2,7 @@
 
 MEASURES: dict[str, str] = {
     "demo_eval": "python -m model_card.evals.demo_checkpoint",
-    "lm_eval": "python -m model_card.evals.harness",
+    "lm_eval": "python -m model_card.evals.lm_harness",
     "usage": "python -m model_card.evals.usage",
     "preprocessing": "python -m model_card.bench.preprocessing --runs 7 --out model_card/results/preprocessing.json",
     "conversion": "python -m model_card.bench.conversion --layers 2 --runs 3 --out model_card/results/conversion.json",

@@ -23,14 +23,14 @@ CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 def names(results: Results) -> dict[str, Any]:
     """The template's variables and functions."""
+    used = Used(results)
     return {
-        "results": Used(results),
+        "results": used,
         "full": facts(Small4Config()),
         "demo": facts(Small4Config.from_pretrained(demo_checkpoint())),
         "hardware": hardware(),
         "release": json.loads((HERE / "release.json").read_text("utf-8")),
-        "printed": lambda number: printed(results, number),
-        "measures": MEASURES,
+        "printed": lambda number: printed(used, number),
     }
 
 
@@ -43,14 +43,19 @@ class Used:
     def __getitem__(self, name: str) -> Stored:
         found = self._results[name]
         if name in OF_THE_WEIGHTS and found["weights_sha256"] != _weights():
-            raise MissingNumber(f"results/{name}.json was measured on other weights than those shipped. Measure it: {MEASURES[name]}")
+            raise MissingNumber(
+                f"results/{name}.json was measured on other weights than those shipped. Measure it: {MEASURES[name]}"
+            )
         if name not in self._asked:
             self._asked.append(name)
         return found
 
     def origins(self) -> list[dict[str, Any]]:
         """Where the numbers so far come from: one row per file."""
-        return [{"name": name, "from": self._results[name], "checksum": self._results.checksum(name)} for name in self._asked]
+        return [
+            {"name": name, "from": self._results[name], "checksum": self._results.checksum(name)}
+            for name in self._asked
+        ]
 
 
 @cache
@@ -74,7 +79,10 @@ def facts(config: Any) -> dict[str, Any]:
         "active_inside": active - parts["embedding"] - parts.get("head", 0),
         "weights": {name: sum(weight_bytes(config, name).values()) for name in ("bfloat16", "fp8", "nvfp4", "int4")},
         "cache_per_token": cache_bytes(config, 1),
-        "expanded_per_token": 2 * text.num_hidden_layers * text.num_attention_heads * (text.qk_head_dim + text.v_head_dim),
+        "expanded_per_token": 2
+        * text.num_hidden_layers
+        * text.num_attention_heads
+        * (text.qk_head_dim + text.v_head_dim),
     }
 
 
@@ -89,7 +97,7 @@ def examples(template: str) -> list[str]:
     return CODE.findall(template)
 
 
-def printed(results: Results, number: int) -> str:
+def printed(results: Any, number: int) -> str:
     """What the card's example `number`, counted from 1, printed when it was run.
 
     Raises:
@@ -97,7 +105,9 @@ def printed(results: Results, number: int) -> str:
     """
     code, stored = examples((HERE / "card.md").read_text("utf-8"))[number - 1], results["usage"]["examples"][number - 1]
     if stored["code"] != code:
-        raise MissingNumber(f"Example {number} of card.md was changed after it was run. Measure it: {MEASURES['usage']}")
+        raise MissingNumber(
+            f"Example {number} of card.md was changed after it was run. Measure it: {MEASURES['usage']}"
+        )
     return stored["printed"].rstrip("\n")
 
 
@@ -129,7 +139,9 @@ def billions(number: float) -> str:
 
 def gigabytes(size: float) -> str:
     """Bytes as GB, MB or KB, of 1000."""
-    unit, name = next((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if size >= unit or unit == 1e3)
+    unit, name = next(
+        (unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if size >= unit or unit == 1e3
+    )
     return f"{size / unit:.1f} {name}"
 
 
@@ -138,11 +150,30 @@ def figures(number: float, digits: int = 3) -> str:
     return f"{float(f'{number:.{digits}g}'):,.10f}".rstrip("0").rstrip(".")
 
 
+def commit(name: str) -> str:
+    """A commit's first digits, and whether files were changed since."""
+    return name[:12] + (" and changes" if name.endswith("-dirty") else "")
+
+
+def split_up(groups: Any, scores: Any) -> Any:
+    """The groups' keys and scores by mode, once it is sure that they are all that `scores` counts.
+
+    Raises:
+        MissingNumber: A group is not stored.
+    """
+    if sum(groups[name]["high"]["rows"] for name in groups) != scores["high"]["rows"]:
+        raise MissingNumber(
+            f"A kind of problem is missing in results/demo_eval.json. Measure it: {MEASURES['demo_eval']}"
+        )
+    return pairs(groups)
+
+
 def pairs(part: Any) -> Iterable[tuple[Any, Any]]:
     """Keys and values of stored results."""
     return [(key, part[key]) for key in part]
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "percent": percent, "interval": interval, "whole": whole, "billions": billions, "gigabytes": gigabytes, "figures": figures, "pairs": pairs,
+    "percent": percent, "interval": interval, "whole": whole, "billions": billions, "gigabytes": gigabytes, "figures": figures,
+    "commit": commit, "split_up": split_up, "pairs": pairs,
 }  # fmt: skip

@@ -4,7 +4,6 @@
 how anything is measured.
 """
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,7 +32,7 @@ def render(out: Path, results: Results | None = None) -> list[Path]:
         ValueError: matplotlib is missing.
     """
     results = results or Results()
-    text = str(ModelCard(f"---\n{metadata(results).to_yaml()}\n---\n\n{body(results)}"))
+    text = str(ModelCard(f"---\n{metadata(results).to_yaml()}\n---\n\n{body(results)}")).rstrip() + "\n"
     with tempfile.TemporaryDirectory() as folder:  # nothing is written where something is missing
         pictures = figures.draw(results, Path(folder))
         unknown = [name for name in page.pictures(text) if name not in {picture.name for picture in pictures}]
@@ -50,7 +49,11 @@ def body(results: Results, template: str | None = None) -> str:
     """The card without its metadata."""
     loader = jinja2.DictLoader({TEMPLATE.name: template or TEMPLATE.read_text("utf-8")})
     environment = jinja2.Environment(
-        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= page.FILTERS
     try:
@@ -86,8 +89,3 @@ def _score(task: str, mode: str, score: Any) -> EvalResult:
         metric_value=score["accuracy"],
         metric_args={"reasoning_mode": mode, "rows": score["rows"]},
     )
-
-
-def release() -> dict[str, Any]:
-    """What the makers of the 119 B release say of it, with sources."""
-    return json.loads((HERE / "release.json").read_text("utf-8"))

@@ -57,7 +57,10 @@ def by_task(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, A
             calling = [i for i, row in enumerate(rows) if row["messages"][-1]["tool_calls"]]
             if calling:
                 valid = share([valid_calls(rows[i], given[i]["message"]) for i in calling])
-                calls[mode] = {"valid": valid, "right": summary([rows[i] for i in calling], [given[i] for i in calling])}
+                calls[mode] = {
+                    "valid": valid,
+                    "right": summary([rows[i] for i in calling], [given[i] for i in calling]),
+                }
             progress(f"{task}, {mode}: {tasks[task][mode]['accuracy']:.3f}")
     return {"tasks": tasks, "kinds": kinds, "tool_calls": calls}
 

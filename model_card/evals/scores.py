@@ -44,7 +44,9 @@ def valid_calls(row: dict[str, Any], message: dict[str, Any]) -> bool:
     """Whether a message calls tools, only ones that the row offers, with arguments that their schemas allow."""
     offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in json.loads(row["tools"] or "[]")}
     calls = [call["function"] for call in message["tool_calls"]]
-    return bool(calls) and all(call["name"] in offered and _fits(call["arguments"], offered[call["name"]]) for call in calls)
+    return bool(calls) and all(
+        call["name"] in offered and _fits(call["arguments"], offered[call["name"]]) for call in calls
+    )
 
 
 def _fits(arguments: Any, schema: dict[str, Any]) -> bool:
@@ -52,6 +54,7 @@ def _fits(arguments: Any, schema: dict[str, Any]) -> bool:
     if not isinstance(arguments, dict) or set(arguments) - set(properties) or set(schema["required"]) - set(arguments):
         return False
     return all(
-        isinstance(value, TYPES[properties[name]["type"]]) and not (isinstance(value, bool) and properties[name]["type"] == "integer")
+        isinstance(value, TYPES[properties[name]["type"]])
+        and not (isinstance(value, bool) and properties[name]["type"] == "integer")
         for name, value in arguments.items()
     )

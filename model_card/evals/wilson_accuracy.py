@@ -7,7 +7,9 @@ import datasets
 import evaluate
 
 DESCRIPTION = "Share of predictions that equal their reference, with its 95 % score interval (E. B. Wilson, 1927)."
-INPUTS = "predictions, references: what is compared, as strings. Returns accuracy, interval_95 [low, high], right, rows."
+INPUTS = (
+    "predictions, references: what is compared, as strings. Returns accuracy, interval_95 [low, high], right, rows."
+)
 
 
 def wilson(right: int, rows: int, z: float = 1.959964) -> tuple[float, float]:
@@ -35,4 +37,9 @@ class WilsonAccuracy(evaluate.Metric):
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, object]:
         right = sum(given == wanted for given, wanted in zip(predictions, references, strict=True))
         low, high = wilson(right, len(references))
-        return {"accuracy": right / len(references), "interval_95": [low, high], "right": right, "rows": len(references)}
+        return {
+            "accuracy": right / len(references),
+            "interval_95": [low, high],
+            "right": right,
+            "rows": len(references),
+        }
