@@ -15,6 +15,8 @@ two numbers of several digits is a sum of products by one digit.
 import random
 from dataclasses import dataclass
 
+from small4_conversion.demo.item import Item, question_and_answer
+
 SIGNS = {
     "+": ("+", "+", "+", " plus "),
     "-": ("-", "-", "-", "\u2212", " minus "),
@@ -74,6 +76,24 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.left}{self.sign}{self.right}"
+
+
+def draw(rng: random.Random, easy: bool = False) -> Item:
+    """A problem put into words; its thought works it out."""
+    problem = draw_problem(rng, easy)
+    answer = str(problem.answer)
+    turns = question_and_answer(ask(problem, rng), answer, think(problem))
+    return Item(problem.kind, key(problem), turns, answer, never_held_out=is_simple(problem))
+
+
+def key(problem: Problem) -> object:
+    """The same for problems that differ only in the order of their numbers."""
+    return (problem.sign, *sorted((problem.left, problem.right)))
+
+
+def is_simple(problem: Problem) -> bool:
+    """Two numbers below 10: a table to be known, never held out."""
+    return max(problem.left, problem.right) < 10
 
 
 def draw_problem(rng: random.Random, easy: bool = False) -> Problem:

@@ -3,6 +3,7 @@
 Knows nothing of the model or the optimiser. Rows are padded on the right: causal attention then needs no mask.
 """
 
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -12,44 +13,63 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 IGNORED = -100
+LONGEST = 8000  # positions
+TOKENS_PER_PICTURE = 40  # what the vision tower's work on a picture costs, in tokens of text
 
 
 def chat(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The row's messages as a processor takes them: the picture stands before or after the first question."""
+    """The row's messages as a processor takes them: pictures stand before or after the first question."""
     messages: list[dict[str, Any]] = []
     for message in row["messages"]:
         content: Any = message["content"]
-        if message["role"] == "user" and row["image"] is not None and not any(m["role"] == "user" for m in messages):
-            content = [{"type": "image", "image": row["image"]}, {"type": "text", "text": content}]
-            content = content[::-1] if row["image_last"] else content
-        thought = {"reasoning_content": message["reasoning_content"]} if message["reasoning_content"] else {}
-        messages.append({"role": message["role"], "content": content, **thought})
+        if message["role"] == "user" and row["images"] and not any(m["role"] == "user" for m in messages):
+            shown = [{"type": "image", "image": image} for image in row["images"]]
+            text = [{"type": "text", "text": content}]
+            content = [*text, *shown] if row["image_last"] else [*shown, *text]
+        made: dict[str, Any] = {"role": message["role"], "content": content}
+        if message["reasoning_content"]:
+            made["reasoning_content"] = message["reasoning_content"]
+        if message["tool_calls"]:
+            made["tool_calls"] = json.loads(message["tool_calls"])
+        if message["tool_call_id"]:
+            made["tool_call_id"] = message["tool_call_id"]
+        messages.append(made)
     return messages
 
 
+def tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The schemas offered in this row, or None."""
+    return json.loads(row["tools"]) if row["tools"] else None
+
+
 def encode(row: dict[str, Any], processor: Any, marks: dict[str, int]) -> dict[str, Any]:
-    """`input_ids`, `labels` and the prepared picture of one row.
+    """`input_ids` and `labels` of one row.
 
     With a `budget`, only so many tokens of the first thought are kept, and nothing up to its end is a label: the model learns to
     answer after a thought that was cut, not to cut it.
     """
     encoded = processor.apply_chat_template(
-        chat(row), reasoning_mode=row["mode"], tokenize=True, return_dict=True, add_generation_prompt=False
+        chat(row),
+        tools=tools(row),
+        reasoning_mode=row["mode"],
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=False,
     )
     ids = torch.as_tensor(encoded["input_ids"]).flatten().tolist()
     labels = supervised(ids, marks)
     if row["budget"] >= 0:
         ids, labels = cut_thought(ids, labels, row["budget"], marks)
-    picture = {name: torch.as_tensor(encoded[name]) for name in ("pixel_values", "image_sizes") if name in encoded}
-    return {"input_ids": ids, "labels": labels, **picture}
+    return {"input_ids": ids, "labels": labels}
 
 
 def supervised(ids: list[int], marks: dict[str, int]) -> list[int]:
-    """Labels: each id from after `[/INST]` to the end of the turn, -100 elsewhere."""
+    """Labels: each id from after `[/INST]` or `[/TOOL_RESULTS]` to the end of the turn, -100 elsewhere."""
     labels, speaking = [], False
     for token in ids:
+        speaking = speaking and token != marks["tool_results"]
         labels.append(token if speaking else IGNORED)
-        speaking = token == marks["end_inst"] or (speaking and token != marks["eos"])
+        speaking = token in (marks["end_inst"], marks["end_tool_results"]) or (speaking and token != marks["eos"])
     return labels
 
 
@@ -62,23 +82,35 @@ def cut_thought(ids: list[int], labels: list[int], budget: int, marks: dict[str,
     return ids, labels
 
 
-class Parts(TorchDataset):
-    """The run's batches in order: each step's rows sorted by length and dealt into parts of about equal cost.
+def positions(length: int, gap: int) -> list[int]:
+    """Positions of a row, of which `gap` are left out at one place: a short text then stands for a long one."""
+    gap = min(gap, max(0, LONGEST - length))
+    if not gap:
+        return list(range(length))
+    place = random.Random(gap).randrange(10, max(11, length // 2))
+    return [*range(place), *range(place + gap, length + gap)]
 
-    Item `step * parts + i` is part `i` of a step, so that accumulating `parts` of them is one step on mixed rows, and
-    hardly any padding is computed.
+
+class Parts(TorchDataset):
+    """One member's batches of the run in order: each step's rows sorted by length and dealt into parts of about equal cost.
+
+    `rows` are encoded ones (`input_ids`, `labels`, `gap`, `images`). Each of `members` has `parts_per_step` of a step's parts, so that
+    accumulating them, over all members, is one step on mixed rows, and hardly any padding is computed. A batch carries `total`,
+    the labels in the whole step.
     """
 
-    def __init__(self, rows: Dataset, processor: Any, marks: dict[str, int], stage: Any, seed: int) -> None:
-        self.rows, self.processor, self.marks = rows, processor, marks
-        self.size, self.parts, self.pad = stage.rows_per_step, stage.parts_per_step, marks["pad"]
+    def __init__(
+        self, rows: Dataset, image_processor: Any, pad: int, stage: Any, seed: int, member: int = 0, members: int = 1
+    ) -> None:
+        self.rows, self.image_processor, self.pad = rows, image_processor, pad
+        self.size, self.parts, self.steps = stage.rows_per_step, stage.parts_per_step, stage.steps
+        self.member, self.members = member, members
         self.order: list[int] = []
-        self.steps = stage.steps
         while len(self.order) < self.steps * self.size:  # one shuffled epoch after the other
             order = list(range(len(rows)))
             random.Random(f"{seed}-{len(self.order)}").shuffle(order)
             self.order += order
-        self.step, self.cut = -1, list[list[dict[str, Any]]]()
+        self.step, self.cut, self.total = -1, list[list[dict[str, Any]]](), 0
 
     def __len__(self) -> int:
         return self.steps * self.parts
@@ -86,40 +118,47 @@ class Parts(TorchDataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         step, part = divmod(index, self.parts)
         if step != self.step:
-            chosen = self.order[step * self.size : (step + 1) * self.size]
-            self.step, self.cut = step, self._deal([self._row(i) for i in chosen])
-        return collate(self.cut[part], self.pad)
-
-    def _row(self, index: int) -> dict[str, Any]:
-        return encode(self.rows[index], self.processor, self.marks)
+            chosen = self.rows[self.order[step * self.size : (step + 1) * self.size]]
+            rows = [dict(zip(chosen, values, strict=True)) for values in zip(*chosen.values(), strict=True)]
+            self.total = sum(label != IGNORED for row in rows for label in row["labels"][1:])
+            self.step, self.cut = step, self._deal(rows)
+        batch = collate(self.cut[part * self.members + self.member], self.pad, self.image_processor)
+        return batch | {"total": torch.tensor(self.total)}
 
     def _deal(self, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         rows = sorted(rows, key=lambda row: len(row["input_ids"]))
-        total, done = sum(len(row["input_ids"]) for row in rows), 0
-        parts: list[list[dict[str, Any]]] = [[] for _ in range(self.parts)]
+        count, total, done = self.parts * self.members, sum(cost(row) for row in rows), 0.0
+        parts: list[list[dict[str, Any]]] = [[] for _ in range(count)]
         for row in rows:
-            parts[min(done * self.parts // total, self.parts - 1)].append(row)
-            done += len(row["input_ids"])
+            parts[min(int(done * count / total), count - 1)].append(row)
+            done += cost(row)
+        for i, part in enumerate(parts):  # a very long row may have left one empty
+            if not part:
+                part.append(max(parts, key=len).pop())
+                parts[i] = part
         return parts
 
 
-def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask`, `labels` `[rows, longest]`, and all pictures of the rows padded to the largest."""
+def cost(row: dict[str, Any]) -> float:
+    """Work on a row, in tokens: linear in its length, attention's square, and the vision tower's share."""
+    length = len(row["input_ids"])
+    return length + length**2 / 3000 + TOKENS_PER_PICTURE * len(row["images"])
+
+
+def collate(rows: Sequence[dict[str, Any]], pad: int, image_processor: Any) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask`, `position_ids`, `labels` `[rows, longest]`, and all pictures of the rows, prepared."""
     length = max(len(row["input_ids"]) for row in rows)
     ids = torch.full((len(rows), length), pad)
     labels = torch.full((len(rows), length), IGNORED)
     mask = torch.zeros((len(rows), length), dtype=torch.long)
+    places = torch.arange(length).repeat(len(rows), 1)
     for i, row in enumerate(rows):
         end = len(row["input_ids"])
         ids[i, :end], labels[i, :end], mask[i, :end] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"]), 1
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    pictures = [row for row in rows if "pixel_values" in row]
+        places[i, :end] = torch.tensor(positions(end, row["gap"]))
+    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": places, "labels": labels}
+    pictures = [image for row in rows for image in row["images"]]
     if pictures:
-        sizes = torch.cat([row["image_sizes"] for row in pictures])
-        height, width = sizes.amax(0).tolist()
-        pixels = torch.zeros(len(sizes), 3, height, width)
-        for i, row in enumerate(pictures):
-            (one,) = row["pixel_values"]
-            pixels[i, :, : one.shape[1], : one.shape[2]] = one
-        batch |= {"pixel_values": pixels, "image_sizes": sizes}
+        prepared = image_processor(pictures, return_tensors="pt")
+        batch |= {name: torch.as_tensor(prepared[name]) for name in ("pixel_values", "image_sizes")}
     return batch

@@ -3,76 +3,80 @@
 Every row is one chat. Whether a problem or a picture may be trained on or is held out depends on a hash of the problem itself
 (never of its phrasing), so no seed can mix the two. Knows nothing of token ids or models.
 
-Columns: task, kind (of problem), mode ("none" | "high"), budget (tokens of the thought that are kept, or -1 for all), answer,
-image (PNG or None), image_last (it stands after the first question, not before) and messages, whose assistant turns carry
-`reasoning_content`.
+Columns: task, kind (of problem), mode ("none" | "high"), budget (tokens of the thought that are kept, or -1 for all), gap (positions
+left out somewhere in the prompt, 0 for none), answer, images (PNG), image_last (pictures stand after the first question, not before),
+tools (JSON of the schemas offered, or "") and messages, whose assistant turns carry `reasoning_content` and `tool_calls` (JSON or "").
 """
 
-import hashlib
+import json
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from datasets import Dataset, Features, Image, Value
-from small4_conversion.demo import arithmetic, pictures, talk
+from small4_conversion.demo import arithmetic, pictures, programs, puzzles, retrieval, talk, tool_use, word_problems
+from small4_conversion.demo.item import Item
 
-TASKS = {"arithmetic": 0.76, "picture": 0.2, "talk": 0.04}
-HELD_OUT_SHARE = 0.05
-MESSAGE = {"role": Value("string"), "content": Value("string"), "reasoning_content": Value("string")}
+# Tasks and how often training draws them.
+TASKS = {
+    "arithmetic": 0.26,
+    "word_problem": 0.12,
+    "puzzle": 0.16,
+    "program": 0.12,
+    "tools": 0.08,
+    "retrieval": 0.08,
+    "picture": 0.14,
+    "talk": 0.04,
+}
+DRAW: dict[str, Callable[..., Item]] = {
+    "arithmetic": arithmetic.draw,
+    "word_problem": word_problems.draw,
+    "puzzle": puzzles.draw,
+    "program": programs.draw,
+    "tools": tool_use.draw,
+    "retrieval": retrieval.draw,
+    "picture": pictures.draw,
+    "talk": talk.draw,
+}
+MODES = {"high": 0.7, "none": 0.3}
+MESSAGE = {name: Value("string") for name in ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")}
 FEATURES = Features(
     {
         "task": Value("string"),
         "kind": Value("string"),
         "mode": Value("string"),
         "budget": Value("int64"),
+        "gap": Value("int64"),
         "answer": Value("string"),
-        "image": Image(),
+        "images": [Image()],
         "image_last": Value("bool"),
+        "tools": Value("string"),
         "messages": [MESSAGE],
     }
 )
-
-
-def is_held_out(thing: arithmetic.Problem | pictures.Scene) -> bool:
-    """Whether a problem or scene belongs to the held-out side: a twentieth of all, by hash.
-
-    Problems that differ only in the order of their numbers go together; those of two digits below 10 are never held out.
-    """
-    key: object = thing
-    if isinstance(thing, arithmetic.Problem):
-        key = (thing.sign, *sorted((thing.left, thing.right)))
-        if max(thing.left, thing.right) < 10:
-            return False
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
+LONGEST_GAP = 6000
 
 
 def rows(
-    split: str, seed: int, tasks: dict[str, float] | None = None, modes: dict[str, float] | None = None
+    split: str,
+    seed: int,
+    tasks: dict[str, float] | None = None,
+    modes: dict[str, float] | None = None,
+    context: int | dict[int, float] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Endless rows of one split ("train" | "held_out"); the same arguments give the same rows.
 
-    `tasks` and `modes` weigh what is drawn. Held-out rows have one turn, no cut thoughts and no small talk.
+    `tasks` and `modes` weigh what is drawn; `context` is the length of retrieval's texts in tokens, or lengths and their weights.
+    Held-out rows ask one thing, with no cut thoughts and no gaps.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"split is {split!r}; allowed are 'train' and 'held_out'")
-    tasks, modes = tasks or TASKS, modes or {"high": 0.68, "none": 0.32}
+    tasks, modes = tasks or TASKS, modes or MODES
     rng = random.Random(f"{split}-{seed}")
     while True:
-        task = _weighted(tasks, rng)
-        mode = _weighted(modes, rng)
-        easy = split == "train" and mode == "none" and rng.random() < 0.5
-        kind, turns, answer, image = _turns(task, split, rng, easy)
-        if split == "train" and rng.random() < 0.12:
-            turns += _turns(rng.choice(("arithmetic", "talk")), split, rng)[1]
-        system = [_message("system", rng.choice(talk.SYSTEM_PROMPTS))] if rng.random() < 0.2 else []
-        if mode == "none":
-            turns = [turn | {"reasoning_content": None} for turn in turns]
-        budget = (
-            rng.choice((0, 2, 4, 8, 8, 16, 32)) if split == "train" and mode == "high" and rng.random() < 0.12 else -1
-        )
-        about = {"task": task, "kind": kind, "mode": mode, "budget": budget, "answer": answer}
-        yield about | {"image": image, "image_last": rng.random() < 0.15, "messages": system + turns}
+        task, mode = _weighted(tasks, rng), _weighted(modes, rng)
+        length = _weighted(context, rng) if isinstance(context, dict) else context
+        yield (_training_row if split == "train" else _held_out_row)(task, mode, length, rng)
 
 
 def dataset(split: str, count: int, seed: int, **draw: Any) -> Dataset:
@@ -82,45 +86,91 @@ def dataset(split: str, count: int, seed: int, **draw: Any) -> Dataset:
 
 
 def corpus(rng: random.Random) -> Iterator[str]:
-    """Text to learn a vocabulary from: questions, thoughts, answers and settings, as they occur in training rows."""
-    source = rows("train", rng.randrange(2**32), tasks={"arithmetic": 0.7, "talk": 0.3})
+    """Text to learn a vocabulary from: questions, thoughts, answers, schemas and settings, as they occur in training rows.
+
+    Words to be spelled are left out, so that they fall into single letters and short pieces.
+    """
+    tasks = {
+        "arithmetic": 3.0,
+        "word_problem": 3.0,
+        "program": 2.0,
+        "tools": 2.0,
+        "retrieval": 3.0,
+        "picture": 3.0,
+        "talk": 3.0,
+    }
+    source = rows("train", rng.randrange(2**32), tasks=tasks)
     for _ in range(4000):
         row = next(source)
+        if row["kind"] == "string":
+            continue
         yield f'{{"reasoning_effort": "{row["mode"]}"}}'
+        yield row["tools"]
         for message in row["messages"]:
-            yield message["content"]
-            yield message["reasoning_content"] or ""
-    for _ in range(20):
-        yield from (*pictures.ASK_BOTH, *pictures.ASK_COLOUR, *pictures.ASK_SHAPE)
-        for colour in pictures.COLOURS:
-            yield from (f"a {colour} {shape}\ncolour: {colour}\nshape: {shape}" for shape in pictures.SHAPES)
+            yield from (message[part] or "" for part in ("content", "reasoning_content"))
+            yield from (json.dumps(call["function"]["arguments"]) for call in json.loads(message["tool_calls"] or "[]"))
+    for _ in range(1500):
+        question = puzzles.draw(rng).turns[0]["content"]
+        yield '""'.join(question.split('"')[::2])
 
 
-def _turns(task: str, split: str, rng: random.Random, easy: bool = False) -> tuple[str, list[dict[str, Any]], str, Any]:
-    """(kind, user and assistant message, answer, picture if any) of one question from the right side of the split."""
-    kind, image = task, None
-    if task == "talk":
-        question, answer, thought = talk.draw_talk(rng)
-    elif task == "picture":
-        scene = _of_split(pictures.draw_scene, split, rng)
-        kind, question, answer = pictures.ask(scene, rng)
-        thought, image = pictures.think(scene), pictures.render(scene)
-    else:
-        problem = _of_split(lambda source: arithmetic.draw_problem(source, easy), split, rng)
-        kind, question, answer = problem.kind, arithmetic.ask(problem, rng), str(problem.answer)
-        thought = arithmetic.think(problem)
-    return kind, [_message("user", question), _message("assistant", answer, thought)], answer, image
+def _training_row(task: str, mode: str, context: int | None, rng: random.Random) -> dict[str, Any]:
+    easy = mode == "none" and rng.random() < 0.5
+    options = {"context": context, "questions": rng.choice((2, 3, 4))} if task == "retrieval" else {}
+    item = _of_split(lambda: DRAW[task](rng, easy=easy, **options), False)
+    turns, system = list(item.turns), item.system
+    if task in ("arithmetic", "talk") and not system and rng.random() < 0.12:
+        turns += _of_split(
+            lambda: DRAW[rng.choice(("arithmetic", "talk"))](rng), False, lambda other: not other.system
+        ).turns
+    elif task in ("arithmetic", "word_problem", "puzzle", "program") and rng.random() < 0.1:
+        system = rng.choice(list(talk.STYLES))
+        turns[-1] = turns[-1] | {"content": talk.style(turns[-1]["content"], system)}
+    if system is None and rng.random() < 0.1:
+        system = rng.choice(talk.SYSTEM_PROMPTS)
+    budget, gap = -1, 0
+    if mode == "high" and task == "arithmetic" and rng.random() < 0.1:
+        budget = rng.choice((0, 2, 4, 8, 8, 16, 32))
+    if task == "retrieval" and rng.random() < 0.5:
+        gap = rng.randrange(LONGEST_GAP)
+    return _row(item, task, mode, system, turns, budget, gap, rng.random() < 0.1)
 
 
-def _of_split(draw: Callable[[random.Random], Any], split: str, rng: random.Random) -> Any:
-    while is_held_out(thing := draw(rng)) != (split == "held_out"):
-        pass
-    return thing
+def _held_out_row(task: str, mode: str, context: int | None, rng: random.Random) -> dict[str, Any]:
+    options = {"context": context} if task == "retrieval" else {}
+    item = _of_split(lambda: DRAW[task](rng, **options), True)
+    if task == "tools":
+        item = tool_use.cut(item, rng)
+    return _row(item, task, mode, item.system, item.turns, -1, 0, rng.random() < 0.1)
 
 
-def _message(role: str, content: str, thought: str | None = None) -> dict[str, Any]:
-    return {"role": role, "content": content, "reasoning_content": thought}
+def _row(
+    item: Item,
+    task: str,
+    mode: str,
+    system: str | None,
+    turns: list[dict[str, Any]],
+    budget: int,
+    gap: int,
+    image_last: bool,
+) -> dict[str, Any]:
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn in turns:
+        calls = turn.get("tool_calls")
+        thought = turn.get("reasoning_content") if mode == "high" else None
+        messages.append(turn | {"reasoning_content": thought, "tool_calls": json.dumps(calls) if calls else ""})
+    about = {"task": task, "kind": item.kind, "mode": mode, "budget": budget, "gap": gap, "answer": item.answer}
+    shown = {"images": item.images() if item.images else [], "image_last": image_last}
+    complete = [dict.fromkeys(MESSAGE, None) | message for message in messages]
+    return about | shown | {"tools": json.dumps(item.tools) if item.tools else "", "messages": complete}
 
 
-def _weighted(weights: dict[str, float], rng: random.Random) -> str:
+def _of_split(draw: Callable[[], Item], held_out: bool, wanted: Callable[[Item], bool] = lambda item: True) -> Item:
+    while True:
+        item = draw()
+        if item.held_out == held_out and wanted(item):
+            return item
+
+
+def _weighted(weights: dict[Any, float], rng: random.Random) -> Any:
     return rng.choices(list(weights), weights=list(weights.values()))[0]

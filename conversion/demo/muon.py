@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from small4_conversion.demo.team import Team
 from torch import nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -19,18 +20,28 @@ class Muon(torch.optim.Optimizer):
     """Groups with `matrices=True` are updated by Muon, others by Adam; both decay weights apart from the gradient.
 
     The orthogonal update is scaled to the size that Adam's usually has, 0.2 of the rate times the root of the longer side
-    (Liu et al., arXiv:2502.16982).
+    (Liu et al., arXiv:2502.16982). A step first adds up the gradients of all processes of `team`, then clips them to `max_norm`.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.98)
-    ):
+        self,
+        groups: Iterable[dict[str, Any]],
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.98),
+        team: Team | None = None,
+        max_norm: float | None = None,
+    ) -> None:
+        self.team, self.max_norm = team or Team(), max_norm
         super().__init__(
             groups, {"lr": 1e-3, "weight_decay": 0.0, "matrices": False, "momentum": momentum, "betas": betas}
         )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        everything = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.team.sum_gradients(everything)
+        if self.max_norm:
+            nn.utils.clip_grad_norm_(everything, self.max_norm)
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
@@ -42,7 +53,8 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             shapes[tuple(parameter.shape[-2:])].append(parameter)
         for shape, same in shapes.items():
-            updates = orthogonal(torch.cat([self._momentum(p, group["momentum"]).reshape(-1, *shape) for p in same]))
+            matrices = torch.cat([self._momentum(p, group["momentum"]).reshape(-1, *shape) for p in same])
+            updates = self.team.share_out(orthogonal, matrices)
             for p, update in zip(same, updates.split([p.numel() // (shape[0] * shape[1]) for p in same]), strict=True):
                 p.add_(update.reshape(p.shape), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
 

@@ -1,7 +1,8 @@
 """The demo checkpoint's size and training recipe, in one place. Numbers only; builds nothing but the configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from small4_conversion.demo.data import TASKS
 from small4_conversion.demo.vocabulary import VISION
 
 from modeling_small4 import Small4Config
@@ -11,29 +12,30 @@ from modeling_small4 import Small4Config
 class Stage:
     """A stage of chats. Rates rise in `warmup_steps`, stay, and fall to zero in the last `decay_steps`.
 
-    `eye_rate` is Adam's for the vision tower and projector; all other matrices go by Muon at `matrix_rate`, the rest by Adam at
-    `other_rate`.
+    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths. `eye_rate` is Adam's for the vision
+    tower and projector; all other matrices go by Muon at `matrix_rate`, the rest by Adam at `other_rate`.
     """
 
-    tasks: dict[str, float]
     rows: int
     steps: int
+    tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
+    context: dict[int, float] | None = None
     warmup_steps: int = 30
     decay_steps: int = 0
     rows_per_step: int = 64
     parts_per_step: int = 2
     matrix_rate: float = 1e-2
     other_rate: float = 3e-3
-    eye_rate: float = 2e-4
+    eye_rate: float = 1e-3
     weight_decay: float = 0.05
-    save_steps: int = 200
+    save_steps: int = 150
 
 
 @dataclass(frozen=True)
 class Looking:
     """The vision tower's own lesson; rates as in `Stage`, falling over the second half."""
 
-    steps: int = 1400
+    steps: int = 2400
     pictures_per_step: int = 48
     warmup_steps: int = 30
     matrix_rate: float = 3e-3
@@ -43,26 +45,18 @@ class Looking:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped checkpoint is trained: the decoder on text, the tower on pictures, both on everything, then mostly pictures, twice."""
+    """How the shipped checkpoint is trained: the tower on pictures, then everything, at last with long texts and falling rates."""
 
-    text: Stage = Stage(tasks={"arithmetic": 0.95, "talk": 0.05}, rows=50_000, steps=800)
     looking: Looking = Looking()
-    joint: Stage = Stage(
-        tasks={"arithmetic": 0.74, "picture": 0.22, "talk": 0.04}, rows=60_000, steps=1300, decay_steps=800
+    short: Stage = Stage(rows=70_000, steps=2400, context={64: 1, 96: 2, 128: 2, 192: 2, 256: 2, 384: 1})
+    long: Stage = Stage(
+        rows=60_000, steps=2000, context={128: 3, 256: 3, 512: 3, 1024: 2, 2048: 0.6, 4096: 0.2}, decay_steps=1800
     )
-    polish: Stage = Stage(
-        tasks={"arithmetic": 0.37, "picture": 0.6, "talk": 0.03}, rows=20_000, steps=400, warmup_steps=20, decay_steps=350,
-        matrix_rate=3e-3, other_rate=1e-3, eye_rate=1e-3,
-    )  # fmt: skip
-    last: Stage = Stage(
-        tasks={"arithmetic": 0.23, "picture": 0.75, "talk": 0.02}, rows=24_000, steps=500, warmup_steps=20, decay_steps=450,
-        matrix_rate=3e-3, other_rate=1e-3, eye_rate=2e-3,
-    )  # fmt: skip
     seed: int = 0
 
 
 def demo_config(vocab_size: int) -> Small4Config:
-    """The released architecture at 1.7 million parameters: MLA, YaRN, routed and shared experts, Pixtral tower."""
+    """The released architecture at 1.8 million parameters: MLA, YaRN, routed and shared experts, Pixtral tower."""
     text = {
         "vocab_size": vocab_size,
         "hidden_size": 128,
@@ -71,8 +65,8 @@ def demo_config(vocab_size: int) -> Small4Config:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "q_lora_rank": 64,
-        "kv_lora_rank": 48,
-        "qk_nope_head_dim": 16,
+        "kv_lora_rank": 64,
+        "qk_nope_head_dim": 24,
         "qk_rope_head_dim": 16,
         "v_head_dim": 32,
         "n_routed_experts": 8,

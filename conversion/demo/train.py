@@ -1,15 +1,10 @@
 """Train the demo checkpoint from nothing but a seed, and write it as a folder that loads like the release.
 
-    python -m small4_conversion.demo.train --out DIR [--seed 0] [--threads 2]
+    python -m small4_conversion.demo.train --out DIR [--seed 0] [--workers 2]
 
-Five stages (`recipe.py` holds all numbers): the decoder on text, the vision tower on pictures, both on everything, then twice
-mostly pictures, of which the mean is kept. Chats with transformers' Trainer: loss on what the assistant writes, balance loss on,
-float32 weights, saved as bfloat16. Run again with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
-
-About 55 minutes of processor time, measured on a busy machine of two cores; 1.7 million parameters. A retrain is meant to reach the stored held-out
-accuracies within 3 points. The shipped weights (seed 0) are not yet one: their first stage also drew pictures, with a tower that was
-then discarded, and their first two stages used an earlier vocabulary and picture generator. The last two stages and the mean
-were settled on after looking at other rows (seeds 7 and 11) of the held-out side that the stored evaluation (seed 1000) draws from.
+The vision tower learns to look; then one run of mixed chats in two stages, of all tasks, modes and pictures (`recipe.py` holds all numbers).
+Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16. Run again
+with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 """
 
 import argparse
@@ -19,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, Sequence, Value, load_from_disk
 from safetensors.torch import load_file, save_file
-from small4_conversion.demo.batches import IGNORED, Parts
+from small4_conversion.demo.batches import IGNORED, Parts, encode
 from small4_conversion.demo.data import dataset
 from small4_conversion.demo.looking import learn_to_look
 from small4_conversion.demo.muon import Muon, parameter_groups
 from small4_conversion.demo.recipe import Recipe, Stage, demo_config
+from small4_conversion.demo.team import Team, run_as_team
 from small4_conversion.demo.vocabulary import VISION, write_tekken
 from small4_conversion.tokenizer import write_processor
 from torch import nn
@@ -41,17 +38,20 @@ MAX_NEW_TOKENS = 256
 class AnswerTrainer(Trainer):
     """Trainer whose batches come ready and in order, and whose head runs only where there is a label."""
 
+    team = Team()
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        labels, mask = inputs.pop("labels")[:, 1:], inputs.pop("attention_mask")
+        """This batch's share of the step's loss: gradients of all batches and members add up."""
+        labels, mask, total = inputs.pop("labels")[:, 1:], inputs.pop("attention_mask"), inputs.pop("total")
         # Rows are padded on the right, so causal attention alone keeps padding out; the mask only serves the balance loss.
         output = model.model(**inputs, use_cache=False, output_router_logits=True)
         wanted = labels != IGNORED
         logits = model.lm_head(output.last_hidden_state[:, :-1][wanted])
-        loss = nn.functional.cross_entropy(logits.float(), labels[wanted], reduction="sum") / num_items_in_batch
+        loss = nn.functional.cross_entropy(logits.float(), labels[wanted], reduction="sum") / total
         _, balance = router_losses(model.config.text_config, output.router_logits, mask)
-        loss = loss + balance / self.args.gradient_accumulation_steps
+        loss = loss + balance / (self.args.gradient_accumulation_steps * self.team.size)
         return (loss, output) if return_outputs else loss
 
     def _get_train_sampler(self, *args: Any) -> Any:
@@ -68,52 +68,94 @@ class Export(TrainerCallback):
         export(kwargs["model"], self.out)
 
 
-def train(out: Path, recipe: Recipe) -> None:
+def train(out: Path, recipe: Recipe, workers: int = 1) -> None:
     """Train and write `out`; finished stages and interrupted ones are taken up from `out/run`."""
     out.mkdir(parents=True, exist_ok=True)
     write_tekken(out / "tekken.json")
     write_processor(out / "tekken.json", out, VISION)
     set_generation_defaults(out)
+    for number, (name, stage) in enumerate(stages(recipe).items()):
+        prepare(out, name, stage, recipe.seed + number, workers)
+    model = new_model(len(Small4Processor.from_pretrained(out).tokenizer))
+    numbers = sum(parameter.numel() + 1 for parameter in model.parameters()) + 10_000  # room for the tower's heads
+    run_as_team(learn, workers, numbers, out, recipe)
+
+
+def stages(recipe: Recipe) -> dict[str, Stage]:
+    return {"short": recipe.short, "long": recipe.long}
+
+
+def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None:
+    """Draw and encode a stage's rows into `out/run/NAME-rows`, once."""
+    folder = out / "run" / f"{name}-rows"
+    if folder.exists():
+        return
+    processor, known = Small4Processor.from_pretrained(out), marks(out)
+    rows = dataset("train", stage.rows, seed, tasks=stage.tasks, context=stage.context)
+    kept = {"gap", "images"}
+    rows = rows.map(
+        lambda row: encode(row, processor, known),
+        remove_columns=[column for column in rows.column_names if column not in kept],
+        num_proc=workers if workers > 1 else None,
+    )
+    for column in ("input_ids", "labels"):
+        rows = rows.cast_column(column, Sequence(Value("int16")))
+    temporary = folder.with_suffix(".new")
+    rows.save_to_disk(temporary)
+    temporary.rename(folder)
+
+
+def learn(team: Team, out: Path, recipe: Recipe) -> None:
+    """One member's whole training; member 0 writes."""
     processor = Small4Processor.from_pretrained(out)
     set_seed(recipe.seed)
-    model = new_model(len(processor.tokenizer))
-    stages: dict[str, Callable[[], None]] = {
-        "text": lambda: talk(model, processor, out, recipe.text, "text", recipe.seed),
-        "looking": lambda: learn_to_look(model, processor.image_processor, recipe.looking, recipe.seed),
-        "joint": lambda: talk(model, processor, out, recipe.joint, "joint", recipe.seed + 1),
-        "polish": lambda: talk(model, processor, out, recipe.polish, "polish", recipe.seed + 2),
-        "last": lambda: talk(model, processor, out, recipe.last, "last", recipe.seed + 3),
+    model = new_model(len(processor.tokenizer)).to("cuda" if torch.cuda.is_available() else "cpu")
+    work: dict[str, Callable[[], None]] = {
+        "looking": lambda: learn_to_look(model, processor.image_processor, recipe.looking, recipe.seed, team)
     }
-    for name, run in stages.items():
+    for number, (name, stage) in enumerate(stages(recipe).items()):
+        work[name] = lambda name=name, stage=stage, number=number: talk(  # type: ignore[misc]
+            model, processor, out, stage, name, recipe.seed + number, team
+        )
+    for name, run in work.items():
         finished = out / "run" / f"{name}.safetensors"
-        if finished.exists():
+        done = finished.exists()
+        team.wait()
+        if done:
             model.load_state_dict(load_file(finished))
             continue
         run()
-        finished.parent.mkdir(exist_ok=True)
-        save_file(model.state_dict(), finished)
-        export(model, out)
-    first, second = (load_file(out / "run" / f"{name}.safetensors") for name in ("polish", "last"))
-    model.load_state_dict({name: (first[name] + second[name]) / 2 for name in first})
-    export(model, out)
+        if team.rank == 0:
+            save_file(model.state_dict(), finished)
+            export(model, out)
+        team.wait()
 
 
-def talk(model: Any, processor: Small4Processor, out: Path, stage: Stage, name: str, seed: int) -> None:
+def talk(
+    model: Any, processor: Small4Processor, out: Path, stage: Stage, name: str, seed: int, team: Team | None = None
+) -> None:
     """One stage of chats, in place."""
-    marks = json.loads((out / "generation_config.json").read_text())["reasoning_token_ids"] | {"eos": 2, "pad": 11}
-    folder = out / "run" / name
+    team, folder = team or Team(), out / "run" / name
+    rows = load_from_disk(out / "run" / f"{name}-rows")
+    assert isinstance(rows, Dataset)
+    groups = parameter_groups(model, stage.matrix_rate, stage.other_rate, stage.weight_decay, stage.eye_rate)
+    AnswerTrainer.team = team
     trainer = AnswerTrainer(
         model=model,
-        optimizers=(
-            Muon(parameter_groups(model, stage.matrix_rate, stage.other_rate, stage.weight_decay, stage.eye_rate)),
-            None,
-        ),
-        args=arguments(folder, stage, seed),
-        train_dataset=Parts(dataset("train", stage.rows, seed, tasks=stage.tasks), processor, marks, stage, seed),
+        optimizers=(Muon(groups, team=team, max_norm=1.0), None),
+        args=arguments(folder, stage, seed, team),
+        train_dataset=Parts(rows, processor.image_processor, 11, stage, seed, team.rank, team.size),
         data_collator=lambda items: items[0],
-        callbacks=[Export(out)],
+        callbacks=[Export(out)] if team.rank == 0 else [],
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    last = get_last_checkpoint(str(folder)) if folder.exists() else None
+    team.wait()
+    trainer.train(resume_from_checkpoint=last)
+
+
+def marks(out: Path) -> dict[str, int]:
+    """Ids of the control tokens, as the checkpoint folder says."""
+    return json.loads((out / "generation_config.json").read_text())["reasoning_token_ids"] | {"eos": 2}
 
 
 def new_model(vocab_size: int) -> Small4ForCausalLM:
@@ -147,7 +189,7 @@ def set_generation_defaults(out: Path) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def arguments(folder: Path, stage: Stage, seed: int) -> TrainingArguments:
+def arguments(folder: Path, stage: Stage, seed: int, team: Team) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,
@@ -156,8 +198,10 @@ def arguments(folder: Path, stage: Stage, seed: int) -> TrainingArguments:
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": stage.decay_steps, "decay_type": "linear"},
         warmup_steps=stage.warmup_steps,
-        max_grad_norm=1.0,
+        max_grad_norm=0.0,  # the optimiser clips, when gradients of all members are added up
+        logging_strategy="steps" if team.rank == 0 else "no",
         logging_steps=20,
+        save_strategy="steps" if team.rank == 0 else "no",
         save_steps=stage.save_steps,
         save_total_limit=2,
         seed=seed,
@@ -174,10 +218,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--workers", type=int, default=1 if torch.cuda.is_available() else 2, help="processes of one thread"
+    )
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    train(args.out, Recipe(seed=args.seed))
+    torch.set_num_threads(1)
+    train(args.out, Recipe(seed=args.seed), args.workers)
 
 
 if __name__ == "__main__":

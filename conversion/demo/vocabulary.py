@@ -18,7 +18,7 @@ from small4_conversion.demo.data import corpus
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 NUM_SPECIAL = 1000
-NUM_VOCABULARY = 768
+NUM_VOCABULARY = 1024
 # Released Tekken splitting: words with one leading mark or space, single digits, punctuation, line ends, spaces.
 PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
