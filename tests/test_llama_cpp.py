@@ -1,13 +1,16 @@
 """What llama.cpp has to be told about an export: its own arithmetic, written out here, must come to ours with it, and not without."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from oracle import Case
+from small4_conversion.convert import Options, convert
 from small4_conversion.llama_cpp import arguments, overrides
 
-from modeling_small4 import Small4Config
+from modeling_small4 import Small4Config, Small4Processor, demo_checkpoint
 
 
 def in_llama_cpp(config: Small4Config, told: dict[str, Any]) -> tuple[float, float]:
@@ -61,3 +64,14 @@ def test_nothing_to_tell() -> None:
     config = Case().config()
     config.text_config.rope_parameters = rope
     assert overrides(config) == {}
+
+
+def test_an_exported_folder_has_what_its_converter_reads(tmp_path: Path) -> None:
+    notes: list[str] = []
+    convert(demo_checkpoint(), tmp_path / "hf", Options(to="transformers"), notes.append)
+    assert any(arguments(Small4Config.from_pretrained(demo_checkpoint())) in note for note in notes)
+    images = json.loads((tmp_path / "hf" / "processor_config.json").read_text())["image_processor"]
+    own = Small4Processor.from_pretrained(demo_checkpoint()).image_processor
+    assert (images["image_mean"], images["image_std"]) == (list(own.image_mean), list(own.image_std))
+    convert(demo_checkpoint(), tmp_path / "raw", Options(to="mistral"), notes.append)
+    assert sum("--override-kv" in note for note in notes) == 1
