@@ -21,9 +21,12 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from .batching import continuous_batching_for, generate_many
+from .options import Options, shift_lengths
 from .paged import LatentBatchingManager
 from .prefill import Small4PrefillMixin
-from .prompt import Prompt, ReasoningIds, RewrittenPrompt
+from .presets import check_preset, for_latency
+from .prompt import Prompt, RewrittenPrompt
 from .reasoning import check_reasoning_mode
 from .thinking import ThinkingProcessor
 
@@ -43,9 +46,10 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         *,
         reasoning_mode: str | Sequence[str] | None = None,
         max_thinking_tokens: int | None = None,
+        preset: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate`, with two more arguments.
+        """transformers' `generate`, with three more arguments.
 
         Args:
             reasoning_mode: "none" or "high", or a list with one of them for each row. The prompt's model-settings block
@@ -54,6 +58,8 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 prompt's own settings stand and decoding is free.
             max_thinking_tokens: most tokens between `[THINK]` and `[/THINK]`, those already in the prompt counted;
                 then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode is kept to.
+            preset: "latency" answers one prompt as soon as it can (see `presets`), "throughput" many prompts in as little
+                time as it can (see `batching`). Greedy answers are those of a plain call.
             kwargs: everything else `generate` takes; `tokenizer` also supplies the control ids where the checkpoint's
                 generation_config has no `reasoning_token_ids`.
 
@@ -65,21 +71,31 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
 
         Raises:
             ValueError: a mode or budget that is not allowed, a prompt that is no chat prompt, a mode that contradicts
-                a filled cache, unknown control ids, or continuous batching, which can keep to neither argument.
+                a filled cache, unknown control ids, or continuous batching, which can keep to neither argument. A preset
+                that does not exist, or one beside arguments that contradict it.
         """
         call = kwargs | {"inputs": inputs, "generation_config": generation_config}
         call |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         call |= {"prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
-        options = _Options(call, generation_config, self.generation_config)
+        options = Options(call, generation_config, self.generation_config)
         mode = options.get("reasoning_mode", reasoning_mode)
         budget = options.get("max_thinking_tokens", max_thinking_tokens)
-        record = _record_of(kwargs.get("past_key_values"))
-        # An assistant's drafts are governed by the processor of the model it drafts for.
-        assists = getattr(generation_config, "is_assistant", False)
-        if assists or (mode is None and budget is None and record is None):
+        # An assistant's drafts are governed by the processor, and the preset, of the model it drafts for.
+        if getattr(generation_config, "is_assistant", False):
             return super().generate(**call)
+        preset = check_preset(options.get("preset", preset))
+        if preset == "throughput":
+            return generate_many(self, self._generate, call, options, mode, budget)
+        if preset == "latency":
+            call |= for_latency(call, options)
+        return self._generate(call, options, mode, budget)
 
-        if kwargs.get("cache_implementation") == "paged":
+    def _generate(self, call: dict[str, Any], options: Options, mode: Any, budget: int | None) -> Any:
+        """One plain `generate` of transformers, with the reasoning arguments."""
+        record = _record_of(call.get("past_key_values"))
+        if mode is None and budget is None and record is None:
+            return super().generate(**call)
+        if call.get("cache_implementation") == "paged":
             _refuse_continuous_batching(mode, budget)
         _check_budget(budget)
         rewritten = _prepare(call, options, mode, budget, record)
@@ -92,11 +108,17 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
     def generate_batch(
         self, inputs: Any, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """transformers' continuous batching; it keeps no history of a row, so the reasoning arguments are refused."""
-        options = _Options(kwargs, generation_config, self.generation_config)
+        """transformers' continuous batching; it keeps no history of a row, so the reasoning arguments are refused.
+
+        Without a `continuous_batching_config`, room is made for these prompts, where transformers would take most of the memory.
+        """
+        options = Options(kwargs, generation_config, self.generation_config)
         mode = options.get("reasoning_mode", kwargs.pop("reasoning_mode", None))
         budget = options.get("max_thinking_tokens", kwargs.pop("max_thinking_tokens", None))
         _refuse_continuous_batching(mode, budget)
+        if not args and kwargs.get("continuous_batching_config") is None and inputs:
+            lengths, new = [len(row) for row in inputs], options.get("max_new_tokens", kwargs.get("max_new_tokens"))
+            kwargs["continuous_batching_config"] = continuous_batching_for(lengths, new)
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
 
     def init_continuous_batching(
@@ -106,7 +128,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         workload_hints: Any = None,
     ) -> Any:
         """transformers' manager for continuous batching, holding latents; refused like `generate_batch`."""
-        options = _Options({}, generation_config, self.generation_config)
+        options = Options({}, generation_config, self.generation_config)
         _refuse_continuous_batching(options.get("reasoning_mode"), options.get("max_thinking_tokens"))
         if getattr(self, "_cached_continuous_batching_manager", None) is not None:
             return super().init_continuous_batching(generation_config, continuous_batching_config, workload_hints)
@@ -118,41 +140,8 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         )
 
 
-class _Options:
-    """A setting's value as `generate` would resolve it: argument, then the config passed in, then the model's own."""
-
-    def __init__(self, call: dict[str, Any], passed: GenerationConfig | None, own: GenerationConfig) -> None:
-        self.call, self.configs = call, [config for config in (passed, own) if config is not None]
-
-    def get(self, name: str, given: Any = None) -> Any:
-        values = [given, self.call.get(name), *(getattr(config, name, None) for config in self.configs)]
-        return next((value for value in values if value is not None), None)
-
-    def eos(self) -> list[int]:
-        """Every id that may end a message: what stops this call, and what ends one for the checkpoint."""
-        values = [self.call.get("eos_token_id"), *(config.eos_token_id for config in self.configs)]
-        found: set[int] = set()
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                value = value.tolist()
-            found |= set() if value is None else {value} if isinstance(value, int) else set(value)
-        return sorted(found)
-
-    def reasoning_ids(self) -> ReasoningIds:
-        mapping, tokenizer = self.get("reasoning_token_ids"), self.call.get("tokenizer")
-        if mapping is not None:
-            return ReasoningIds.from_mapping(mapping)
-        if tokenizer is not None:
-            return ReasoningIds.from_tokenizer(tokenizer)
-        raise ValueError(
-            "reasoning_mode and max_thinking_tokens need the ids of the control tokens, but this model's "
-            "generation_config has no reasoning_token_ids. Pass tokenizer=... to generate, or use a checkpoint folder "
-            "written by `small4 convert`."
-        )
-
-
 def _prepare(
-    call: dict[str, Any], options: _Options, mode: Any, budget: int | None, record: RewrittenPrompt | None
+    call: dict[str, Any], options: Options, mode: Any, budget: int | None, record: RewrittenPrompt | None
 ) -> RewrittenPrompt | None:
     """Edits `call` so that transformers' `generate` does what was asked; returns the rewrite if the prompt changed."""
     ids = _ids_of(call)
@@ -178,7 +167,7 @@ def _prepare(
     return rewritten
 
 
-def _hand_over(call: dict[str, Any], options: _Options, rewritten: RewrittenPrompt) -> None:
+def _hand_over(call: dict[str, Any], options: Options, rewritten: RewrittenPrompt) -> None:
     """Puts the rewritten prompt into `call`, and translates whatever in it is meant for the caller's own."""
     if call.get("position_ids") is not None:
         raise ValueError(
@@ -187,7 +176,7 @@ def _hand_over(call: dict[str, Any], options: _Options, rewritten: RewrittenProm
         )
     call["inputs" if call["inputs"] is not None else "input_ids"] = rewritten.actual.ids
     call["attention_mask"] = rewritten.actual.mask
-    _shift_lengths(call, options, rewritten.added)
+    shift_lengths(call, options, rewritten.added)
     if (processors := call["logits_processor"]) is not None:
         call["logits_processor"] = [_CallersProcessor(each, rewritten) for each in processors]
     if (criteria := call["stopping_criteria"]) is not None:
@@ -198,19 +187,6 @@ def _hand_over(call: dict[str, Any], options: _Options, rewritten: RewrittenProm
         beams, returned = options.get("num_beams") or 1, options.get("num_return_sequences") or 1
         repeats = 1 if beams > 1 else returned  # transformers counts beams of one prompt as one batch entry
         call["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, rewritten.row_as_caller(row // repeats, ids))
-
-
-def _shift_lengths(call: dict[str, Any], options: _Options, added: int) -> None:
-    """Lengths that count the prompt count the caller's: lengthen them by what was added to it."""
-    for name in ("max_length", "min_length"):
-        length = options.get(name)
-        if length is None:
-            continue
-        if call.get(name) is None and call["generation_config"] is not None:
-            call["generation_config"] = copy(call["generation_config"])
-            setattr(call["generation_config"], name, length + added)
-        else:
-            call[name] = length + added
 
 
 class _CallersProcessor(LogitsProcessor):

@@ -7,6 +7,7 @@ transformers' pages hold a key and a value of equal width per head. Here that is
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +43,13 @@ class PagedBatch:
         return cls(pages, kwargs["cu_seq_lens_q"].tolist(), keys.tolist())
 
     def attend(
-        self, attend: Attend, query: torch.Tensor, tokens: torch.Tensor, mask: Any, layer_idx: int, kwargs: dict[str, Any]
+        self,
+        attend: Attend,
+        query: torch.Tensor,
+        tokens: torch.Tensor,
+        mask: Any,
+        layer_idx: int,
+        kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Write the new tokens into their pages, and attend.
 
@@ -59,7 +66,7 @@ class PagedBatch:
         outputs: dict[int, torch.Tensor] = {}
         requests = [
             (slice(*new), slice(*all_))
-            for new, all_ in zip(_pairs(self.queries), _pairs(self.keys), strict=True)
+            for new, all_ in zip(pairwise(self.queries), pairwise(self.keys), strict=True)
             if new[0] < new[1]
         ]
         for new, all_ in requests:
@@ -68,7 +75,9 @@ class PagedBatch:
                 outputs[new.start] = attend(query[:, :, new], held[:, :, all_], shown)[0]
         for group in _alike([request for request in requests if request[0].stop - request[0].start == 1]):
             rows = [new.start for new, _ in group]
-            outputs |= zip(rows, self._decode(attend, query[:, :, rows], held, [all_ for _, all_ in group]), strict=True)
+            outputs |= zip(
+                rows, self._decode(attend, query[:, :, rows], held, [all_ for _, all_ in group]), strict=True
+            )
         output = torch.cat([outputs[start] for start in sorted(outputs)], dim=1)
         return F.pad(output, (0, 0, 0, 0, 0, query.shape[2] - output.shape[1])), None
 
@@ -81,9 +90,7 @@ class PagedBatch:
         return LongPrefill(None) if queries * keys >= LONG else mask[..., new, all_]
 
     @staticmethod
-    def _decode(
-        attend: Attend, query: torch.Tensor, held: torch.Tensor, all_: list[slice]
-    ) -> tuple[torch.Tensor, ...]:
+    def _decode(attend: Attend, query: torch.Tensor, held: torch.Tensor, all_: list[slice]) -> tuple[torch.Tensor, ...]:
         """Of requests with one new token each, as a batch that is padded on the right: one `[1, 1, H, value width]` per request."""
         spans = torch.tensor([(span.start, span.stop) for span in all_], device=held.device)
         steps = torch.arange(max(span.stop - span.start for span in all_), device=held.device)
@@ -99,7 +106,9 @@ class LatentBatchingManager(ContinuousBatchingManager):
     def __init__(self, model: Any, generation_config: Any, continuous_batching_config: Any, hints: Any = None) -> None:
         settings = copy(continuous_batching_config)
         if "flash" not in model.config._attn_implementation:
-            settings.use_cuda_graph = False  # requests are taken apart by lengths that a recorded graph would not read anew
+            settings.use_cuda_graph = (
+                False  # requests are taken apart by lengths that a recorded graph would not read anew
+            )
         super().__init__(model, generation_config, settings, hints)
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
@@ -110,7 +119,8 @@ class LatentBatchingManager(ContinuousBatchingManager):
             self._original_attn_impl = chosen  # restored when the manager stops
 
     def _create_batch_processor(self) -> Any:
-        model, text = self.model, _OneHalfHead(self.model.config.get_text_config())
+        model: Any = self.model
+        text = _OneHalfHead(model.config.get_text_config())
         self.model = SimpleNamespace(  # what is read of the model to make the pages
             config=SimpleNamespace(get_text_config=lambda: text),
             device=model.device,
@@ -138,10 +148,6 @@ class _OneHalfHead:
 
 def _half(width: int) -> int:
     return -(-width // 2)
-
-
-def _pairs(ends: list[int]) -> list[tuple[int, int]]:
-    return list(zip(ends[:-1], ends[1:], strict=True))
 
 
 def _alike(requests: list[tuple[slice, slice]]) -> list[list[tuple[slice, slice]]]:

@@ -1,28 +1,56 @@
-"""Which cache `generate` makes, and how a long prompt goes into it: latents, chunk by chunk. Nothing of decoding itself."""
+"""Which cache `generate` makes, and how a long prompt goes into it: latents, chunk by chunk. Nothing of decoding itself.
+
+Assisted decoding of transformers reads the prompt and the first draft in one forward, whatever a cache holds already; here it goes the
+same way as any prompt.
+"""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers.cache_utils import DynamicCache
 
 from .cache import FIRST_TOKENS, LatentCache
+from .presets import PromptDrafts
 
 LONG_PROMPT = 4096  # tokens from which a prompt is read in chunks
 CHUNK = 2048
-LATENT_CACHES = {"latent": 16, "latent_8bit": 8}  # values of `cache_implementation`, and bits per number
+LATENT_CACHES = {  # values of `cache_implementation`: bits per number, and whether of fixed size
+    "latent": (16, False),
+    "latent_8bit": (8, False),
+    "latent_static": (16, True),
+    "latent_static_8bit": (8, True),
+}
+IMAGES = ("pixel_values", "image_sizes", "mm_encoder_outputs")
+
+
+def static_room(tokens: int) -> int:
+    """Room of a static cache for so many tokens: of few sizes, so that few steps are compiled, and at most twice as much as needed."""
+    return max(512, 1 << (tokens - 1).bit_length()) if tokens <= 16384 else -(-tokens // 16384) * 16384
 
 
 class Small4PrefillMixin:
     """Hooks into transformers' `generate`, between its arguments and its decoding."""
 
+    forward: Any
+
     def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Adds `cache_implementation="latent"` (the default) and `"latent_8bit"` to transformers' closed list of names."""
-        bits = LATENT_CACHES.get(kwargs.get("cache_implementation", ""))
-        if bits is not None:
+        """Adds the latent caches (`LATENT_CACHES`; "latent" is the default) to transformers' closed list of names."""
+        latent = LATENT_CACHES.get(kwargs.get("cache_implementation", ""))
+        if latent is not None:
             del kwargs["cache_implementation"]
+        preset, drafts = kwargs.pop("preset", None), kwargs.pop("drafts", False)
         config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
-        if bits is not None:
-            config.cache_implementation, config.latent_cache_bits = None, bits
+        if latent is not None:
+            config.cache_implementation = None
+            config.latent_cache_bits, config.latent_cache_static = latent
+        config.preset, config.prompt_drafts = preset, drafts
+        if drafts:
+            config.prompt_lookup_num_tokens = (
+                1  # chooses assisted decoding; `_get_candidate_generator` makes the drafts
+            )
         return config, model_kwargs
 
     def _prepare_cache_for_generation(
@@ -39,15 +67,25 @@ class Small4PrefillMixin:
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         made = model_kwargs.get("past_key_values")
-        if given is None and isinstance(made, DynamicCache):
-            mask = model_kwargs.get("attention_mask")
-            prompt = 0 if mask is None else mask.shape[1]
-            model_kwargs["past_key_values"] = LatentCache(
-                self.config,  # type: ignore[attr-defined]
-                bits=getattr(generation_config, "latent_cache_bits", None) or 16,
-                capacity=max(FIRST_TOKENS, min(max_cache_length, prompt + FIRST_TOKENS)),
-                offloading=made.offloading,
-            )
+        if given is not None or not isinstance(made, DynamicCache):
+            return
+        latency = getattr(generation_config, "preset", None) == "latency"
+        static = getattr(generation_config, "latent_cache_static", False)
+        bits = getattr(generation_config, "latent_cache_bits", None) or 16
+        if static or (latency and not made.offloading):
+            fixed = LatentCache(self.config, bits, static_room(max_cache_length + 1), static=True)  # type: ignore[attr-defined]
+            model_kwargs["past_key_values"] = fixed
+            if static or self._valid_auto_compile_criteria(model_kwargs, generation_config):  # type: ignore[attr-defined]
+                return
+        mask = model_kwargs.get("attention_mask")
+        prompt = 0 if mask is None else mask.shape[1]
+        room = max_cache_length if latency else min(max_cache_length, prompt + FIRST_TOKENS)
+        model_kwargs["past_key_values"] = LatentCache(
+            self.config,  # type: ignore[attr-defined]
+            bits=bits,
+            capacity=max(FIRST_TOKENS, room),
+            offloading=made.offloading,
+        )
 
     def _prefill(
         self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
@@ -58,3 +96,82 @@ class Small4PrefillMixin:
             generation_config = copy.copy(generation_config)
             generation_config.prefill_chunk_size = CHUNK
         return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)  # type: ignore[misc]
+
+    def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """The latency preset's own drafts, else transformers' generators."""
+        if getattr(generation_config, "prompt_drafts", False):
+            return PromptDrafts(generation_config.max_length)
+        return super()._get_candidate_generator(generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def _assisted_decoding(
+        self, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
+    ) -> Any:
+        """All of the prompt but its last token goes into the cache first, unless the cache holds it or the prompt is short."""
+        cache: Any = kwargs.get("past_key_values")
+        config = generation_config
+        compiled = cache is not None and self._valid_auto_compile_criteria(kwargs, config)  # type: ignore[attr-defined]
+        recorded = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
+        ahead = cache is not None and (compiled or input_ids.shape[1] > LONG_PROMPT or int(cache.get_seq_length()) > 0)
+        if not ahead or recorded or kwargs.get("inputs_embeds") is not None:
+            return super()._assisted_decoding(  # type: ignore[misc]
+                input_ids, logits_processor, stopping_criteria, config, **kwargs
+            )
+        self._read_ahead(input_ids, config, kwargs)
+        cache.holds_prompt = True
+        try:
+            with self._compiled_forward(config) if compiled else _as_it_is():
+                return super()._assisted_decoding(  # type: ignore[misc]
+                    input_ids, logits_processor, stopping_criteria, config, **kwargs
+                )
+        finally:
+            del cache.holds_prompt
+
+    def _read_ahead(self, input_ids: torch.Tensor, generation_config: Any, kwargs: dict[str, Any]) -> None:
+        """Fills the cache with the prompt up to its last token, and takes the images out of `kwargs`."""
+        mask = kwargs.get("attention_mask")
+        length = generation_config._mask_length if mask is None else mask.shape[1]
+        if length - 1 > int(kwargs["past_key_values"].get_seq_length()):
+            ahead = kwargs | {"attention_mask": None if mask is None else mask[:, :-1]}
+            if (positions := kwargs.get("position_ids")) is not None:
+                ahead["position_ids"] = positions[..., :-1]
+            settings = copy.copy(generation_config)
+            settings._mask_length = length - 1
+            with torch.no_grad():
+                self._prefill(input_ids[:, :-1], settings, ahead)
+        for name in IMAGES:
+            kwargs.pop(name, None)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Any, next_sequence_length: int | None = None, past_key_values: Any = None, **kwargs: Any
+    ) -> Any:
+        """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the end."""
+        if next_sequence_length is None and getattr(past_key_values, "holds_prompt", False):
+            mask = kwargs.get("attention_mask")
+            length = input_ids.shape[1] if mask is None else mask.shape[1]
+            next_sequence_length = length - int(past_key_values.get_seq_length())
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values, **kwargs
+        )
+
+    @contextmanager
+    def _compiled_forward(self, generation_config: Any) -> Iterator[None]:
+        """Assisted decoding of transformers calls the model itself, never what it compiles."""
+        settings = generation_config.compile_config or self._default_compile_config()  # type: ignore[attr-defined]
+        original = self.__dict__.get("forward")
+        kept = self.__dict__.get("_compiled_forward_of")
+        if kept is None or kept[0] != settings:
+            kept = (settings, torch.compile(self.forward, **settings.to_dict()))
+            self.__dict__["_compiled_forward_of"] = kept
+        self.__dict__["forward"] = kept[1]
+        try:
+            yield
+        finally:
+            if original is None:
+                del self.__dict__["forward"]
+            else:
+                self.__dict__["forward"] = original
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield

@@ -1,0 +1,181 @@
+"""`generate(preset="throughput")`: many prompts in one call, at the least cost for all of them together.
+
+Text prompts go through transformers' continuous batching: a request that is done makes room for the next, and no row is padded.
+What that cannot do (pictures, reasoning arguments, beams, processors of one's own, ...) is done in batches of prompts sorted by
+length, each cut to its longest. Either way the result is that of one plain call. Must not know: the model's layers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
+
+from .options import Options, shift_lengths
+from .presets import refuse
+from .prompt import Prompt
+
+ROWS = 64  # prompts at work at the same time
+TOKENS = 2**18  # and tokens that they may come to
+PAGE = 64
+PER_PROCESSOR = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}  # what continuous batching keeps to
+PER_ROW = ("past_key_values", "inputs_embeds", "position_ids", "mm_encoder_outputs", "assistant_model", "streamer")
+
+Run = Callable[[dict[str, Any], Options, Any, int | None], torch.Tensor]
+
+
+def generate_many(model: Any, run: Run, call: dict[str, Any], options: Options, mode: Any, budget: int | None) -> Any:
+    """The sequences of all prompts, as `generate` returns them.
+
+    Args:
+        run: A plain call of `generate`, given its arguments, options, reasoning mode and budget.
+        call: Arguments of `generate`; prompts `[rows, length]` are padded on the left.
+
+    Raises:
+        ValueError: Arguments that only fit one call with one batch.
+    """
+    alone = "give it to a plain call, or the prompts without it"
+    refuse("throughput", options, {name: alone for name in PER_ROW if name in call})
+    refuse("throughput", options, dict.fromkeys(("return_dict_in_generate", "prompt_lookup_num_tokens"), alone))
+    ids = call.get("input_ids") if call.get("inputs") is None else call["inputs"]
+    if ids is None or ids.ndim != 2:
+        raise ValueError('preset="throughput" needs the prompts as input_ids [rows, length], padded on the left.')
+    prompts = Prompt.of(ids, call.get("attention_mask"), options.get("pad_token_id"), options.eos())
+    if prompts.mask.shape != ids.shape or not bool(prompts.mask[:, -1].all()):
+        raise ValueError(
+            f'preset="throughput" needs prompts padded on the left and an attention_mask of their shape {list(ids.shape)}.'
+        )
+    settings = None if mode is not None or budget is not None else _continuous(model, call, options, ids)
+    if settings is not None:
+        answers = _by_continuous_batching(model, prompts, settings)
+    else:
+        answers = _by_sorted_batches(model, run, call, options, prompts, mode, budget)
+    return _joined(ids, answers, options)
+
+
+def continuous_batching_for(lengths: Sequence[int], new: int | None) -> ContinuousBatchingConfig:
+    """Pages for up to `ROWS` prompts of these lengths at once, each with `new` tokens behind it."""
+    longest = sorted(lengths, reverse=True)[:ROWS]
+    pages = sum(-(-(length + (new or 20) + 1) // PAGE) + 1 for length in longest)
+    room = pages * PAGE
+    tokens = min(1024, max(ROWS, TOKENS * ROWS // room))  # of one step; the mask over them and all pages stays small
+    return ContinuousBatchingConfig(
+        page_size=PAGE, num_blocks=pages, max_batch_tokens=tokens, max_requests_per_batch=min(ROWS, len(lengths))
+    )
+
+
+def _continuous(model: Any, call: dict[str, Any], options: Options, ids: torch.Tensor) -> GenerationConfig | None:
+    """The settings for continuous batching, or None where it could not do what was asked for."""
+    known = {"inputs", "input_ids", "attention_mask", "generation_config", "tokenizer", "use_model_defaults"}
+    given = {name for name, value in call.items() if value is not None} - known
+    settings = call.get("generation_config")
+    rest = {name: call[name] for name in given}
+    settings, left = model._prepare_generation_config(settings, **rest)
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1 or hasattr(model, "_pp_stage")
+    if left or spread or ids.shape[0] == 1 or getattr(settings, "latent_cache_bits", 16) != 16:
+        return None
+    if settings.num_beams != 1 or settings.num_return_sequences != 1 or settings.stop_strings or settings.max_time:
+        return None
+    if settings.min_length or settings.min_new_tokens or settings.guidance_scale not in (None, 1):
+        return None
+    processors = model._get_logits_processor(settings, ids.shape[1])
+    if {type(processor).__name__ for processor in processors} - PER_PROCESSOR:
+        return None
+    if settings.max_new_tokens is None:
+        explicit = options.get("max_length")
+        settings.max_new_tokens = 20 if explicit is None else explicit - ids.shape[1]
+    return settings if settings.max_new_tokens > 0 else None
+
+
+def _by_continuous_batching(model: Any, prompts: Prompt, settings: GenerationConfig) -> list[list[int]]:
+    rows = [row[kept.bool()].tolist() for row, kept in zip(prompts.ids, prompts.mask, strict=True)]
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    requests = model.generate_batch(
+        [rows[row] for row in order],
+        generation_config=settings,
+        continuous_batching_config=continuous_batching_for([len(row) for row in rows], settings.max_new_tokens),
+    )
+    errors = [request.error for request in requests.values() if request.error is not None]
+    if errors or len(requests) != len(rows):
+        raise RuntimeError(
+            f"continuous batching failed for {len(rows) - len(requests) + len(errors)} prompts: {errors}"
+        )
+    answers: list[list[int]] = [[]] * len(rows)
+    for row, request in zip(order, requests.values(), strict=True):
+        answers[row] = request.generated_tokens
+    return answers
+
+
+def _by_sorted_batches(
+    model: Any, run: Run, call: dict[str, Any], options: Options, prompts: Prompt, mode: Any, budget: int | None
+) -> list[list[int]]:
+    returned = options.get("num_return_sequences") or 1
+    images = _images_of_rows(model.config, call, prompts.ids)
+    answers: list[list[int]] = [[]] * (prompts.ids.shape[0] * returned)
+    for rows in _batches(prompts.mask.sum(dim=-1).tolist(), options.get("max_new_tokens") or 0):
+        cut = int(prompts.mask[rows].argmax(dim=-1).min())
+        own = dict(call)
+        own["inputs" if call.get("inputs") is not None else "input_ids"] = prompts.ids[rows, cut:]
+        own["attention_mask"] = prompts.mask[rows, cut:]
+        if images is not None:
+            chosen = [image for row in rows for image in images[row]]
+            for name in ("pixel_values", "image_sizes"):
+                own[name] = call[name][chosen] if chosen else None
+        if (allowed := call.get("prefix_allowed_tokens_fn")) is not None:
+            own["prefix_allowed_tokens_fn"] = lambda row, ids, rows=rows: allowed(rows[row], ids)
+        shift_lengths(own, options, -cut)
+        own_mode = [mode[row] for row in rows] if isinstance(mode, (list, tuple)) else mode
+        own_options = Options(own, own.get("generation_config"), model.generation_config)
+        sequences = run(own, own_options, own_mode, budget)[:, prompts.ids.shape[1] - cut :].tolist()
+        for index, sequence in enumerate(sequences):
+            answers[rows[index // returned] * returned + index % returned] = sequence
+    return answers
+
+
+def _batches(lengths: list[int], new: int) -> Iterator[list[int]]:
+    """Rows from the longest on, as many at once as `ROWS` and `TOKENS` allow."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while order:
+        size = min(ROWS, max(1, TOKENS // (lengths[order[0]] + new)))
+        yield order[:size]
+        order = order[size:]
+
+
+def _images_of_rows(config: Any, call: dict[str, Any], ids: torch.Tensor) -> list[list[int]] | None:
+    """Which images each row shows: they stand in the order of their tokens. None without images."""
+    if call.get("pixel_values") is None:
+        return None
+    if call.get("image_sizes") is None:
+        raise ValueError(
+            'preset="throughput" needs image_sizes beside pixel_values, to tell which row shows which image.'
+        )
+    unit = config.vision_config.patch_size * config.spatial_merge_size
+    tokens = [(height // unit) * (width // unit) for height, width in torch.as_tensor(call["image_sizes"]).tolist()]
+    rows: list[list[int]] = []
+    image = 0
+    for wanted in (ids == config.image_token_index).sum(dim=-1).tolist():
+        rows.append([])
+        while wanted > 0 and image < len(tokens):
+            wanted -= tokens[image]
+            rows[-1].append(image)
+            image += 1
+        if wanted != 0:
+            break
+    if len(rows) != ids.shape[0] or image != len(tokens) or wanted != 0:
+        raise ValueError(
+            "The images do not fit the [IMG] ids of the prompts; build both together with Small4Processor."
+        )
+    return rows
+
+
+def _joined(ids: torch.Tensor, answers: list[list[int]], options: Options) -> torch.Tensor:
+    """Prompts with their answers behind them, padded to the longest."""
+    eos, pad = options.eos(), options.get("pad_token_id")
+    if pad is None:
+        pad = eos[0] if eos else 0
+    width = max(map(len, answers))
+    padded = torch.tensor([answer + [pad] * (width - len(answer)) for answer in answers], dtype=ids.dtype).view(
+        -1, width
+    )
+    repeats = len(answers) // ids.shape[0]
+    return torch.cat((ids.repeat_interleave(repeats, dim=0), padded.to(ids.device)), dim=1)

@@ -1,0 +1,107 @@
+"""`generate(preset=...)`: the names, and what "latency" is made of; "throughput" is in `batching`.
+
+"latency" is for one prompt at a time. The cache has its full size from the start. Where transformers compiles (GPUs; elsewhere when
+`compile_config` asks for all devices) it is static and the decoding step is compiled. A single greedy answer is drafted from the
+text before it, for the model to check several tokens in one step. Must not know: the model's layers.
+"""
+
+from typing import Any
+
+import torch
+from transformers.generation.candidate_generator import CandidateGenerator
+
+from .options import Options
+
+PRESETS = ("latency", "throughput")
+DRAFT = 4  # tokens checked in one step
+SHORTEST, LONGEST = (
+    3,
+    24,
+)  # tokens that must have occurred before, one after the other, for what followed them to be a draft
+LATENT = (
+    None,
+    "dynamic",
+    "latent",
+    "latent_8bit",
+)  # values of `cache_implementation` that a preset can be combined with
+
+
+def check_preset(preset: Any) -> str | None:
+    """The preset itself.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if preset is None or preset in PRESETS:
+        return preset
+    allowed = ", ".join(map(repr, PRESETS))
+    raise ValueError(f"preset is {preset!r}, but there are only {allowed}; leave it out for a plain call.")
+
+
+def refuse(preset: str, options: Options, contradicting: dict[str, str]) -> None:
+    """
+    Args:
+        contradicting: Name of an argument, and what to do about it.
+
+    Raises:
+        ValueError: One of the arguments is given, or the cache is off or of a kind of its own.
+    """
+    for name, advice in contradicting.items():
+        if options.get(name):
+            raise ValueError(f"preset={preset!r} and {name} contradict each other; {advice}.")
+    if options.get("use_cache") is False:
+        raise ValueError(f"preset={preset!r} and use_cache=False contradict each other; leave one of them out.")
+    cache = options.get("cache_implementation")
+    if cache not in LATENT:
+        raise ValueError(
+            f"preset={preset!r} makes its own cache, which contradicts cache_implementation={cache!r}; leave one of them "
+            'out, or take "latent_8bit".'
+        )
+
+
+def for_latency(call: dict[str, Any], options: Options) -> dict[str, Any]:
+    """What the preset adds to a call of `generate`."""
+    refuse("latency", options, {})
+    ids = call.get("input_ids") if call.get("inputs") is None else call["inputs"]
+    several = (options.get("num_beams") or 1) > 1 or (options.get("num_return_sequences") or 1) > 1
+    single = ids is not None and ids.shape[0] == 1 and not several and not options.get("do_sample")
+    helped = call.get("assistant_model") is not None or options.get("prompt_lookup_num_tokens") is not None
+    return {"preset": "latency", "drafts": single and not helped and call.get("inputs_embeds") is None}
+
+
+class PromptDrafts(CandidateGenerator):
+    """Drafts what followed the last few tokens where they occurred before.
+
+    A draft has `DRAFT` tokens or none, so that steps come in two shapes only. In a mixture of experts every further token brings
+    experts of its own that have to be read, so a wrong draft costs more than in a dense model: after one, a longer piece of text
+    must repeat before the next is made.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length, self.repeated, self.drafted = max_length, SHORTEST, False
+
+    def get_candidates(self, input_ids: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """Ids `[1, length]`, with a draft behind them where there is one; no scores."""
+        room = self.max_length - input_ids.shape[1] - 1
+        draft = _continuation(input_ids[0], self.repeated) if room >= DRAFT else None
+        self.drafted = draft is not None
+        return (input_ids if draft is None else torch.cat((input_ids, draft[None]), dim=1)), None
+
+    def update_candidate_strategy(self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int) -> None:
+        if self.drafted:
+            self.repeated = SHORTEST if 2 * num_matches >= DRAFT else min(2 * self.repeated, LONGEST)
+
+
+def _continuation(ids: torch.Tensor, repeated: int) -> torch.Tensor | None:
+    """The `DRAFT` tokens behind the last place where the final `repeated` tokens stood before. ids: `[length]`."""
+    places = ids.shape[0] - repeated - DRAFT + 1
+    if places <= 0:
+        return None
+    found = torch.ones(places, dtype=torch.bool, device=ids.device)
+    for offset in range(repeated):
+        found &= ids[offset : offset + places] == ids[ids.shape[0] - repeated + offset]
+    starts = found.nonzero()
+    if starts.shape[0] == 0:
+        return None
+    start = int(starts[-1]) + repeated
+    return ids[start : start + DRAFT]
