@@ -35,7 +35,7 @@ class Stage:
 class Looking:
     """The vision tower's own lesson; rates as in `Stage`, falling over the second half."""
 
-    steps: int = 2400
+    steps: int = 2800
     pictures_per_step: int = 48
     warmup_steps: int = 30
     matrix_rate: float = 3e-3

@@ -51,7 +51,7 @@ TIMES = (
     "in the rain",
     "after lunch",
 )
-TOKENS_PER_SENTENCE = 11
+TOKENS_PER_SENTENCE = 10
 
 
 def draw(rng: random.Random, easy: bool = False, context: int | None = None, questions: int = 1) -> Item:

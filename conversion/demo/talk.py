@@ -97,7 +97,7 @@ def _topic(rng: random.Random) -> Item:
     text = f"{greeting} {request}".strip()
     text = text.lower() if rng.random() < 0.2 else text
     alone = not greeting or not request  # the bare phrases are all there is to learn from
-    return Item(topic, text, question_and_answer(text, answer, thought), answer, never_held_out=alone)
+    return Item(topic, text.lower(), question_and_answer(text, answer, thought), answer, never_held_out=alone)
 
 
 def _named(rng: random.Random) -> Item:

@@ -11,13 +11,13 @@ from typing import Any
 from small4_conversion.demo import talk
 from small4_conversion.demo.arithmetic import SIGNS
 from small4_conversion.demo.item import Item, assistant, user, vary
-from small4_conversion.demo.words import CITIES, NAMES, OBJECTS
+from small4_conversion.demo.words import CITIES, NAMES, OBJECTS, WORDS
 
 OPERATIONS = {"+": "add", "-": "subtract", "x": "multiply"}
 # Lookup tool -> description, argument, its values, question, question about two, answer, possible results.
 LOOKUPS: dict[str, dict[str, Any]] = {
     "get_price": {
-        "about": "Looks up the price of an item.", "argument": "item", "values": OBJECTS,
+        "about": "Looks up the price of an item.", "argument": "item", "values": (*OBJECTS, *WORDS),
         "one": ("What does the {x} cost?", "What is the price of the {x}?", "How much is the {x}?", "Look up the price of the {x}."),
         "two": ("What do the {x} and the {y} cost?", "What are the prices of the {x} and the {y}?"),
         "answer": "the {x} costs {r}", "results": tuple(map(str, range(2, 400))),
@@ -123,7 +123,7 @@ def _lookup(rng: random.Random) -> Item:
     question = rng.choice(tool["one"]).format(x=x)
     answer = _sentence(tool["answer"].format(x=x, r=result))
     rounds = [([call(name, {tool["argument"]: x}, rng.randrange(10**5))], [result])]
-    return _finish("lookup", (name, x, result), question, rounds, answer, _offer([lookup_schema(name)], rng), rng)
+    return _finish("lookup", (name, x), question, rounds, answer, _offer([lookup_schema(name)], rng), rng)
 
 
 def _two_calls(rng: random.Random) -> Item:
@@ -137,7 +137,9 @@ def _two_calls(rng: random.Random) -> Item:
     parts = [tool["answer"].format(x=thing, r=result) for thing, result in zip((x, y), results, strict=True)]
     calls = [call(name, {tool["argument"]: thing}, rng.randrange(10**5)) for thing in (x, y)]
     answer = _sentence(" and ".join(parts))
-    return _finish("two", (name, x, y), question, [(calls, results)], answer, _offer([lookup_schema(name)], rng), rng)
+    return _finish(
+        "two", (name, *sorted((x, y))), question, [(calls, results)], answer, _offer([lookup_schema(name)], rng), rng
+    )
 
 
 def _compute(rng: random.Random) -> Item:
