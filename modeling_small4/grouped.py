@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 from transformers.utils import is_torchdynamo_compiling
 
+ENOUGH = 2**23  # multiplications per expert from which the loop over experts costs nothing
 ROWS = 512  # weight rows multiplied at once: 8 MB of float32 at the release's width, so that they stay in the cache
 FEW = 2  # so many tokens are faster one by one in half precision: reading the weights is what takes the time
 LEAST = 4  # so many columns take BLAS less time than two or three
@@ -30,9 +31,11 @@ class Small4ExpertsInterface(ExpertsInterface):
 def grouped_experts(
     experts: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """All routed experts. Arguments as in `Small4Experts.forward`; what is not a plain tensor on a CPU goes to transformers' kernel."""
+    """All routed experts. Arguments as in `Small4Experts.forward`; on a GPU, sharded or for little work, by transformers' kernel."""
     weights = experts.gate_up_proj, experts.down_proj
-    if any(w.device.type != "cpu" or type(w) not in (torch.Tensor, nn.Parameter) for w in weights):
+    work = top_k_index.numel() * weights[0].numel() / experts.num_experts**2
+    plain = all(w.device.type == "cpu" and type(w) in (torch.Tensor, nn.Parameter) for w in weights)
+    if not plain or (work < ENOUGH and weights[0].dtype != torch.float64):  # that kernel has no float64
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_states, top_k_index, top_k_weights)
     top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
     order = flat.argsort()
