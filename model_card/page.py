@@ -31,6 +31,7 @@ def names(results: Results) -> dict[str, Any]:
         "hardware": hardware(),
         "release": json.loads((HERE / "release.json").read_text("utf-8")),
         "printed": lambda number: printed(used, number),
+        "grid": grid,
     }
 
 
@@ -148,6 +149,29 @@ def gigabytes(size: float) -> str:
 def figures(number: float, digits: int = 3) -> str:
     """A number with so many significant digits, without an exponent."""
     return f"{float(f'{number:.{digits}g}'):,.10f}".rstrip("0").rstrip(".")
+
+
+def grid(rows: Any, names: dict[str, str], columns: dict[str, str], absent: Iterable[str] = ()) -> str:
+    """Rows of a benchmark as a Markdown table.
+
+    Args:
+        names: the rows to show, each with its label.
+        columns: headings and the keys under them; bytes, ratios and times are told apart by the key.
+        absent: "row: key" of numbers that the benchmark leaves out, shown as a dash.
+    """
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, label in names.items():
+        cells = ("-" if f"{name}: {key}" in absent else amount(key, rows[name][key]) for key in columns.values())
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def amount(key: str, number: float) -> str:
+    """A number as its key says: `..._bytes`, `speedup...` or `ratio` as a factor, else three digits."""
+    if key.endswith("bytes"):
+        return gigabytes(number)
+    factor = key.startswith("speedup") or key.endswith("ratio")
+    return f"{figures(number)}x" if factor else figures(number)
 
 
 def commit(name: str) -> str:

@@ -1,0 +1,273 @@
+"""The model card: it renders from the stored results, says every number that is missing, and shows only code that was run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from model_card import figures, page
+from model_card.evals.usage import run
+from model_card.measures import MEASURES
+from model_card.render import HERE, TEMPLATE, body, render
+from model_card.stored import RESULTS, MissingNumber, Results
+from modeling_small4 import card_command, cli
+
+pytest.importorskip("matplotlib")
+torch.set_num_threads(1)
+TEXT = TEMPLATE.read_text("utf-8")
+WRONG = 0.123456
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a card rendered from what is stored, through the command."""
+    folder = tmp_path_factory.mktemp("card")
+    assert cli.main(["card", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A copy of the results, to be damaged."""
+    return Path(shutil.copytree(RESULTS, tmp_path / "model_card" / "results"))
+
+
+def edit(folder: Path, name: str, path: list[Any], value: Any) -> None:
+    """Set one value of a result file; None deletes it."""
+    file = folder / f"{name}.json"
+    content = json.loads(file.read_text("utf-8"))
+    *parents, last = path
+    part = content
+    for key in parents:
+        part = part[key]
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+# -- what is rendered ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_readme_and_the_pictures_it_shows(card: Path) -> None:
+    text = (card / "README.md").read_text("utf-8")
+    assert {file.name for file in card.iterdir()} == {"README.md", "figures"}
+    assert set(page.pictures(text)) == {file.name for file in (card / "figures").iterdir()}
+    assert not [mark for mark in ("{{", "{%", "Undefined", "None %", "nan") if mark in text]
+    for file in (card / "figures").iterdir():
+        assert file.read_bytes().startswith(b"\x89PNG") or file.suffix == ".svg"
+
+
+def test_the_metadata_is_the_hubs(card: Path) -> None:
+    read = ModelCard.load(card / "README.md")
+    assert (read.data.license, read.data.library_name, read.data.pipeline_tag) == (
+        "apache-2.0",
+        "transformers",
+        "image-text-to-text",
+    )
+    scores = json.loads((RESULTS / "demo_eval.json").read_text("utf-8"))["tasks"]
+    found = {
+        (one.dataset_config, one.metric_args["reasoning_mode"]): one.metric_value for one in read.data.eval_results
+    }
+    assert found == {(task, mode): score["accuracy"] for task, modes in scores.items() for mode, score in modes.items()}
+    index = metadata_load(card / "README.md")["model-index"]
+    assert eval_results_to_model_index(*model_index_to_eval_results(index)) == index
+
+
+def test_sizes_are_the_planners_and_claims_are_marked_as_quoted(card: Path) -> None:
+    text = (card / "README.md").read_text("utf-8")
+    assert "119,401,298,944" in text
+    assert "23,040 B" in text
+    assert page.hardware() in text
+    section = text.split("## The 119 B release")[1].split("\n## ")[0]
+    assert "Quoted, not measured here" in section
+    claims = json.loads((HERE / "release.json").read_text("utf-8"))
+    assert all(f'"{claim["quoted"]}" | [{claim["source"]}](https://' in section for claim in claims["claims"])
+
+
+def test_every_file_that_is_used_is_traced_to_its_command(card: Path) -> None:
+    text = (card / "README.md").read_text("utf-8")
+    rows = text.split("## Where the numbers come from")[1]
+    used = {name for name in MEASURES if f"results.{name}" in TEXT} | {"usage"}
+    for name in used:
+        content = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+        assert f"| {name}.json | `{content['command']}` | {content['commit'][:12]}" in rows
+
+
+def test_rendering_again_gives_the_same_bytes(card: Path, tmp_path: Path) -> None:
+    for file in render(tmp_path):
+        assert file.read_bytes() == (card / file.relative_to(tmp_path)).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_the_code_it_shows_prints_what_it_says(card: Path) -> None:
+    text = (card / "README.md").read_text("utf-8")
+    shown = page.examples(text)
+    assert shown == page.examples(TEXT)
+    for example in run(shown):
+        after = text.split(example["code"], 1)[1]
+        assert after.startswith(f"```\n\n```text\n{example['printed'].rstrip()}\n```")
+
+
+# -- numbers that change or are missing ------------------------------------------------------------------------------------
+
+NUMBERS = [
+    ("demo_eval", ["tasks", "arithmetic", "high", "accuracy"]),
+    ("demo_eval", ["tasks", "picture", "none", "interval_95"]),
+    ("demo_eval", ["tasks", "puzzle", "high", "thinking_tokens"]),
+    ("demo_eval", ["tasks", "talk", "none", "tokens_per_second"]),
+    ("demo_eval", ["tool_calls", "high", "valid", "accuracy"]),
+    ("demo_eval", ["retrieval", "4096", "high", "accuracy"]),
+    ("demo_eval", ["budgets", "program", "16", "accuracy"]),
+    ("demo_eval", ["machine", "cores"]),
+    ("lm_eval", ["modes", "high", "exact_match"]),
+    ("lm_eval", ["versions", "torch"]),
+]
+
+
+@pytest.mark.parametrize(("name", "path"), NUMBERS, ids=lambda part: part if isinstance(part, str) else "-".join(part))
+def test_a_number_that_changes_changes_the_card_and_a_missing_one_is_named(
+    stored: Path, name: str, path: list[str]
+) -> None:
+    before = body(Results(stored))
+    edit(stored, name, path, [WRONG, WRONG] if path[-1] == "interval_95" else WRONG)
+    assert body(Results(stored)) != before
+    edit(stored, name, path, None)
+    with pytest.raises(MissingNumber) as error:
+        body(Results(stored))
+    assert f"model_card/results/{name}.json: {' > '.join(path)}" in str(error.value)
+    assert MEASURES[name] in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "tools"])
+def test_a_task_or_kind_that_is_missing_is_an_error(stored: Path, task: str) -> None:
+    kinds = json.loads((stored / "demo_eval.json").read_text("utf-8"))["kinds"][task]
+    edit(stored, "demo_eval", ["kinds", task, next(iter(kinds))], None)
+    with pytest.raises(MissingNumber, match="kind of problem is missing"):
+        body(Results(stored))
+    edit(stored, "demo_eval", ["tasks", task], None)
+    with pytest.raises(MissingNumber, match=f"tasks > {task}"):
+        body(Results(stored))
+
+
+def test_a_missing_file_names_the_command_that_makes_it_and_writes_nothing(stored: Path, tmp_path: Path) -> None:
+    (stored / "lm_eval.json").unlink()
+    with pytest.raises(MissingNumber, match=r"python -m model_card\.evals\.lm_harness"):
+        render(tmp_path / "out", Results(stored))
+    assert not (tmp_path / "out").exists()
+    (stored / "lm_eval.json").write_text("{")
+    with pytest.raises(MissingNumber, match="not JSON"):
+        render(tmp_path / "out", Results(stored))
+
+
+def test_a_picture_without_its_numbers_is_an_error(stored: Path, tmp_path: Path) -> None:
+    edit(stored, "demo_eval", ["expert_use", "tools"], None)
+    with pytest.raises(MissingNumber, match="expert_use > tools"):
+        render(tmp_path / "out", Results(stored))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_shows_its_numbers(stored: Path, tmp_path: Path) -> None:
+    edit(stored, "demo_eval", ["budgets", "arithmetic", "0", "accuracy"], WRONG)
+    changed = {file.name for file in figures.draw(Results(stored), tmp_path)}
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in figures.draw(Results(), other):
+        assert (file.read_bytes() != (tmp_path / file.name).read_bytes()) == (file.name == "thinking_budget.png")
+    assert "thinking_budget.png" in changed
+
+
+def test_results_of_other_weights_and_of_other_code_are_refused(stored: Path) -> None:
+    edit(stored, "demo_eval", ["weights_sha256"], "0" * 64)
+    with pytest.raises(MissingNumber, match="other weights"):
+        body(Results(stored))
+    shutil.copy(RESULTS / "demo_eval.json", stored)
+    edit(stored, "usage", ["examples", 0, "code"], "print(1)\n")
+    with pytest.raises(MissingNumber, match="changed after it was run"):
+        body(Results(stored))
+
+
+def test_a_name_that_the_template_made_up_is_an_error() -> None:
+    with pytest.raises(MissingNumber, match="nonsense"):
+        body(Results(), "{{ nonsense }}")
+    with pytest.raises(MissingNumber, match="which is no single number"):
+        body(Results(), "{{ results.demo_eval.tasks }}")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------------
+
+
+def test_json_names_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["card", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["card"] == str(tmp_path / "README.md")
+    assert all(Path(file).is_file() for file in said["files"])
+
+
+def test_outside_a_clone_it_says_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        card_command, "__file__", str(tmp_path / "site-packages" / "modeling_small4" / "card_command.py")
+    )
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["card"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "inside a clone" in err
+    assert err.count("\n") == 1
+    monkeypatch.chdir(HERE.parent)
+    assert card_command.clone() == HERE.parent
+
+
+def test_measuring_runs_the_commands_in_order(tmp_path: Path) -> None:
+    measures = {"one": 'python -c \'open("one", "w")\'', "two": 'python -c \'open("two", "w")\''}
+    assert card_command.chosen(["two", "one", "two"], measures) == ["two", "one"]
+    assert card_command.chosen(["all"], measures) == ["one", "two"]
+    with pytest.raises(ValueError, match="three: no such result; known are all, one, two"):
+        card_command.chosen(["three"], measures)
+    card_command.measure("one", measures["one"], tmp_path)
+    assert (tmp_path / "one").is_file()
+    with pytest.raises(RuntimeError, match="status 3"):
+        card_command.measure("two", "python -c 'raise SystemExit(3)'", tmp_path)
+
+
+def test_measures_are_modules_that_exist() -> None:
+    for name, command in MEASURES.items():
+        program, flag, module, *rest = command.split()
+        assert (program, flag) == ("python", "-m")
+        assert (HERE.parent / module.replace(".", "/")).with_suffix(".py").is_file(), command
+        assert not rest or f"model_card/results/{name}.json" in rest or name == "engines"
+
+
+# -- formats ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "text"),
+    [
+        (page.percent, 0.98251, "98.3 %"), (page.whole, 119401298944, "119,401,298,944"), (page.billions, 119401298944, "119.40 B"),
+        (page.billions, 1743104, "1.7 M"), (page.gigabytes, 2.388e11, "238.8 GB"), (page.gigabytes, 512, "0.5 KB"),
+        (page.figures, 0.00012345, "0.000123"), (page.figures, 1234.5, "1,230"), (page.figures, 18.8, "18.8"), (page.figures, 0.0, "0"),
+        (page.commit, "a" * 40 + "-dirty", "a" * 12 + " and changes"),
+    ],
+)  # fmt: skip
+def test_formats(form: Any, value: Any, text: str) -> None:
+    assert form(value) == text
+
+
+def test_a_benchmarks_table_shows_what_it_is_told_and_no_more() -> None:
+    rows = {"at 64": {"ours_ms": 2.0, "speedup_x": 1.5, "peak_bytes": 3e9}, "at 4k": {"ours_ms": 8.25}}
+    columns = {"ms": "ours_ms", "speed-up": "speedup_x", "peak": "peak_bytes"}
+    absent = ["at 4k: speedup_x", "at 4k: peak_bytes"]
+    lines = page.grid(rows, {"at 64": "64", "at 4k": "4k"}, columns, absent).split("\n")
+    assert lines[2:] == ["| 64 | 2 | 1.5x | 3.0 GB |", "| 4k | 8.25 | - | - |"]
+    with pytest.raises(KeyError):
+        page.grid(rows, {"at 4k": "4k"}, columns)
