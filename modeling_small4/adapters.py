@@ -59,6 +59,6 @@ def _check_experts(model: Any) -> None:
     if quantised:
         raise ValueError(
             f"The routed experts are held as {', '.join(sorted(quantised))}, which PEFT cannot adapt: it adds the adapter to the weight at each "
-            "step, and torchao 0.18 raises \"NotImplementedError: Int8Tensor dispatch: attempting to run unimplemented operator/function: "
-            'func=<OpOverload(op=\'aten.baddbmm\'...)>\". Adapt "attention+shared", or load the experts in bfloat16.'
+            'step, and torchao 0.18 raises "NotImplementedError: Int8Tensor dispatch: attempting to run unimplemented operator/function: '
+            'func=<OpOverload(op=\'aten.baddbmm\'...)>". Adapt "attention+shared", or load the experts in bfloat16.'
         )

@@ -1,0 +1,208 @@
+"""LoRA by named targets: what is hit, saving, merging, and adapters and merged weights in transformers' own classes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from small4_conversion.adapters import export_adapter, merge_adapter
+from small4_conversion.checkpoint import CheckpointError
+from small4_conversion.convert import Options, convert
+from transformers import AutoModelForCausalLM, Mistral3ForConditionalGeneration, Mistral4ForCausalLM
+
+from modeling_small4 import Small4ForCausalLM, lora_targets
+from tests.oracle import Case, image_inputs, text_ids
+from tests.tiny_checkpoint import write_tiny_checkpoint
+
+CASE = Case(seed=5, text={"first_k_dense_replace": 1})
+ATTENTION = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+
+
+def adapted(model: Small4ForCausalLM, name: str, vision: bool = False, seed: int = 3) -> Any:
+    """With random, not zero, adapters."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=3, lora_alpha=6, init_lora_weights=False, **lora_targets(name, vision, model))
+    return get_peft_model(model, config).eval()
+
+
+def hit(model: Any) -> set[str]:
+    """Names in the unadapted model of the weights that merging would change."""
+    before = {name: p.clone() for name, p in model.get_base_model().state_dict().items() if "lora_" not in name}
+    clean = {name.replace(".base_layer", ""): p for name, p in before.items()}
+    merged = model.merge_and_unload().state_dict()
+    return {name for name, p in merged.items() if not torch.equal(p, clean[name])}
+
+
+@pytest.mark.parametrize("vision", [False, True])
+@pytest.mark.parametrize("name", ["attention", "attention+shared", "all+experts"])
+def test_targets_hit_what_they_say(name: str, vision: bool) -> None:
+    """Against every weight of the model, sorted by hand."""
+    model = CASE.models()[0]
+    expected = set()
+    for weight, tensor in model.state_dict().items():
+        parts = weight.split(".")
+        in_text, linear = ".language_model.layers." in weight, tensor.ndim == 2 and "norm" not in weight
+        if in_text and parts[-2] in ATTENTION:
+            expected.add(weight)
+        if in_text and "shared_experts" in weight and name != "attention":
+            expected.add(weight)
+        dense = parts[-3:-2] == ["mlp"] and parts[-2] in ("gate_proj", "up_proj", "down_proj")
+        if in_text and name == "all+experts" and (".mlp.experts." in weight or dense):
+            expected.add(weight)
+        if not in_text and vision and linear and ("vision_tower" in weight or "multi_modal_projector" in weight):
+            expected.add(weight)
+    assert len(expected) >= 3 * len(ATTENTION)
+    assert hit(adapted(model, name, vision)) == expected
+
+
+def test_a_full_query_projection_is_attention_too() -> None:
+    model = Case(text={"q_lora_rank": None}).models()[0]
+    assert any("q_proj" in name for name in hit(adapted(model, "attention")))
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="attention, attention\\+shared, all\\+experts"):
+        lora_targets("o_proj")
+
+
+@pytest.mark.parametrize("name", ["attention", "all+experts"])
+def test_save_load_merge(name: str, tmp_path: Path) -> None:
+    CASE.models()[0].save_pretrained(tmp_path / "base")
+    model = adapted(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), name)
+    ids = text_ids(CASE, length=30)
+    logits = model(ids).logits
+    assert (logits - CASE.models()[0](ids).logits).abs().max() > 0.1
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+    ).eval()
+    assert torch.equal(loaded(ids).logits, logits)
+    hosted = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    hosted.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(hosted(ids).logits, logits)
+    assert (loaded.merge_and_unload()(ids).logits - logits).abs().max() < 1e-4
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["vision", "text"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base of ours, the same in transformers' layout, and an adapter of all kinds of weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_tiny_checkpoint(folder / "base", vision=request.param)
+    model = adapted(AutoModelForCausalLM.from_pretrained(folder / "base"), "all+experts", vision=request.param)
+    model.save_pretrained(folder / "adapter")
+    convert(folder / "base", folder / "hf", Options(to="transformers"))
+    return folder
+
+
+def reference(trained: Path) -> Any:
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(trained / "base"), trained / "adapter").eval()
+
+
+def host_class(folder: Path) -> Any:
+    named = json.loads((folder / "config.json").read_text())["architectures"]
+    return {"Mistral3ForConditionalGeneration": Mistral3ForConditionalGeneration}.get(named[0], Mistral4ForCausalLM)
+
+
+def inputs(trained: Path) -> dict[str, torch.Tensor]:
+    case = Case(seed=2, text={"vocab_size": 1400})
+    if "vision" in json.loads((trained / "hf" / "config.json").read_text()).get("model_type", "") or (
+        host_class(trained / "hf") is Mistral3ForConditionalGeneration
+    ):
+        return image_inputs(case, [(28, 56)])
+    return {"input_ids": text_ids(case, length=25)}
+
+
+def test_the_adapter_in_transformers_own_class(trained: Path, tmp_path: Path) -> None:
+    export_adapter(trained / "adapter", tmp_path / "out", trained / "hf")
+    host = host_class(trained / "hf").from_pretrained(trained / "hf")
+    given = inputs(trained)
+    plain = host(**given).logits.detach()
+    hosted = PeftModel.from_pretrained(host, tmp_path / "out").eval()
+    difference = (hosted(**given).logits - reference(trained)(**given).logits).abs().max()
+    assert difference < 1e-4
+    assert (hosted(**given).logits - plain).abs().max() > 0.1
+    again = host_class(trained / "hf").from_pretrained(trained / "hf").eval()
+    again.load_adapter(str(tmp_path / "out"))
+    assert torch.equal(again(**given).logits, hosted(**given).logits)
+
+
+@pytest.mark.parametrize("layout", ["small4", "transformers", "mistral"])
+def test_merged_into_any_layout(trained: Path, tmp_path: Path, layout: str) -> None:
+    merge_adapter(trained / "adapter", tmp_path / "merged", to=layout)
+    given = inputs(trained)
+    expected = reference(trained)(**given).logits
+    if layout == "transformers":
+        model = host_class(tmp_path / "merged").from_pretrained(tmp_path / "merged").eval()
+    else:
+        if layout == "mistral":
+            assert (tmp_path / "merged" / "tekken.json").is_file()
+            convert(tmp_path / "merged", tmp_path / "back", Options(to="small4"))
+        model = Small4ForCausalLM.from_pretrained(tmp_path / ("back" if layout == "mistral" else "merged")).eval()
+    assert (model(**given).logits - expected).abs().max() < 1e-4
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        {"merged"} | ({"back"} if layout == "mistral" else set())
+    )
+
+
+def test_a_base_that_scales_scores_otherwise_is_refused(trained: Path, tmp_path: Path) -> None:
+    """As the published config.json does, of which transformers makes a larger softmax scale."""
+    base = tmp_path / "published"
+    base.mkdir()
+    config = json.loads((trained / "hf" / "config.json").read_text())
+    rope = config.get("text_config", config)["rope_parameters"]
+    del rope["attention_factor"]
+    rope |= {"mscale": 1.0, "mscale_all_dim": 1.0}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="softmax_scale"):
+        export_adapter(trained / "adapter", tmp_path / "out", base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_adapter_is_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: missing"):
+        merge_adapter(trained / "base", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="convert BASE OUT --to transformers"):
+        export_adapter(trained / "adapter", tmp_path / "out", trained / "base")
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_in_eight_bits(tmp_path: Path) -> None:
+    """torchao holds fused experts in 8 bits; adapters on the rest train, on the experts they are refused beforehand."""
+    pytest.importorskip("torchao")
+    from modeling_small4.weight_only import weight_only
+
+    CASE.models()[0].save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **weight_only("int8"))
+    with pytest.raises(ValueError, match=r"Int8Tensor.*aten\.baddbmm"):
+        lora_targets("all+experts", model=model)
+    tuned = get_peft_model(
+        model, LoraConfig(r=2, init_lora_weights=False, **lora_targets("attention+shared", model=model))
+    )
+    ids = text_ids(CASE, length=12)
+    tuned(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in tuned.parameters() if p.requires_grad)
+
+
+def test_bitsandbytes_says_that_it_leaves_the_experts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import logging
+
+    CASE.models()[0].to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    logging.enable_propagation()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+        )
+    finally:
+        logging.disable_propagation()
+    assert "bitsandbytes quantises linear layers only" in caplog.text
+    layer = model.model.language_model.layers[1]
+    assert layer.self_attn.o_proj.weight.dtype == torch.uint8
+    assert layer.mlp.experts.gate_up_proj.dtype == torch.bfloat16
+    tuned = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, **lora_targets("attention", model=model)))
+    ids = text_ids(CASE, length=12)
+    tuned(ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in tuned.parameters() if p.requires_grad)

@@ -1,0 +1,92 @@
+"""Two processes train one model through `Trainer`, in every layout for training: losses, gradients and saved checkpoints equal one process's."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import write_tiny_checkpoint
+from training_worker import IDS, LAYOUTS, train
+
+from modeling_small4 import Small4ForCausalLM
+
+TESTS = Path(__file__).resolve().parent
+pytestmark = pytest.mark.slow
+RUNS = [
+    f"{name}, {router}"
+    for name, layout in LAYOUTS.items()
+    for router in ((False, True) if "tp_size" in layout else (False,))
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Small4ForCausalLM, list[float]]]:
+    """The same training in one process, without and with router losses."""
+    out = {}
+    for router in (False, True):
+        model = Small4ForCausalLM.from_pretrained(folder)
+        _, losses = train(model, folder, tmp_path_factory.mktemp("alone"), 4, router)
+        out[router] = (model.eval(), losses)
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of all checkpoints, and what each of the two processes found."""
+    out = tmp_path_factory.mktemp("together")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    line += [str(TESTS / "training_worker.py"), str(folder), str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out, [json.loads((out / f"report.{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_weights_are_sharded(together: Any, folder: Path) -> None:
+    """Not silently whole on both."""
+    parameters = len(list(Small4ForCausalLM.from_pretrained(folder).parameters()))
+    for found in together[1]:
+        assert found["sharded"]["fsdp"] == parameters
+        assert all(count > 20 for count in found["sharded"].values())
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_losses(together: Any, alone: Any, run: str) -> None:
+    for found in together[1]:
+        assert found["losses"][run] == pytest.approx(alone[run.endswith("True")][1], rel=1e-5)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_gradients(together: Any, alone: Any, folder: Path, run: str) -> None:
+    """After plain gradient descent, weights differ by gradients: each saved checkpoint, loaded by one process, is the one trained alone."""
+    model = Small4ForCausalLM.from_pretrained(together[0] / run)
+    expected = dict(alone[run.endswith("True")][0].named_parameters())
+    start = dict(Small4ForCausalLM.from_pretrained(folder).named_parameters())
+    for name, weight in model.named_parameters():
+        moved = (expected[name] - start[name]).abs().max()
+        assert (weight - expected[name]).abs().max() <= 1e-5 * max(1.0, moved.item() / 0.05), name
+    assert max((expected[name] - start[name]).abs().max().item() for name in start) > 1e-3
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_checkpoint_loads_in_every_layout(together: Any, alone: Any, run: str) -> None:
+    with torch.no_grad():
+        expected = alone[run.endswith("True")][0](IDS).logits
+    for found in together[1]:
+        for name in LAYOUTS:
+            torch.testing.assert_close(
+                torch.tensor(found["logits"][f"{run} in {name}"]), expected, rtol=1e-4, atol=1e-4
+            )
