@@ -60,8 +60,8 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode is kept to.
             preset: "latency" answers one prompt as soon as it can (see `presets`), "throughput" many prompts in as little
                 time as it can (see `batching`). Greedy answers are those of a plain call.
-            kwargs: everything else `generate` takes; `tokenizer` also supplies the control ids where the checkpoint's
-                generation_config has no `reasoning_token_ids`.
+            kwargs: everything else `generate` takes; `tokenizer` (a processor will do) also supplies the control ids where the
+                checkpoint's generation_config has no `reasoning_token_ids`.
 
         Returns:
             What `generate` returns. Sequences [rows, length] begin with the ids that were passed in, also where the
@@ -77,6 +77,8 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         call = kwargs | {"inputs": inputs, "generation_config": generation_config}
         call |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         call |= {"prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
+        if (tokenizer := kwargs.get("tokenizer")) is not None:  # transformers' server hands over a processor
+            call["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
         options = Options(call, generation_config, self.generation_config)
         mode = options.get("reasoning_mode", reasoning_mode)
         budget = options.get("max_thinking_tokens", max_thinking_tokens)

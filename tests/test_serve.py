@@ -164,6 +164,14 @@ def test_tool_calls(service: Service, says: Any, stream: bool) -> None:
     assert reason == "tool_calls"
 
 
+@pytest.mark.parametrize("stop", ["lo", ["nowhere", "lo"]])
+def test_stop_words_end_an_answer(service: Service, says: Any, stop: Any) -> None:
+    says("Hel", "lo", "there", "again", "</s>")
+    choice = service.ask(stop=stop).choices[0]
+    assert choice.message.content == "Hello"
+    assert choice.finish_reason == "stop"
+
+
 def test_a_whole_round_with_a_tool(service: Service, says: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The call and its result go back in; the prompt is then the one that the processor makes of the same messages."""
     says("[THINK]", "hm", "[/THINK]", "Adding", "[TOOL_CALLS]", "add", "[ARGS]", '{"a": 2}', "</s>")
