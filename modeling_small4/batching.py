@@ -67,12 +67,15 @@ def continuous_batching_for(lengths: Sequence[int], new: int | None) -> Continuo
 def _continuous(model: Any, call: dict[str, Any], options: Options, ids: torch.Tensor) -> GenerationConfig | None:
     """The settings for continuous batching, or None where it could not do what was asked for."""
     known = {"inputs", "input_ids", "attention_mask", "generation_config", "tokenizer", "use_model_defaults"}
-    given = {name for name, value in call.items() if value is not None} - known
-    settings = call.get("generation_config")
-    rest = {name: call[name] for name in given}
-    settings, left = model._prepare_generation_config(settings, **rest)
+    rest = {name: value for name, value in call.items() if name not in known}
+    settings, left = model._prepare_generation_config(call.get("generation_config"), **rest)
     spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1 or hasattr(model, "_pp_stage")
-    if left or spread or ids.shape[0] == 1 or getattr(settings, "latent_cache_bits", 16) != 16:
+    if (
+        any(value is not None for value in left.values())
+        or spread
+        or ids.shape[0] == 1
+        or getattr(settings, "latent_cache_bits", 16) != 16
+    ):
         return None
     if settings.num_beams != 1 or settings.num_return_sequences != 1 or settings.stop_strings or settings.max_time:
         return None
@@ -170,9 +173,9 @@ def _images_of_rows(config: Any, call: dict[str, Any], ids: torch.Tensor) -> lis
 
 def _joined(ids: torch.Tensor, answers: list[list[int]], options: Options) -> torch.Tensor:
     """Prompts with their answers behind them, padded to the longest."""
-    eos, pad = options.eos(), options.get("pad_token_id")
+    pad = options.get("pad_token_id")
     if pad is None:
-        pad = eos[0] if eos else 0
+        pad = next(iter(torch.as_tensor(options.get("eos_token_id") or 0).flatten().tolist()))
     width = max(map(len, answers))
     padded = torch.tensor([answer + [pad] * (width - len(answer)) for answer in answers], dtype=ids.dtype).view(
         -1, width

@@ -87,6 +87,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-new-tokens", metavar="N", type=_whole(1), help="most tokens, thinking included")
     parser.add_argument("--max-thinking-tokens", metavar="N", type=_whole(0), help="most tokens of thinking")
+    parser.add_argument(
+        "--preset", choices=("latency",), help="latency: answer as soon as possible, drafting from the text before"
+    )
     parser.add_argument("--seed", metavar="N", type=_whole(0), help="makes sampling repeatable")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object for each answer, and nothing else on standard output"
@@ -148,7 +151,7 @@ def _session(args: argparse.Namespace) -> "Session":
     model, processor = load(args.model or str(demo_checkpoint()))
     if args.seed is not None:
         set_seed(args.seed)
-    return Session(model, processor, args.reasoning_mode, args.max_new_tokens, args.max_thinking_tokens)
+    return Session(model, processor, args.reasoning_mode, args.max_new_tokens, args.max_thinking_tokens, args.preset)
 
 
 def _answer(session: "Session", args: argparse.Namespace, text: str, images: list[Path]) -> None:

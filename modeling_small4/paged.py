@@ -103,6 +103,8 @@ class PagedBatch:
 class LatentBatchingManager(ContinuousBatchingManager):
     """transformers' manager, with pages for latents. Attention is sdpa's, or flash attention where the model was loaded with it."""
 
+    model: Any
+
     def __init__(self, model: Any, generation_config: Any, continuous_batching_config: Any, hints: Any = None) -> None:
         settings = copy(continuous_batching_config)
         if "flash" not in model.config._attn_implementation:
@@ -119,7 +121,7 @@ class LatentBatchingManager(ContinuousBatchingManager):
             self._original_attn_impl = chosen  # restored when the manager stops
 
     def _create_batch_processor(self) -> Any:
-        model: Any = self.model
+        model = self.model
         text = _OneHalfHead(model.config.get_text_config())
         self.model = SimpleNamespace(  # what is read of the model to make the pages
             config=SimpleNamespace(get_text_config=lambda: text),

@@ -34,7 +34,11 @@ def static_room(tokens: int) -> int:
 class Small4PrefillMixin:
     """Hooks into transformers' `generate`, between its arguments and its decoding."""
 
+    config: Any
+    generation_config: Any
     forward: Any
+    _valid_auto_compile_criteria: Any
+    _default_compile_config: Any
 
     def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Adds the latent caches (`LATENT_CACHES`; "latent" is the default) to transformers' closed list of names."""
@@ -69,23 +73,28 @@ class Small4PrefillMixin:
         made = model_kwargs.get("past_key_values")
         if given is not None or not isinstance(made, DynamicCache):
             return
-        latency = getattr(generation_config, "preset", None) == "latency"
-        static = getattr(generation_config, "latent_cache_static", False)
         bits = getattr(generation_config, "latent_cache_bits", None) or 16
-        if static or (latency and not made.offloading):
-            fixed = LatentCache(self.config, bits, static_room(max_cache_length + 1), static=True)  # type: ignore[attr-defined]
-            model_kwargs["past_key_values"] = fixed
-            if static or self._valid_auto_compile_criteria(model_kwargs, generation_config):  # type: ignore[attr-defined]
-                return
-        mask = model_kwargs.get("attention_mask")
-        prompt = 0 if mask is None else mask.shape[1]
-        room = max_cache_length if latency else min(max_cache_length, prompt + FIRST_TOKENS)
-        model_kwargs["past_key_values"] = LatentCache(
-            self.config,  # type: ignore[attr-defined]
-            bits=bits,
-            capacity=max(FIRST_TOKENS, room),
-            offloading=made.offloading,
-        )
+        if getattr(generation_config, "latent_cache_static", False):
+            room = static_room(max_cache_length + 1)
+            model_kwargs["past_key_values"] = LatentCache(self.config, bits, room, static=True)
+            return
+        if getattr(generation_config, "preset", None) == "latency" and not made.offloading:
+            cache = self.cache_for(max_cache_length, "latency", bits, generation_config)
+        else:
+            mask = model_kwargs.get("attention_mask")
+            room = min(max_cache_length, FIRST_TOKENS + (0 if mask is None else mask.shape[1]))
+            cache = LatentCache(self.config, bits, max(FIRST_TOKENS, room), made.offloading)
+        model_kwargs["past_key_values"] = cache
+
+    def cache_for(self, tokens: int, preset: str | None, bits: int = 16, generation_config: Any = None) -> LatentCache:
+        """An empty cache for so many tokens: with the latency preset of fixed size where steps are compiled, else with all room made."""
+        if preset != "latency":
+            return LatentCache(self.config, bits)
+        fixed = LatentCache(self.config, bits, static_room(tokens + 1), static=True)
+        settings = generation_config or self.generation_config
+        if self._valid_auto_compile_criteria({"past_key_values": fixed}, settings):
+            return fixed
+        return LatentCache(self.config, bits, max(FIRST_TOKENS, tokens))
 
     def _prefill(
         self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
@@ -109,25 +118,29 @@ class Small4PrefillMixin:
         """All of the prompt but its last token goes into the cache first, unless the cache holds it or the prompt is short."""
         cache: Any = kwargs.get("past_key_values")
         config = generation_config
-        compiled = cache is not None and self._valid_auto_compile_criteria(kwargs, config)  # type: ignore[attr-defined]
+        compiled = cache is not None and self._valid_auto_compile_criteria(kwargs, config)
         recorded = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
-        ahead = cache is not None and (compiled or input_ids.shape[1] > LONG_PROMPT or int(cache.get_seq_length()) > 0)
+        chunked = config.prefill_chunk_size is not None or input_ids.shape[1] > LONG_PROMPT
+        ahead = cache is not None and (compiled or chunked or int(cache.get_seq_length()) > 0)
         if not ahead or recorded or kwargs.get("inputs_embeds") is not None:
             return super()._assisted_decoding(  # type: ignore[misc]
                 input_ids, logits_processor, stopping_criteria, config, **kwargs
             )
-        self._read_ahead(input_ids, config, kwargs)
-        cache.holds_prompt = True
+        cache.before_ids = self._read_ahead(input_ids, config, kwargs)
         try:
             with self._compiled_forward(config) if compiled else _as_it_is():
                 return super()._assisted_decoding(  # type: ignore[misc]
                     input_ids, logits_processor, stopping_criteria, config, **kwargs
                 )
         finally:
-            del cache.holds_prompt
+            del cache.before_ids
 
-    def _read_ahead(self, input_ids: torch.Tensor, generation_config: Any, kwargs: dict[str, Any]) -> None:
-        """Fills the cache with the prompt up to its last token, and takes the images out of `kwargs`."""
+    def _read_ahead(self, input_ids: torch.Tensor, generation_config: Any, kwargs: dict[str, Any]) -> int:
+        """Fills the cache with the prompt up to its last token, and takes the images out of `kwargs`.
+
+        Returns:
+            How many tokens of the prompt are only in the cache, not in `input_ids`.
+        """
         mask = kwargs.get("attention_mask")
         length = generation_config._mask_length if mask is None else mask.shape[1]
         if length - 1 > int(kwargs["past_key_values"].get_seq_length()):
@@ -140,15 +153,15 @@ class Small4PrefillMixin:
                 self._prefill(input_ids[:, :-1], settings, ahead)
         for name in IMAGES:
             kwargs.pop(name, None)
+        return length - input_ids.shape[1]
 
     def prepare_inputs_for_generation(
         self, input_ids: Any, next_sequence_length: int | None = None, past_key_values: Any = None, **kwargs: Any
     ) -> Any:
         """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the end."""
-        if next_sequence_length is None and getattr(past_key_values, "holds_prompt", False):
-            mask = kwargs.get("attention_mask")
-            length = input_ids.shape[1] if mask is None else mask.shape[1]
-            next_sequence_length = length - int(past_key_values.get_seq_length())
+        before = getattr(past_key_values, "before_ids", None)
+        if next_sequence_length is None and before is not None:
+            next_sequence_length = before + input_ids.shape[1] - int(past_key_values.get_seq_length())
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values, **kwargs
         )
@@ -156,7 +169,7 @@ class Small4PrefillMixin:
     @contextmanager
     def _compiled_forward(self, generation_config: Any) -> Iterator[None]:
         """Assisted decoding of transformers calls the model itself, never what it compiles."""
-        settings = generation_config.compile_config or self._default_compile_config()  # type: ignore[attr-defined]
+        settings = generation_config.compile_config or self._default_compile_config()
         original = self.__dict__.get("forward")
         kept = self.__dict__.get("_compiled_forward_of")
         if kept is None or kept[0] != settings:

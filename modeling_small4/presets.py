@@ -66,7 +66,11 @@ def for_latency(call: dict[str, Any], options: Options) -> dict[str, Any]:
     several = (options.get("num_beams") or 1) > 1 or (options.get("num_return_sequences") or 1) > 1
     single = ids is not None and ids.shape[0] == 1 and not several and not options.get("do_sample")
     helped = call.get("assistant_model") is not None or options.get("prompt_lookup_num_tokens") is not None
-    return {"preset": "latency", "drafts": single and not helped and call.get("inputs_embeds") is None}
+    stops = call.get("stopping_criteria") or options.get(
+        "stop_strings"
+    )  # looked at after each step, so it must be one token
+    drafts = single and not helped and not stops and call.get("inputs_embeds") is None
+    return {"preset": "latency", "drafts": drafts}
 
 
 class PromptDrafts(CandidateGenerator):

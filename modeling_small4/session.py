@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError
 from transformers.generation.streamers import BaseStreamer
 
-from .cache import LatentCache
 from .images import ImageAccess, load_image
 from .modeling_small4 import Small4ForCausalLM
 from .processing_small4 import Small4Processor
@@ -42,6 +41,7 @@ class Session:
         mode: "none" or "high"; None: `generation_config.reasoning_mode`, else "none".
         max_new_tokens: per answer, thinking included; None: `generation_config.max_new_tokens`, else 4096.
         max_thinking_tokens: None for no limit.
+        preset: of `generate`; "latency" or None.
     """
 
     model: Small4ForCausalLM
@@ -49,6 +49,7 @@ class Session:
     mode: str | None = None
     max_new_tokens: int | None = None
     max_thinking_tokens: int | None = None
+    preset: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
     _cache: Any = None
     _cached: list[int] = field(default_factory=list)
@@ -86,7 +87,8 @@ class Session:
             self.messages, reasoning_mode=mode, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device, self.model.dtype)
         prompt = inputs["input_ids"][0].tolist()
-        self._go_back_to(prompt)
+        new = self.max_new_tokens or settings.max_new_tokens or 4096
+        self._go_back_to(prompt, new)
         if self._cached:  # pictures are in the part that is cached
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         streamer = _Streamer(self.processor.tokenizer, prompt, show)
@@ -96,23 +98,26 @@ class Session:
             past_key_values=self._cache,
             reasoning_mode=mode,
             max_thinking_tokens=self.max_thinking_tokens,
-            max_new_tokens=self.max_new_tokens or settings.max_new_tokens or 4096,
+            max_new_tokens=new,
+            preset=self.preset,
             tokenizer=self.processor.tokenizer,
             streamer=streamer,
         )
         seconds = time.perf_counter() - begin
         ids = out[0].tolist()
-        self._cached = ids[: self._cache.get_seq_length()]
+        self._cached = ids[: int(self._cache.get_seq_length())]
         return self._report(prompt, ids[len(prompt) :], streamer, seconds)
 
-    def _go_back_to(self, prompt: list[int]) -> None:
+    def _go_back_to(self, prompt: list[int], new: int) -> None:
         """Keeps of the cache what the new prompt begins with; an answer is written back as it was read, mostly."""
         same = 0
         while same < min(len(prompt) - 1, len(self._cached)) and prompt[same] == self._cached[same]:
             same += 1
         image = getattr(self.model.config, "image_token_id", None)
-        if self._cache is None or image in prompt[same:]:
-            self._cache, same = LatentCache(self.model.config), 0
+        needed = len(prompt) + new
+        room = None if self._cache is None or not self._cache.is_compileable else self._cache.get_max_length()
+        if self._cache is None or image in prompt[same:] or (room is not None and room < needed):
+            self._cache, same = self.model.cache_for(needed, self.preset), 0
         elif same < len(self._cached):
             self._cache.crop(same - len(self._cached))
         self._cached = prompt[:same]
