@@ -35,7 +35,9 @@ def grouped_experts(
     weights = experts.gate_up_proj, experts.down_proj
     work = top_k_index.numel() * weights[0].numel() / experts.num_experts**2
     plain = all(w.device.type == "cpu" and type(w) in (torch.Tensor, nn.Parameter) for w in weights)
-    if not plain or (work < ENOUGH and weights[0].dtype != torch.float64):  # that kernel has no float64
+    # transformers' kernel has no float64, and wants rows of whole 16 bytes.
+    able = weights[0].dtype != torch.float64 and all(w.shape[-1] * w.element_size() % 16 == 0 for w in weights)
+    if not plain or (work < ENOUGH and able):
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_states, top_k_index, top_k_weights)
     top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
     order = flat.argsort()

@@ -22,7 +22,9 @@ from modeling_small4 import LatentCache, Small4TextConfig, Small4TextModel
 VOCABULARY = 1024  # the embedding is no part of what is measured
 
 
-def build(experts: int, dtype: torch.dtype, device: torch.device, **sizes: Any) -> tuple[Small4TextModel, Mistral4Model]:
+def build(
+    experts: int, dtype: torch.dtype, device: torch.device, **sizes: Any
+) -> tuple[Small4TextModel, Mistral4Model]:
     """One layer of the released widths, unless `sizes` says otherwise, ours and transformers', sharing every tensor."""
     sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": 1, "n_routed_experts": experts} | sizes
     ours_config = Small4TextConfig(**sizes)
@@ -82,7 +84,7 @@ def decoded(args: argparse.Namespace, ours: Small4TextModel, host: Mistral4Model
     own = partial(step, ours, ids, mine)
     row: dict[str, Any] = {"context": context, "cache_bytes": mine.nbytes}
     if context > args.host_context:
-        return row | interleaved(args, own)
+        return row | interleaved(args, own) | {"ours_peak_bytes": peak_bytes(own, args.device)}
     other = partial(step, host, ids, theirs)
     row["relative_error"] = relative_error(own(), other(), f"decoding at {context}")
     row |= interleaved(args, own, transformers=other)

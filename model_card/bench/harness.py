@@ -28,7 +28,9 @@ def options(doc: str, runs: int = 5, dtype: str = "bfloat16") -> argparse.Argume
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=dtype)
-    parser.add_argument("--runs", type=int, default=runs, help="interleaved runs of each row, fewer where they are long")
+    parser.add_argument(
+        "--runs", type=int, default=runs, help="interleaved runs of each row, fewer where they are long"
+    )
     parser.add_argument("--budget", type=float, default=60, help="seconds after which a row takes no further runs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--out", type=Path, help="where to store the result")
