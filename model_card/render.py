@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from model_card import figures, page
+from model_card import figures, page, plots
 from model_card.stored import MissingNumber, Results
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +34,7 @@ def render(out: Path, results: Results | None = None) -> list[Path]:
     results = results or Results()
     text = str(ModelCard(f"---\n{metadata(results).to_yaml()}\n---\n\n{body(results)}")).rstrip() + "\n"
     with tempfile.TemporaryDirectory() as folder:  # nothing is written where something is missing
-        pictures = figures.draw(results, Path(folder))
+        pictures = [*figures.draw(results, Path(folder)), *benchmarks(results, Path(folder))]
         unknown = [name for name in page.pictures(text) if name not in {picture.name for picture in pictures}]
         if unknown:
             raise MissingNumber(f"The card shows {', '.join(unknown)}, which no result draws.")
@@ -43,6 +43,16 @@ def render(out: Path, results: Results | None = None) -> list[Path]:
     readme = out / "README.md"
     readme.write_text(text, encoding="utf-8")
     return [readme, *drawn]
+
+
+def benchmarks(results: Results, out: Path) -> list[Path]:
+    """The pictures of benchmarks."""
+    try:
+        return plots.draw(results.folder, out)
+    except KeyError as error:
+        raise MissingNumber(
+            f"A benchmark's picture needs {error}, which is not stored in {results.folder.name}/."
+        ) from error
 
 
 def body(results: Results, template: str | None = None) -> str:
