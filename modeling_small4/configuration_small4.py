@@ -105,6 +105,8 @@ class Small4TextConfig(_Small4BaseConfig):
             `1 + beta * ln(1 + floor(position / original_max_position_embeddings))`.
         router_aux_loss_coef, router_z_loss_coef (`float`): Weights of the load-balancing loss (arXiv:2101.03961) and of the router
             z-loss (arXiv:2202.08906), added to the loss when `output_router_logits` is on.
+        router_aux_loss_per_layer (`bool`, defaults to `False`): Balance the load of each layer by itself. Otherwise, as in transformers'
+            Mixtral, that of all layers together, in which an expert overrun in one layer and idle in another counts as balanced.
 
     Raises:
         ValueError: A size or rule that cannot work; the message says what is allowed.
@@ -173,6 +175,7 @@ class Small4TextConfig(_Small4BaseConfig):
     output_router_logits: bool = False
     router_aux_loss_coef: float | int = 0.001
     router_z_loss_coef: float | int = 0.0
+    router_aux_loss_per_layer: bool = False
     pad_token_id: int | None = 11
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2

@@ -135,7 +135,7 @@ class ExpertLoadCallback(TrainerCallback):
         loads = relative(counts)
         self.steps.append(state.global_step)
         self.history.append(loads)
-        values = {}
+        values: dict[str, float] = {}
         for layer, of_layer in zip(self.layers, loads, strict=True):
             values |= {
                 f"expert_load/layer_{layer}/{name}": round(getattr(of_layer, name)().item(), 4)
@@ -181,7 +181,7 @@ class ExpertLoadCallback(TrainerCallback):
         figure = Figure(figsize=(2.6 * columns + 1.2, 2.4 * rows + 0.6), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
-        picture = None
+        picture: Any = None
         extent = (-0.5, len(self.steps) - 0.5, -0.5, shades.shape[2] - 0.5)
         for place, panel in enumerate(panels):
             if place >= layers:

@@ -126,14 +126,20 @@ def router_losses(
     Args:
         config: A `Small4TextConfig`.
         router_logits: One `[tokens, experts]` per layer.
-        attention_mask: `[batch, length]`, 0 where padded, or None; padding is left out.
+        attention_mask: `[batch, cached + length]`, 0 where padded, or None; padding is left out.
 
     Returns:
-        The load-balancing loss as such (Switch Transformers, arXiv:2101.03961, in Mixtral's form: `top_k` when balanced), and the
-        sum to add: that times `router_aux_loss_coef`, plus the z-loss times `router_z_loss_coef`.
+        The load-balancing loss as such (Switch Transformers, arXiv:2101.03961: `top_k` when balanced), over all layers together as
+        transformers has it for Mixtral, or with `router_aux_loss_per_layer` the mean over layers; and the sum to add: that times
+        `router_aux_loss_coef`, plus the z-loss times `router_z_loss_coef`.
     """
-    mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-    balance = load_balancing_loss_func(router_logits, config.n_routed_experts, config.num_experts_per_tok, mask)
+    mask = None
+    if attention_mask is not None and attention_mask.ndim == 2:
+        mask = attention_mask[:, -(router_logits[0].shape[0] // attention_mask.shape[0]) :]
+    groups = [(logits,) for logits in router_logits] if config.router_aux_loss_per_layer else [router_logits]
+    experts, top_k = config.n_routed_experts, config.num_experts_per_tok
+    losses = [load_balancing_loss_func(group, experts, top_k, mask).to(router_logits[0].device) for group in groups]
+    balance = torch.stack(losses).mean()
     added = config.router_aux_loss_coef * balance
     if config.router_z_loss_coef:
         added = added + config.router_z_loss_coef * router_z_loss(router_logits, mask)

@@ -1,4 +1,4 @@
-"""Two processes train one model through `Trainer`, in every layout for training: losses, gradients and saved checkpoints equal one process's."""
+"""Two processes train one model in every layout that trains: losses, gradients and saved checkpoints equal one process's."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_checkpoint import write_tiny_checkpoint
-from training_worker import IDS, LAYOUTS, train
+from training_worker import IDS, LAYOUTS, RATE, train
 
 from modeling_small4 import Small4ForCausalLM
 
@@ -30,12 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Small4ForCausalLM, list[float]]]:
+def alone(folder: Path) -> dict[bool, tuple[Small4ForCausalLM, list[float]]]:
     """The same training in one process, without and with router losses."""
     out = {}
     for router in (False, True):
         model = Small4ForCausalLM.from_pretrained(folder)
-        _, losses = train(model, folder, tmp_path_factory.mktemp("alone"), 4, router)
+        losses = train(model, folder, router)
         out[router] = (model.eval(), losses)
     return out
 
@@ -60,7 +60,7 @@ def test_weights_are_sharded(together: Any, folder: Path) -> None:
     parameters = len(list(Small4ForCausalLM.from_pretrained(folder).parameters()))
     for found in together[1]:
         assert found["sharded"]["fsdp"] == parameters
-        assert all(count > 20 for count in found["sharded"].values())
+        assert all(count >= 10 for count in found["sharded"].values())
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -77,7 +77,7 @@ def test_gradients(together: Any, alone: Any, folder: Path, run: str) -> None:
     start = dict(Small4ForCausalLM.from_pretrained(folder).named_parameters())
     for name, weight in model.named_parameters():
         moved = (expected[name] - start[name]).abs().max()
-        assert (weight - expected[name]).abs().max() <= 1e-5 * max(1.0, moved.item() / 0.05), name
+        assert (weight - expected[name]).abs().max() <= 1e-5 * max(1.0, moved.item() / RATE), name
     assert max((expected[name] - start[name]).abs().max().item() for name in start) > 1e-3
 
 

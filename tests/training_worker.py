@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import Trainer, TrainingArguments, set_seed
 from transformers.distributed import DistributedConfig
 
 from modeling_small4 import Small4DataCollator, Small4ForCausalLM, Small4Processor
@@ -22,6 +21,7 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "fsdp": {"fsdp_size": 2},
     "fsdp and expert": {"fsdp_size": 2, "ep_size": 2},
 }
+RATE, IGNORED = 0.05, -100
 IDS = torch.arange(1000, 1040).view(2, 20)
 
 
@@ -38,22 +38,32 @@ def rows() -> list[dict[str, Any]]:
     return out
 
 
-def train(
-    model: Small4ForCausalLM, folder: Path, scratch: Path, batch: int, router: bool
-) -> tuple[Trainer, list[float]]:
-    """Two steps of plain gradient descent on four rows each, so that weights tell gradients."""
+def train(model: Small4ForCausalLM, folder: Path, router: bool, rank: int = 0, ranks: int = 1) -> list[float]:
+    """Two steps of plain gradient descent on four rows each, so that weights tell gradients; of each four, `rank` takes its part.
+
+    By hand, for accelerate 1.15 knows no parallel layouts on CPUs ("ParallelismConfig is only compatible [with] DistributedType.FSDP ...
+    but got DistributedType.MULTI_CPU"). Losses are weighted as `Trainer` does it: a sum over the labels of all processes.
+    """
     text = model.config.text_config
     text.output_router_logits, text.router_aux_loss_coef, text.router_z_loss_coef = router, 0.1, 0.01
-    set_seed(0)
-    arguments = TrainingArguments(
-        output_dir=str(scratch), max_steps=2, per_device_train_batch_size=batch, learning_rate=0.05, optim="sgd", max_grad_norm=0.0,
-        lr_scheduler_type="constant", train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
-        remove_unused_columns=False, disable_tqdm=True,
-    )  # fmt: skip
     collator = Small4DataCollator(Small4Processor.from_pretrained(folder))
-    trainer = Trainer(model=model, args=arguments, data_collator=collator, train_dataset=rows())
-    trainer.train()
-    return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    model.train()
+    losses, size = [], 4 // ranks
+    for step in range(2):
+        of_step = rows()[4 * step : 4 * step + 4]
+        items = collator(of_step)["labels"].ne(IGNORED).sum()
+        batch = collator(of_step[size * rank : size * rank + size])
+        loss = model(**batch, num_items_in_batch=items).loss * ranks  # gradients are averaged over processes
+        loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(parameter.grad, alpha=RATE)
+                parameter.grad = None
+        total = loss.detach() / ranks
+        if ranks > 1:
+            torch.distributed.all_reduce(total)
+        losses.append(total.item())
+    return losses
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
@@ -68,9 +78,8 @@ def main() -> None:
         for router in (False, True) if "tp_size" in layout else (False,):
             model = Small4ForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**layout))
             found["sharded"][name] = sum(hasattr(p, "full_tensor") for p in model.parameters())
-            _, found["losses"][f"{name}, {router}"] = train(
-                model, folder, out / "scratch", 4 if "tp_size" in layout else 2, router
-            )
+            ranks = layout.get("fsdp_size", 1)
+            found["losses"][f"{name}, {router}"] = train(model, folder, router, int(os.environ["RANK"]) % ranks, ranks)
             model.save_pretrained(out / f"{name}, {router}")
             torch.distributed.barrier()
     for saved in found["losses"]:

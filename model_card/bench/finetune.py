@@ -68,7 +68,8 @@ def train(
     model: Any, collator: Small4DataCollator, rows: list[dict[str, Any]], batch: int, rate: float, folder: str
 ) -> float:
     """Train in place, each step in two halves, shorter rows and longer ones; returns the seconds it took."""
-    model.config.get_text_config().output_router_logits = True  # the balance loss is on
+    text = model.config.get_text_config()
+    text.output_router_logits = text.router_aux_loss_per_layer = True  # the balance loss is on
     arguments = TrainingArguments(
         output_dir=folder, num_train_epochs=1, per_device_train_batch_size=batch // 2, gradient_accumulation_steps=2, learning_rate=rate,
         warmup_steps=20, lr_scheduler_type="cosine", weight_decay=0.01, max_grad_norm=1.0, adam_beta2=0.98, logging_steps=20, save_strategy="no",
@@ -76,7 +77,7 @@ def train(
     )  # fmt: skip
     started = time.perf_counter()
     Trainer(model=model, args=arguments, data_collator=collator, train_dataset=rows).train()
-    model.config.get_text_config().output_router_logits = False
+    text.output_router_logits = False
     return time.perf_counter() - started
 
 
