@@ -64,15 +64,19 @@ def clone() -> Path:
 
 
 def chosen(asked: list[str], measures: dict[str, str]) -> list[str]:
-    """The results to measure, each once.
+    """The results to measure, each once; "all" leaves out what needs other programs, whose place stands as VENV in the command.
 
     Raises:
-        ValueError: A name that is none of `measures`.
+        ValueError: A name that is none of `measures`, or one that needs other programs.
     """
     unknown = [name for name in asked if name not in measures and name != "all"]
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: no such result; known are all, {', '.join(measures)}.")
-    return list(measures) if "all" in asked else list(dict.fromkeys(asked))
+    elsewhere = [name for name, command in measures.items() if "VENV/" in command]
+    for name in elsewhere:
+        if name in asked:
+            raise ValueError(f"{name} needs other programs; say where they are, and run it yourself: {measures[name]}")
+    return [name for name in measures if name not in elsewhere] if "all" in asked else list(dict.fromkeys(asked))
 
 
 def measure(name: str, command: str, root: Path) -> None:

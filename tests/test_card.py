@@ -129,6 +129,22 @@ NUMBERS = [
     ("demo_eval", ["machine", "cores"]),
     ("lm_eval", ["modes", "high", "exact_match"]),
     ("lm_eval", ["versions", "torch"]),
+    ("decode", ["rows", "decode at 16384", "speedup_transformers"]),
+    ("decode", ["rows", "decode at 262144", "ours_ms"]),
+    ("decode", ["rows", "prefill of 8192", "transformers_peak_bytes"]),
+    ("experts", ["rows", "32 tokens", "batched_mm_ms"]),
+    ("predecessor", ["rows", "decoding, batch 16", "throughput_to_transformers"]),
+    ("long_prompt", ["rows", "262144 tokens", "of_sum"]),
+    ("cache", ["rows", "8 bits", "bytes_per_token"]),
+    ("cache", ["rows", "pictures, high", "same_answers"]),
+    ("vision", ["rows", "8 x 1540 px", "ours_ms"]),
+    ("load", ["rows", "float32", "ours_touched_s"]),
+    ("train_step", ["rows", "step", "ours_tokens_per_s"]),
+    ("finetune", ["lora", "after", "lunar/high", "accuracy"]),
+    ("balance", ["without", "largest_load"]),
+    ("preprocessing", ["images", "64x64", "ratio"]),
+    ("conversion", ["ways", "convert", "against_copy"]),
+    ("weight_only", ["bytes_int8"]),
 ]
 
 
@@ -170,6 +186,13 @@ def test_a_missing_file_names_the_command_that_makes_it_and_writes_nothing(store
 def test_a_picture_without_its_numbers_is_an_error(stored: Path, tmp_path: Path) -> None:
     edit(stored, "demo_eval", ["expert_use", "tools"], None)
     with pytest.raises(MissingNumber, match="expert_use > tools"):
+        render(tmp_path / "out", Results(stored))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_benchmarks_picture_without_its_numbers_is_an_error(stored: Path, tmp_path: Path) -> None:
+    edit(stored, "decode", ["rows", "decode at 64", "cache_bytes"], None)
+    with pytest.raises(MissingNumber, match="'cache_bytes'"):
         render(tmp_path / "out", Results(stored))
     assert not (tmp_path / "out").exists()
 
@@ -231,6 +254,10 @@ def test_measuring_runs_the_commands_in_order(tmp_path: Path) -> None:
     measures = {"one": 'python -c \'open("one", "w")\'', "two": 'python -c \'open("two", "w")\''}
     assert card_command.chosen(["two", "one", "two"], measures) == ["two", "one"]
     assert card_command.chosen(["all"], measures) == ["one", "two"]
+    elsewhere = measures | {"engines": "python -m engines VENV/bin/vllm"}
+    assert card_command.chosen(["all"], elsewhere) == ["one", "two"]
+    with pytest.raises(ValueError, match="engines needs other programs"):
+        card_command.chosen(["engines"], elsewhere)
     with pytest.raises(ValueError, match="three: no such result; known are all, one, two"):
         card_command.chosen(["three"], measures)
     card_command.measure("one", measures["one"], tmp_path)
