@@ -168,11 +168,7 @@ class Small4Attention(nn.Module):
         self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The same with `kv_b_proj` applied to queries and outputs: one key head, the tokens as they are cached."""
-        key_up, value_up = self.kv_b_proj.weight.unflatten(0, (-1, self.nope + self.value_dim)).split(
-            [self.nope, self.value_dim], dim=1
-        )
-        plain, rotary = query.split([self.nope, self.rope], dim=-1)
-        query = torch.cat((torch.matmul(plain, key_up), rotary), dim=-1)
+        query = self.absorb_query(query)
         # Values are the latents, a part of the keys. torch's CPU kernel wants both equally wide, so there the rest comes along.
         value = tokens if tokens.device.type == "cpu" else tokens[..., : self.rank]
         heads, queries = query.shape[1:3]
@@ -187,22 +183,45 @@ class Small4Attention(nn.Module):
             output, weights = self._attend(LatentHead(1, self.layer_idx), query, tokens, value, mask, **kwargs)
             output = output.squeeze(2).unflatten(1, (queries, heads))
             weights = None if weights is None else weights.squeeze(1).unflatten(1, (queries, heads)).transpose(1, 2)
-        output = torch.matmul(output[..., : self.rank].transpose(1, 2), value_up.transpose(1, 2))
-        return output.transpose(1, 2), weights
+        return self.absorb_output(output.transpose(1, 2)).transpose(1, 2), weights
+
+    def absorb_query(self, query: torch.Tensor) -> torch.Tensor:
+        """Queries `[B, H, Q, nope + rope]` to keys as `[B, H, Q, R + rope]` to tokens as they are cached."""
+        key_up = self._up_projection()[:, : self.nope]
+        plain, rotary = query.split([self.nope, self.rope], dim=-1)
+        return torch.cat((torch.matmul(plain, key_up), rotary), dim=-1)
+
+    def absorb_output(self, output: torch.Tensor) -> torch.Tensor:
+        """Weighted latents `[B, H, Q, R or wider]` to weighted values `[B, H, Q, value_dim]`."""
+        return torch.matmul(output[..., : self.rank], self._up_projection()[:, self.nope :].transpose(1, 2))
+
+    def _up_projection(self) -> torch.Tensor:
+        """`[H, nope + value_dim, R]`."""
+        return self.kv_b_proj.weight.unflatten(0, (-1, self.nope + self.value_dim))
 
     def blocked(
         self, query: torch.Tensor, tokens: torch.Tensor, prefill: LongPrefill, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
-        """Many queries over many cached tokens: expanded and attended to one block of keys at a time, softmax kept running."""
-        cached = tokens.shape[2] - query.shape[2]
+        """Many queries over many cached tokens, one block of keys at a time with a running softmax; expanded or, for fewer, absorbed."""
+        dtype, cached = query.dtype, tokens.shape[2] - query.shape[2]
+        absorb = self.absorbing_pays(query.shape[2], tokens.shape[2])
+        if absorb:
+            query = self.absorb_query(query)
         parts = list(tokens[:, :, :cached].split(BLOCK, dim=2))
         shown = [None] * len(parts) if prefill.padding is None else prefill.padding[:, :cached].split(BLOCK, dim=1)
         total: SoftmaxPart | None = None
         for block, padding in zip(parts, shown, strict=True):
-            total = merge(total, attend_part(query, *self.expand(block), self.scaling, padding, causal=False))
-        new = None if prefill.padding is None else prefill.padding[:, cached:]
-        total = merge(total, attend_part(query, *self.expand(tokens[:, :, cached:]), self.scaling, new, causal=True))
-        return total.output.to(query.dtype).transpose(1, 2), None
+            if absorb:  # all heads' queries to the one key head
+                flat = attend_part(query.flatten(1, 2)[:, None], block, block, self.scaling, padding, causal=False)
+                part = SoftmaxPart(*(x.squeeze(1).unflatten(1, query.shape[1:3]) for x in flat))
+            else:
+                part = attend_part(query, *self.expand(block), self.scaling, padding, causal=False)
+            total = merge(total, part)
+        new, shown_new = tokens[:, :, cached:], None if prefill.padding is None else prefill.padding[:, cached:]
+        keys = (new.expand(-1, query.shape[1], -1, -1),) * 2 if absorb else self.expand(new)
+        total = merge(total, attend_part(query, *keys, self.scaling, shown_new, causal=True))
+        output = total.output.to(dtype)
+        return (self.absorb_output(output) if absorb else output).transpose(1, 2), None
 
     def _attend(
         self,

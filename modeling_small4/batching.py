@@ -123,7 +123,9 @@ def _by_sorted_batches(
         if images is not None:
             chosen = [image for row in rows for image in images[row]]
             for name in ("pixel_values", "image_sizes"):
-                own[name] = call[name][chosen] if chosen else None
+                pictures = own.pop(name)
+                if chosen:
+                    own[name] = pictures[chosen]
         if (allowed := call.get("prefix_allowed_tokens_fn")) is not None:
             own["prefix_allowed_tokens_fn"] = lambda row, ids, rows=rows: allowed(rows[row], ids)
         shift_lengths(own, options, -cut)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers.utils import is_torchdynamo_compiling
 
 BLOCK = 2048  # keys expanded at once
-LONG = 2**24  # pairs of query and key from which a mask over all of them is avoided
+LONG = 2**20  # pairs of query and key from which a mask over all of them is avoided
 
 
 class LongPrefill(NamedTuple):
@@ -97,7 +97,7 @@ def _cpu_kernel(
 ) -> SoftmaxPart:
     """torch's fused kernel, called below `scaled_dot_product_attention`, which drops the logsumexp. It wants equal widths."""
     width = max(query.shape[-1], value.shape[-1])
-    padded = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
+    padded = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
     bias = None if mask is None else torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, -torch.inf)
     output, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         *padded, 0.0, causal, attn_mask=bias, scale=scaling

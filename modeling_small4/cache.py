@@ -5,6 +5,8 @@ only; or, for compiled steps, one of fixed size that is written in place. `bits=
 knows nothing of attention.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -155,13 +157,13 @@ class LatentLayer8Bit(LatentLayer):
 class StaticLatentLayer(LatentLayer):
     """Room for `capacity` tokens from the start, written in place, so that a compiled step always finds the same shapes and addresses.
 
-    `update` returns the whole room, as transformers' static layer does; its masks hide what is not filled yet.
+    `update` returns the whole room, as transformers' static layer does; its masks hide what is not filled yet. With `is_compileable`
+    set to False it returns what is filled, as a growing layer does: for prompts, which are not compiled.
     """
-
-    is_compileable = True
 
     def __init__(self, capacity: int = FIRST_TOKENS) -> None:
         super().__init__(capacity)
+        self.is_compileable = True
         self.length = torch.zeros((), dtype=torch.int64)  # a tensor, for a number would be compiled in
 
     @property
@@ -187,10 +189,11 @@ class StaticLatentLayer(LatentLayer):
         self.length.add_(key_states.shape[-2])
         for store, new in zip(self.stores, self.encode(key_states), strict=True):
             store.index_copy_(2, places, new)
-        return self.decode(self.stores), value_states
+        filled = self.stores if self.is_compileable else [store[:, :, : int(self.length)] for store in self.stores]
+        return self.decode(filled), value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.first_capacity, 0
+        return (self.first_capacity if self.is_compileable else int(self.length) + query_length), 0
 
     def get_max_length(self) -> int:
         return self.first_capacity
@@ -255,6 +258,18 @@ class LatentCache(Cache):
     def nbytes(self) -> int:
         """Bytes of all tokens held, in all layers."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @contextmanager
+    def reading_a_prompt(self) -> Iterator[None]:
+        """Where the cache is of fixed size, only what is filled is seen meanwhile, and nothing is compiled."""
+        fixed = [layer for layer in self.layers if isinstance(layer, StaticLatentLayer)]
+        for layer in fixed:
+            layer.is_compileable = False
+        try:
+            yield
+        finally:
+            for layer in fixed:
+                layer.is_compileable = True
 
 
 def extend(cache: Cache, tokens: torch.Tensor, rank: int, layer_idx: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ same way as any prompt.
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -100,11 +100,13 @@ class Small4PrefillMixin:
         self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
     ) -> Any:
         """Long prompts in chunks, so that memory is bounded by the cache and one chunk."""
+        cache = model_kwargs.get("past_key_values")
         long = input_ids.shape[1] > LONG_PROMPT and generation_config.prefill_chunk_size is None
-        if long and model_kwargs.get("past_key_values") is not None and model_kwargs.get("inputs_embeds") is None:
+        if long and cache is not None and model_kwargs.get("inputs_embeds") is None:
             generation_config = copy.copy(generation_config)
             generation_config.prefill_chunk_size = CHUNK
-        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)  # type: ignore[misc]
+        with cache.reading_a_prompt() if isinstance(cache, LatentCache) else nullcontext():
+            return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)  # type: ignore[misc]
 
     def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
         """The latency preset's own drafts, else transformers' generators."""
@@ -128,7 +130,7 @@ class Small4PrefillMixin:
             )
         cache.before_ids = self._read_ahead(input_ids, config, kwargs)
         try:
-            with self._compiled_forward(config) if compiled else _as_it_is():
+            with self._compiled_forward(config) if compiled else nullcontext():
                 return super()._assisted_decoding(  # type: ignore[misc]
                     input_ids, logits_processor, stopping_criteria, config, **kwargs
                 )
@@ -183,8 +185,3 @@ class Small4PrefillMixin:
                 del self.__dict__["forward"]
             else:
                 self.__dict__["forward"] = original
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield

@@ -47,7 +47,8 @@ def refuse(preset: str, options: Options, contradicting: dict[str, str]) -> None
         ValueError: One of the arguments is given, or the cache is off or of a kind of its own.
     """
     for name, advice in contradicting.items():
-        if options.get(name):
+        given = options.get(name)
+        if given is not None and given is not False:
             raise ValueError(f"preset={preset!r} and {name} contradict each other; {advice}.")
     if options.get("use_cache") is False:
         raise ValueError(f"preset={preset!r} and use_cache=False contradict each other; leave one of them out.")
