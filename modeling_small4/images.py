@@ -45,7 +45,12 @@ class ImageAccess:
 
 
 def load_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
-    """A PIL image from any allowed source.
+    """A decoded PIL image from any allowed source; see `open_image`."""
+    return decoded(open_image(source, access))
+
+
+def open_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
+    """A PIL image from any allowed source, its size checked and, where it is encoded, not yet decoded.
 
     Args:
         source: PIL image; array or tensor [H, W], [H, W, C] or [C, H, W] of uint8, or of floats in [0, 1]; encoded
@@ -61,7 +66,9 @@ def load_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
     if isinstance(source, Image.Image):
         if isinstance(source, ImageFile.ImageFile):
             _check_pixels(source.size, access)
-        return _decoded(source, "the image")
+        if not source.width or not source.height:
+            raise ValueError(f"the image is empty: {source.width} x {source.height} pixels.")
+        return source
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _from_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -73,6 +80,15 @@ def load_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
     raise ValueError(
         f"An image must be a PIL image, array, tensor, bytes, data: URL, path or http(s) URL, not {type(source).__name__}."
     )
+
+
+def decoded(image: Image.Image, what: str = "the image") -> Image.Image:
+    """The image itself, its pixels read. Raises ValueError for data that is cut off or corrupt."""
+    try:
+        image.load()
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{what} cannot be decoded: {error}.") from None
+    return image
 
 
 def _from_string(source: str, access: ImageAccess) -> Image.Image:
@@ -144,7 +160,7 @@ def _from_bytes(data: bytes, access: ImageAccess, what: str) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise many kinds for broken headers
         raise ValueError(f"{what} has a broken header: {error}.") from None
     _check_pixels(image.size, access)
-    return _decoded(image, what)
+    return image
 
 
 def _formats() -> list[str]:
@@ -160,16 +176,6 @@ def _check_pixels(size: tuple[int, int], access: ImageAccess) -> None:
             f"The image has {width} x {height} pixels, but at most {access.max_pixels} are allowed; make it smaller "
             "or raise ImageAccess(max_pixels=...)."
         )
-
-
-def _decoded(image: Image.Image, what: str) -> Image.Image:
-    if image.width < 1 or image.height < 1:
-        raise ValueError(f"{what} is empty: {image.width} x {image.height} pixels.")
-    try:
-        image.load()
-    except Exception as error:  # truncated or corrupt data; Pillow raises OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"{what} cannot be decoded: {error}.") from None
-    return image
 
 
 def _from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
