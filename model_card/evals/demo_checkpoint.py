@@ -118,10 +118,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--budget-tasks", nargs="*", choices=list(TASKS), default=list(THOUGHTFUL))
     parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS), help="of retrieval, in tokens")
-    parser.add_argument("--long-tokens", type=int, default=200_000, help="most tokens to read for each length and mode")
+    parser.add_argument("--long-tokens", type=int, default=300_000, help="most tokens to read for each length and mode")
     parser.add_argument("--rows", type=int, default=200, help="of each task; half as many for each budget")
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("model_card/results/demo_eval.json"))
     return parser.parse_args()
 
