@@ -31,13 +31,9 @@ class Small4ExpertsInterface(ExpertsInterface):
 def grouped_experts(
     experts: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """All routed experts. Arguments as in `Small4Experts.forward`; on a GPU, sharded or for little work, by transformers' kernel."""
+    """All routed experts. Arguments as in `Small4Experts.forward`; where our kernel gains nothing, by transformers'."""
     weights = experts.gate_up_proj, experts.down_proj
-    work = top_k_index.numel() * weights[0].numel() / experts.num_experts**2
-    plain = all(w.device.type == "cpu" and type(w) in (torch.Tensor, nn.Parameter) for w in weights)
-    # transformers' kernel has no float64, and wants rows of whole 16 bytes.
-    able = weights[0].dtype != torch.float64 and all(w.shape[-1] * w.element_size() % 16 == 0 for w in weights)
-    if not plain or (work < ENOUGH and able):
+    if not _ours_pays(weights, top_k_index.numel() / experts.num_experts):
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_states, top_k_index, top_k_weights)
     top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
     order = flat.argsort()
@@ -46,6 +42,16 @@ def grouped_experts(
     inner = experts._apply_gate(GroupedLinear.apply(inputs, weights[0], counts))
     outputs = GroupedLinear.apply(inner, weights[1], counts) * top_k_weights.flatten()[order, None]
     return outputs[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
+
+
+def _ours_pays(weights: tuple[torch.Tensor, ...], tokens: float) -> bool:
+    """Whether our kernel is the faster one for so many tokens per expert, or the only one."""
+    if any(w.device.type != "cpu" or type(w) not in (torch.Tensor, nn.Parameter) for w in weights):
+        return False
+    if weights[0].dtype == torch.float64 or any(w.shape[-1] * w.element_size() % 16 for w in weights):
+        return True  # transformers' kernel has no float64, and wants rows of whole 16 bytes
+    enough = tokens * weights[0][0].numel() >= ENOUGH
+    return enough and (_slow(weights[0].dtype) or not torch.is_grad_enabled())
 
 
 class GroupedLinear(torch.autograd.Function):

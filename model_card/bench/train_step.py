@@ -19,8 +19,8 @@ from model_card.bench.harness import child, interleaved, options, peak_bytes, re
 from modeling_small4 import Small4Config, Small4ForCausalLM
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 16384, "hidden_size": 512, "moe_intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8,
-    "q_lora_rank": 256, "kv_lora_rank": 128, "n_routed_experts": 32, "num_experts_per_tok": 4,
+    "vocab_size": 16384, "hidden_size": 512, "moe_intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "q_lora_rank": 256, "kv_lora_rank": 128, "n_routed_experts": 16, "num_experts_per_tok": 4,
 }  # fmt: skip
 
 
