@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from small4_conversion.demo.data import TASKS
 
 from model_card import figures, page
 from model_card.evals.usage import run
@@ -60,6 +61,7 @@ def test_the_command_writes_a_readme_and_the_pictures_it_shows(card: Path) -> No
     text = (card / "README.md").read_text("utf-8")
     assert {file.name for file in card.iterdir()} == {"README.md", "figures"}
     assert set(page.pictures(text)) == {file.name for file in (card / "figures").iterdir()}
+    assert all(f"\n| {task} | " in text for task in TASKS)
     assert not [mark for mark in ("{{", "{%", "Undefined", "None %", "nan") if mark in text]
     for file in (card / "figures").iterdir():
         assert file.read_bytes().startswith(b"\x89PNG") or file.suffix == ".svg"
