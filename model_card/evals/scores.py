@@ -13,7 +13,14 @@ import evaluate
 from small4_conversion.demo.judge import correct
 
 METRIC = Path(__file__).with_name("wilson_accuracy.py")
-TYPES: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
+TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+}
 
 
 def summary(rows: Sequence[dict[str, Any]], given: Sequence[dict[str, Any]]) -> dict[str, Any]:
