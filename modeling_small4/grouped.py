@@ -84,7 +84,7 @@ class GroupedLinear(torch.autograd.Function):
         return grad_inputs, grad_weight, None
 
 
-def linear(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+def linear(module: Any, inputs: torch.Tensor) -> torch.Tensor:
     """`module(inputs)`; for a plain half-precision linear on a CPU that is slow at it, through float32.
 
     Args:

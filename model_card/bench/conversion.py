@@ -26,7 +26,7 @@ from small4_conversion.naming import leaves, scale_names
 from small4_conversion.raw import config_from_params
 from small4_conversion.verify import compare
 
-from model_card.evals.record import provenance
+from model_card.bench.harness import store
 
 VOCABULARY, CONTROL = 2048, 1000
 
@@ -248,15 +248,12 @@ def main() -> None:
         print(json.dumps({"seconds": time.perf_counter() - began, "peak_rss_bytes": peak_rss_bytes()}))
         return
     with tempfile.TemporaryDirectory(prefix="small4-bench-") as work:
-        result = {**measure(args.layers, args.runs, Path(work)), **provenance(["python", *sys.orig_argv[1:]])}
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+        result = measure(args.layers, args.runs, Path(work))
     print(f"{'way':<10} {'seconds':>8} {'GB/s':>6} {'against copy':>13} {'peak memory':>12}")
     for way, row in result["ways"].items():
         timing = f"{row['seconds']:8.2f} {row['gb_per_s']:6.2f} {row['against_copy']:13.2f}"
         print(f"{way:<10} {timing} {row['peak_rss_bytes'] / 1e9:9.2f} GB")
-    print(json.dumps(result))
+    store(args.out, result)
 
 
 if __name__ == "__main__":

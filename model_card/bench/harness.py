@@ -118,10 +118,16 @@ def report(args: argparse.Namespace, result: dict[str, Any], columns: dict[str, 
         cells = (f"{row[key]:{form}}" if key in row else "-" for key, form in columns.items())
         print(f"{name:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths.values(), strict=True)))
     settings = {key: _plain(value) for key, value in vars(args).items() if key != "out" and value is not None}
-    stored = result | {"settings": settings, "device": _device(args)} | provenance(["python", *sys.orig_argv[1:]])
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(stored, indent=2) + "\n")
+    store(args.out, result | {"settings": settings, "device": _device(args)})
+
+
+def store(out: Path | None, result: dict[str, Any]) -> None:
+    """Write a result and where it comes from to `out`, if given, and print it as one line."""
+    stored = result | provenance(["python", *sys.orig_argv[1:]])
+    stored["versions"] |= result.get("versions", {})
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(stored, indent=2) + "\n")
     print(json.dumps(stored))
 
 

@@ -31,7 +31,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from PIL import Image
 from small4_conversion.tokenizer import write_processor
 
-from model_card.evals.record import provenance
+from model_card.bench.harness import store
 from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.processing_small4 import Small4Processor
 
@@ -193,17 +193,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="small4-bench-") as work:
         prompts = measure_prompts(args.runs, args.count, Path(work))
     result = {"conversations": prompts, "images": measure_images(args.runs), "runs": args.runs, "threads": 1}
-    result |= provenance(["python", *sys.orig_argv[1:]])
-    for name in ("mistral_common", "opencv-python-headless", "pillow", "numpy"):
-        result["versions"][name] = version(name)
+    result["versions"] = {n: version(n) for n in ("mistral_common", "opencv-python-headless", "pillow", "numpy")}
     for title in ("conversations", "images"):
         print(f"{title:<14} {'ours/s':>10} {'mistral-common/s':>18} {'ratio':>7}")
         for kind, row in result[title].items():
             print(f"{kind:<14} {row['ours_per_s']:10.1f} {row['mistral_common_per_s']:18.1f} {row['ratio']:7.2f}")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    store(args.out, result)
 
 
 if __name__ == "__main__":
