@@ -55,6 +55,11 @@ def lora_targets(name: str = "attention", vision: bool = False, model: Any = Non
 
 def _check_experts(model: Any) -> None:
     held = {type(p.data).__name__ for name, p in model.named_parameters() if name.endswith(tuple(EXPERTS))}
+    if not held:
+        raise ValueError(
+            "This model has no routed experts that PEFT could adapt: it has none, or holds them packed in 4 bits, which nothing trains on. "
+            "Load it without quantization_config."
+        )
     quantised = held - {"Tensor", "Parameter", "DTensor"}
     if quantised:
         raise ValueError(

@@ -206,3 +206,8 @@ def test_bitsandbytes_says_that_it_leaves_the_experts(tmp_path: Path, caplog: py
     ids = text_ids(CASE, length=12)
     tuned(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in tuned.parameters() if p.requires_grad)
+
+
+def test_a_model_without_routed_experts_is_told_so() -> None:
+    with pytest.raises(ValueError, match="no routed experts"):
+        lora_targets("all+experts", model=Case(text={"first_k_dense_replace": 3}).models()[0])
