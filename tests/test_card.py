@@ -146,7 +146,7 @@ NUMBERS = [
     ("balance", ["without", "largest_load"]),
     ("preprocessing", ["images", "64x64", "ratio"]),
     ("conversion", ["ways", "convert", "against_copy"]),
-    ("weight_only", ["bytes_int8"]),
+    ("weight_only", ["int8", "bytes"]),
 ]
 
 
