@@ -7,11 +7,12 @@ use; each redirect is checked the same way. Must not know: images.
 import contextlib
 import http.client
 import ipaddress
+import queue
 import socket
 import ssl
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 MAX_REDIRECTS = 5
@@ -37,7 +38,7 @@ def fetch(url: str, access: Access) -> bytes:
     for _ in range(MAX_REDIRECTS + 1):
         parts = _check_url(url, access)
         try:
-            body, location = _get(parts, _resolve(parts, access), access, deadline)
+            body, location = _get(parts, _resolve(parts, access, deadline), access, deadline)
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"{url!r} could not be fetched: {error or type(error).__name__}.") from None
         if location is None:
@@ -64,16 +65,43 @@ def _check_url(url: str, access: Access) -> SplitResult:
     raise ValueError(f"The host {host!r} is not among the allowed hosts {list(access.hosts)}.")
 
 
-def _resolve(parts: SplitResult, access: Access) -> tuple[str, int]:
+def _resolve(parts: SplitResult, access: Access, deadline: float) -> tuple[str, int]:
     """The address to connect to. Every address that the name has must be public."""
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    found = _look_up(str(parts.hostname), port, deadline)
+    if found is None:
+        raise _too_slow(parts, access)
     addresses = [str(entry[4][0]) for entry in found]
     if not access.private_addresses:
         for address in addresses:
             if not is_public(address):
                 raise ValueError(f"The host {parts.hostname!r} has the address {address}, which is not public.")
     return addresses[0], port
+
+
+def _look_up(host: str, port: int, deadline: float) -> list[Any] | None:
+    """`getaddrinfo`'s answer; None if it has not come by the deadline. The system's resolver cannot be told one, so it is
+    asked from a thread that is left behind."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:  # raised again below, where it is waited for
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=max(deadline - time.monotonic(), 0))
+    except queue.Empty:
+        return None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _too_slow(parts: SplitResult, access: Access) -> ValueError:
+    return ValueError(f"Fetching {parts.geturl()!r} took longer than {access.timeout} seconds.")
 
 
 def is_public(address: str) -> bool:
@@ -106,7 +134,7 @@ def _get(parts: SplitResult, address: tuple[str, int], access: Access, deadline:
     finally:
         timer.cancel()
         connection.close()
-    raise ValueError(f"Fetching {parts.geturl()!r} took longer than {access.timeout} seconds.")
+    raise _too_slow(parts, access)
 
 
 def _exchange(connection: "_Pinned", parts: SplitResult, access: Access) -> tuple[bytes, str | None]:

@@ -275,6 +275,33 @@ def test_slow_servers_are_given_up(server: str) -> None:
         assert time.monotonic() - begin < 2.5  # it would take 3 and 10 seconds to wait
 
 
+def test_a_slow_resolver_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = int(server.rpartition(":")[2])
+    answer = threading.Event()
+
+    def slow(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host == "quick.test":
+            raise socket.gaierror(-2, "Name or service not known")
+        answer.wait(20)
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    before = list(Handler.seen)
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"took longer than 0\.3 seconds"):
+        load_image(
+            f"http://slow.test:{port}/image.png", ImageAccess(hosts=("slow.test",), private_addresses=True, timeout=0.3)
+        )
+    assert time.monotonic() - begin < 10
+    answer.set()  # the answer that comes too late is not connected to
+    with pytest.raises(ValueError, match="could not be fetched"):
+        load_image(f"http://quick.test:{port}/image.png", ImageAccess(hosts=("quick.test",), private_addresses=True))
+    assert Handler.seen == before
+    assert same(
+        load_image(f"http://slow.test:{port}/image.png", ImageAccess(hosts=("slow.test",), private_addresses=True))
+    )
+
+
 def test_broken_images_get_a_clear_error() -> None:
     noise = io.BytesIO()
     Image.effect_noise((300, 300), 50).save(noise, "PNG")
