@@ -17,7 +17,7 @@ from modeling_small4.plan_command import table
 from modeling_small4.sizes import cache_bytes, tensors, weight_bytes
 
 HERE = Path(__file__).resolve().parent
-OF_THE_WEIGHTS = ("demo_eval", "lm_eval", "usage")  # results that hold for the shipped weights alone
+OF_THE_WEIGHTS = ("demo_eval", "lm_eval", "usage", "weight_only")  # results that hold for the shipped weights alone
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
