@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 IGNORED = -100
 LONGEST = 8000  # positions
+LONGEST_WITH_GAP = 700  # tokens: rows with gaps need a mask in memory
 TOKENS_PER_PICTURE = 40  # what the vision tower's work on a picture costs, in tokens of text
 
 
@@ -146,8 +147,11 @@ def cost(row: dict[str, Any]) -> float:
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int, image_processor: Any) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask`, `position_ids`, `labels` `[rows, longest]`, and all pictures of the rows, prepared."""
+    """`input_ids`, `attention_mask`, `labels` `[rows, longest]`, all pictures of the rows, prepared, and `position_ids` where rows have
+    gaps; among long rows gaps are left out."""
     length = max(len(row["input_ids"]) for row in rows)
+    gaps = length <= LONGEST_WITH_GAP and any(row["gap"] for row in rows)
+    length += gaps  # at least one padded place: a mask of ones alone would not be kept
     ids = torch.full((len(rows), length), pad)
     labels = torch.full((len(rows), length), IGNORED)
     mask = torch.zeros((len(rows), length), dtype=torch.long)
@@ -156,7 +160,9 @@ def collate(rows: Sequence[dict[str, Any]], pad: int, image_processor: Any) -> d
         end = len(row["input_ids"])
         ids[i, :end], labels[i, :end], mask[i, :end] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"]), 1
         places[i, :end] = torch.tensor(positions(end, row["gap"]))
-    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": places, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if gaps:
+        batch["position_ids"] = places
     pictures = [image for row in rows for image in row["images"]]
     if pictures:
         prepared = image_processor(pictures, return_tensors="pt")

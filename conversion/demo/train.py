@@ -45,8 +45,10 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         """This batch's share of the step's loss: gradients of all batches and members add up."""
         labels, mask, total = inputs.pop("labels")[:, 1:], inputs.pop("attention_mask"), inputs.pop("total")
-        # Rows are padded on the right, so causal attention alone keeps padding out; the mask only serves the balance loss.
-        output = model.model(**inputs, use_cache=False, output_router_logits=True)
+        # Rows are padded on the right, so causal attention alone keeps padding out, and the mask only serves the balance loss.
+        # But positions with gaps would be read as several texts in a row, if no mask said that they are one.
+        seen = mask if "position_ids" in inputs else None
+        output = model.model(**inputs, attention_mask=seen, use_cache=False, output_router_logits=True)
         wanted = labels != IGNORED
         logits = model.lm_head(output.last_hidden_state[:, :-1][wanted])
         loss = nn.functional.cross_entropy(logits.float(), labels[wanted], reduction="sum") / total
