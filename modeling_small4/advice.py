@@ -152,9 +152,12 @@ def notes(made: Plan) -> list[str]:
     if made.request.precision == "nvfp4":
         out.append(f"{ENGINE_ONLY}.")
     if made.request.precision == "int4":
-        out.append(
-            "4 bits: llama.cpp with an exported model, for torchao has no 4-bit fused experts; layers in main memory run on the CPU there."
+        here = (
+            ""
+            if made.machine.gpus
+            else ', or here: weight_only("int4") computes on a CPU, from an unquantised checkpoint'
         )
+        out.append(f"4 bits: llama.cpp with an exported model, whose layers in main memory run on the CPU{here}.")
     if made.offloads and made.request.precision != "int4":
         out.append("Weights in main memory or on disk visit the GPU for every token: generation is bound by that copy.")
     if made.distributed:
@@ -220,6 +223,8 @@ def command(made: Plan) -> str:
     if request.precision == "nvfp4":
         return f"vllm serve MODEL --tensor-parallel-size {gpus or 1} --max-model-len {request.context}"
     homes = list((made.device_map or {}).values())
+    if request.precision == "int4" and not gpus:
+        return 'Small4ForCausalLM.from_pretrained(MODEL, **weight_only("int4"))'
     if request.precision == "int4":
         layers = sum(
             ".layers." in name and home not in ("cpu", "disk") for name, home in (made.device_map or {}).items()

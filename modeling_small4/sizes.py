@@ -10,7 +10,7 @@ from typing import Any
 
 BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4, "int4": 4}
 PRECISIONS = tuple(BITS)
-NVFP4_BLOCK, INT4_GROUP = 16, 128
+NVFP4_BLOCK, INT4_GROUPS = 16, (128, 64, 32)
 BLOCK, LONG = 2048, 2**24  # of `blocks`, which needs torch
 
 
@@ -33,11 +33,14 @@ class Tensor:
 
         fp8: a bfloat16 scale for weights and one for activations per matrix, gate and up rows of an expert apart. nvfp4: routed
         experts only, a byte for 16 values and two float32 per matrix. int8: a float32 scale and an int8 zero point per row, as torchao.
-        int4: a bfloat16 scale and zero for 128 values of a row. All but text linears and experts is bfloat16 then.
+        int4: a bfloat16 scale and zero for each group of a row (see `int4_group`). All but text linears and experts is bfloat16 then.
         """
         if precision == "float32":
             return 4 * self.count
         if precision == "bfloat16" or self.kind == "plain" or (precision == "nvfp4" and self.kind != "experts"):
+            return 2 * self.count
+        group = int4_group(self.name.removesuffix(".weight"), self.shape)
+        if precision == "int4" and group is None:
             return 2 * self.count
         rows, packed = self.count // self.shape[-1], self.count * BITS[precision] // 8
         matrices = self.shape[0] * (2 if self.name.endswith("gate_up_proj") else 1) if self.kind == "experts" else 1
@@ -45,9 +48,17 @@ class Tensor:
             "fp8": 4 * matrices,
             "int8": 5 * rows,
             "nvfp4": rows * ceil(self.shape[-1] / NVFP4_BLOCK) + 8 * matrices,
-            "int4": 4 * rows * ceil(self.shape[-1] / INT4_GROUP),
+            "int4": 4 * rows * (self.shape[-1] // group) if group else 0,
         }
         return packed + scales[precision]
+
+
+def int4_group(path: str, shape: tuple[int, ...]) -> int | None:
+    """How many values of a row share a scale in 4 bits: the most that divide it. None where the kernel has no form for the shape, and
+    for `kv_b_proj`, whose weight decoding on the latents needs whole."""
+    if path.endswith("kv_b_proj") or shape[-2] % 16:
+        return None
+    return next((group for group in INT4_GROUPS if shape[-1] % group == 0), None)
 
 
 def tensors(config: Any) -> Iterator[Tensor]:

@@ -1,6 +1,8 @@
-"""Weights held in 8 bits, linears and fused experts, through torchao (optional). Knows tensors' names, not what they compute.
+"""Weights held in 8 bits, linears and fused experts, through torchao (optional), or in 4 (`four_bits`). Knows tensors' names, not what
+they compute.
 
-Computing with such experts needs the `eager` implementation, which takes one expert after the other: torchao's tensors cannot be
+Of torchao 0.18, Int4WeightOnlyConfig needs CUDA or mslk, and IntxWeightOnlyConfig "only works for 2-d and 4-d Tensors", so fused experts
+in 4 bits are not its. Computing with experts in 8 bits needs the `eager` implementation, which takes one expert after the other: torchao's tensors cannot be
 transposed in three dimensions, as the grouped kernels want.
 """
 
@@ -24,16 +26,21 @@ def weight_only(kind: str = "int8") -> dict[str, Any]:
 
     "int8": a float32 scale and an int8 zero point per output row. Embedding, head, router, norms and vision stay as they are.
 
+    "int4": 4 bits and, for each group of 128 values (64 or 32 where rows are short), a scale and a zero; on CPUs, through torch itself;
+    `kv_b_proj` stays too. The checkpoint must be unquantised, is read piece by piece, and the model cannot be saved.
+
     Raises:
         ValueError: torchao is missing, or `kind` is one that no library holds fused experts in.
     """
     if kind == "int4":
-        raise ValueError(
-            "int4 is not possible here: of torchao 0.18, Int4WeightOnlyConfig needs CUDA or mslk, and IntxWeightOnlyConfig 'only works for "
-            "2-d and 4-d Tensors', not for fused experts, and holds 4 bits in 8. Use int8, or llama.cpp with an exported model."
-        )
+        from .four_bits import Int4Config, register
+
+        register()
+        return {"quantization_config": Int4Config()}
     if kind != "int8":
-        raise ValueError(f"Weights cannot be held as {kind!r}; int8 is possible (fp8 checkpoints load as they are).")
+        raise ValueError(
+            f"Weights cannot be held as {kind!r}; int8 and int4 are possible (fp8 checkpoints load as they are)."
+        )
     if importlib.util.find_spec("torchao") is None:
         raise ValueError("int8 weights need torchao: pip install torchao")
     from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig

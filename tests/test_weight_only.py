@@ -1,7 +1,9 @@
-"""Eight-bit weights through torchao: what they take, how far the answers move, and what is refused. Skipped in part without torchao."""
+"""Weights in 8 bits through torchao and in 4 through torch: what they take, how far answers move, and what is refused. In part skipped
+without torchao."""
 
 import importlib.util
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +86,73 @@ def test_experts_left_out_are_spoken_of(
     assert "leaves the routed experts" in caplog.text
 
 
-@pytest.mark.parametrize(("kind", "words"), [("int4", "llama.cpp"), ("int2", "'int2'")])
-def test_what_is_not_possible_is_refused(kind: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        weight_only(kind)
+FOUR = Case(
+    seed=5,
+    text={"hidden_size": 128, "moe_intermediate_size": 64, "q_lora_rank": 96, "v_head_dim": 24, "attention_bias": True},
+)
+
+
+PACKED = re.compile(
+    r"language_model\.layers\..*(q_a|q_b|o|gate|up|down|gate_up)_proj(_with_mqa)?(\.weight)?$|kv_a_proj_with_mqa\.weight$"
+)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 128, 96 and 64 values, which have groups of 128, 32 and 64."""
+    folder = tmp_path_factory.mktemp("wide")
+    FOUR.models()[0].to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def rounded(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """The naive twin of four bits: each group of a row on 16 evenly spaced values from its least to its largest."""
+    out = torch.empty_like(weight, dtype=torch.float32)
+    for row in range(weight.shape[0]):
+        for first in range(0, weight.shape[1], group):
+            part = weight[row, first : first + group].float()
+            step = (part.max() - part.min()) / 15
+            step, middle = (v.to(weight.dtype).float() for v in (step, part.min() + 8 * step))
+            codes = ((part - middle) / step + 8).round().clamp(0, 15)
+            out[row, first : first + group] = (codes - 8) * step + middle
+    return out
+
+
+def test_four_bits_are_those_of_the_naive_twin(wide: Path) -> None:
+    whole, four = (Small4ForCausalLM.from_pretrained(wide, dtype=torch.float32, **o) for o in ({}, weight_only("int4")))
+    held = {tensor.name: tensor.nbytes("int4") for tensor in tensors(whole.config)}
+    with torch.no_grad():
+        for name, parameter in whole.named_parameters():
+            group = {128: 128, 96: 32, 64: 64}.get(parameter.shape[-1])
+            if not PACKED.search(name):
+                assert held[name] == 2 * parameter.numel()
+                continue
+            rows = [rounded(part, group) for part in (parameter if parameter.ndim == 3 else [parameter])]
+            assert held[name] == parameter.numel() // 2 + 4 * parameter.numel() // group
+            parameter.copy_(torch.stack(rows).view_as(parameter))
+        ids = text_ids(FOUR, 2, 40)
+        left, right = whole(ids).logits.float(), four(ids).logits.float()
+    assert (left - right).norm() / left.norm() < 1e-5
+
+
+def test_four_bits_take_the_planned_bytes(wide: Path) -> None:
+    four = load(wide, **weight_only("int4"))
+    assert sum(map(nbytes, four.parameters())) == sum(weight_bytes(four.config, "int4").values())
+    ids = text_ids(FOUR, 2, 40)
+    new = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}
+    assert four.generate(ids, **new).shape == (2, 44)
+    attention = four.model.language_model.layers[0].self_attn
+    assert attention.absorbing_pays(1, 100)  # decoding still runs on the latents
+
+
+def test_four_bits_are_not_saved(wide: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not serializable"):
+        load(wide, **weight_only("int4")).save_pretrained(tmp_path / "none")
+
+
+def test_what_is_not_possible_is_refused() -> None:
+    with pytest.raises(ValueError, match="'int2'"):
+        weight_only("int2")
 
 
 def test_torchao_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,14 +180,17 @@ def _served(address: str, question: Question) -> Answer:
 
 
 def _ask_llama(compared: Comparison, work: Path, python: str, tree: str) -> None:
-    """Twice: with the metadata that `small4_conversion.llama_cpp` names, and with what its converter makes of the folder alone."""
-    tower = work / "mistral" if compared.model.config.vision_config is not None else None
-    files, number = llama_engine.to_gguf(tree, work / "transformers", tower), llama_engine.version(python)
-    told: dict[str, Any]
-    for name, told in (("with overrides", overrides(compared.model.config)), ("without overrides", {})):
+    """With the metadata that `small4_conversion.llama_cpp` names, with what its converter makes of the folder alone, and with fewer bits."""
+    raw = work / "mistral" if compared.model.config.vision_config is not None else None
+    model, tower = llama_engine.to_gguf(tree, work / "transformers", raw)
+    number, told = llama_engine.version(python), overrides(compared.model.config)
+    forms: dict[str, tuple[Path, dict[str, Any]]] = {"with overrides": (model, told), "without overrides": (model, {})}
+    for kind in ("Q8_0", "Q4_K_M"):
+        forms[f"{kind}, overrides kept in the file"] = (llama_engine.quantized(python, model, kind, told), {})
+    for name, (file, extra) in forms.items():
 
-        def answers(asked: list[Question], told: dict[str, Any] = told) -> list[Answer]:
-            return llama_engine.ask(python, files, told, [q.for_llama() for q in asked], NEW_TOKENS)
+        def answers(asked: list[Question], file: Path = file, extra: dict[str, Any] = extra) -> list[Answer]:
+            return llama_engine.ask(python, (file, tower), extra, [q.for_llama() for q in asked], NEW_TOKENS)
 
         compared.add(f"llama.cpp, {name}", number, answers)
 

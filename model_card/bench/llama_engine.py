@@ -30,6 +30,13 @@ def to_gguf(tree: str, folder: Path, raw: Path | None) -> tuple[Path, Path | Non
     return model, tower if raw is not None else None
 
 
+def quantized(python: str, model: Path, kind: str, overrides: dict[str, Any]) -> Path:
+    """The same in fewer bits ("Q8_0", "Q4_K_M"), with the overrides kept in the file."""
+    file = model.with_name(f"model-{kind}.gguf")
+    _run([python, str(WORKER), "quantize", str(model), str(file), kind], json.dumps(overrides))
+    return file
+
+
 def _convert(tree: str, folder: Path, file: Path, *options: str) -> None:
     line = [sys.executable, str(WORKER), "convert", tree, str(folder), "--outfile", str(file), "--outtype", "f32"]
     _run([*line, *options], "")

@@ -1,6 +1,7 @@
 """What `engines` runs of llama.cpp, as processes of their own, because the Pythons that have its parts have nothing of ours.
 
     python llama_worker.py convert TREE CHECKPOINT --outfile FILE --outtype f32 [...]    # needs torch and transformers
+    python llama_worker.py quantize FROM TO KIND < OVERRIDES                              # needs llama-cpp-python
     python llama_worker.py answer NEW_TOKENS < REQUEST                                    # needs llama-cpp-python
 
 REQUEST is JSON: `{"model": GGUF file, "tower": GGUF file or null, "overrides": {GGUF key: value}, "prompts": [PROMPT, ...]}`, a PROMPT
@@ -27,6 +28,23 @@ def convert(tree: str, arguments: list[str]) -> None:
     import convert_hf_to_gguf  # type: ignore[import-not-found]
 
     convert_hf_to_gguf.main()
+
+
+def quantize(file: str, to: str, kind: str, overrides: dict[str, Any]) -> None:
+    """What `llama-quantize --override-kv ... FROM TO KIND` does: the overrides are kept in the new file."""
+    import llama_cpp as c  # type: ignore[import-not-found]
+
+    settings = c.llama_model_quantize_default_params()
+    settings.ftype, settings.nthread = getattr(c, f"LLAMA_FTYPE_MOSTLY_{kind}"), 1
+    entries = (c.llama_model_kv_override * (len(overrides) + 1))()  # an empty one ends the list
+    for entry, (key, value) in zip(entries, overrides.items(), strict=False):
+        entry.key = key.encode()
+        if isinstance(value, int):
+            entry.tag, entry.value.val_i64 = c.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        else:
+            entry.tag, entry.value.val_f64 = c.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
+    settings.kv_overrides = ctypes.cast(entries, ctypes.c_void_p)
+    assert c.llama_model_quantize(file.encode(), to.encode(), ctypes.byref(settings)) == 0
 
 
 class Engine:
@@ -87,6 +105,8 @@ class Engine:
 if __name__ == "__main__":
     if sys.argv[1] == "convert":
         convert(sys.argv[2], sys.argv[3:])
+    elif sys.argv[1] == "quantize":
+        quantize(*sys.argv[2:5], json.load(sys.stdin))
     else:
         asked = json.load(sys.stdin)
         engine = Engine(asked["model"], asked["tower"], asked["overrides"])

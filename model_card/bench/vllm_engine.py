@@ -68,7 +68,7 @@ def serving(program: str, folder: Path, longest: int) -> Iterator[str]:
             running.terminate()
 
 
-def _wait(address: str, running: subprocess.Popen, log: Any, seconds: int = 500) -> None:
+def _wait(address: str, running: subprocess.Popen, log: Any, seconds: int = 1800) -> None:
     for _ in range(seconds):
         try:
             urllib.request.urlopen(f"{address}/health", timeout=5).read()

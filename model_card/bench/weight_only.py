@@ -1,4 +1,4 @@
-"""Eight-bit weights: what they take of memory, and how far they move the demo checkpoint's answers.
+"""Weights in 8 and 4 bits: what they take of memory, and how far they move the demo checkpoint's answers.
 
     python -m model_card.bench.weight_only [--model model_card/demo] [--out model_card/results/weight_only.json]
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from model_card.bench.engines import continued, prompts, without_end
+from model_card.bench.engines import continued, prompts, weights_hash, without_end
 from model_card.evals.record import provenance
 from modeling_small4 import Small4ForCausalLM, Small4Processor, demo_checkpoint
 from modeling_small4.sizes import weight_bytes
@@ -29,22 +29,24 @@ def held(parameter: Any) -> int:
 
 @torch.no_grad()
 def measured(model: Path) -> dict[str, Any]:
-    """Both models on the same prompts: bytes, relative error of all logits, largest difference, equal greedy answers."""
+    """For each kind, beside the whole model on the same prompts: bytes, relative error of all logits, largest difference, equal answers."""
     whole = Small4ForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
-    eight = Small4ForCausalLM.from_pretrained(model, dtype=torch.bfloat16, **weight_only("int8")).eval()
     questions = prompts(Small4Processor.from_pretrained(model))
-    pairs = [
-        (whole(torch.tensor([ids])).logits.float(), eight(torch.tensor([ids])).logits.float()) for ids in questions
-    ]
-    left, right = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
-    same = [without_end(continued(whole, ids))[0] == without_end(continued(eight, ids))[0] for ids in questions]
-    total = sum(map(held, eight.parameters()))
-    assert total == sum(weight_bytes(eight.config, "int8").values()), "the planner's bytes are not those of the model"
-    return {
-        "bytes_bfloat16": sum(map(held, whole.parameters())), "bytes_int8": total,
-        "relative_logit_error": ((left - right).norm() / left.norm()).item(), "largest_logit_difference": (left - right).abs().max().item(),
-        "answers": len(same), "equal_greedy_answers": sum(same),
-    }  # fmt: skip
+    left = torch.cat([whole(torch.tensor([ids])).logits.float().flatten() for ids in questions])
+    answers = [without_end(continued(whole, ids))[0] for ids in questions]
+    out: dict[str, Any] = {"bytes_bfloat16": sum(map(held, whole.parameters())), "answers": len(answers)}
+    for kind in ("int8", "int4"):
+        few = Small4ForCausalLM.from_pretrained(model, dtype=torch.bfloat16, **weight_only(kind)).eval()
+        right = torch.cat([few(torch.tensor([ids])).logits.float().flatten() for ids in questions])
+        same = [without_end(continued(few, ids))[0] == mine for ids, mine in zip(questions, answers, strict=True)]
+        total = sum(map(held, few.parameters()))
+        assert total == sum(weight_bytes(few.config, kind).values()), "the planner's bytes are not those of the model"
+        out[kind] = {
+            "bytes": total, "equal_greedy_answers": sum(same),
+            "relative_logit_error": ((left - right).norm() / left.norm()).item(),
+            "largest_logit_difference": (left - right).abs().max().item(),
+        }  # fmt: skip
+    return out
 
 
 def main() -> None:
@@ -55,11 +57,13 @@ def main() -> None:
     torch.set_num_threads(1)
     found = measured(args.model)
     stored = provenance(["python", "-m", "model_card.bench.weight_only"])
+    stored |= {"weights_sha256": weights_hash(args.model)}
     stored["versions"]["torchao"] = version("torchao")
     if args.out:
         args.out.write_text(json.dumps(stored | found, indent=1) + "\n")
-    for name, value in found.items():
-        print(f"{name:<28}{value:>14.6g}")
+    print(f"bfloat16: {found['bytes_bfloat16']:,} bytes; {found['answers']} answers compared")
+    for kind in ("int8", "int4"):
+        print(f"{kind}: " + ", ".join(f"{name} {value:.6g}" for name, value in found[kind].items()))
     print(json.dumps(found))
 
 

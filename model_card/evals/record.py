@@ -10,22 +10,39 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets")
+ROOT = Path(__file__).resolve().parents[2]
+# What a number can depend on; of stored results and prose it does not.
+SOURCES = (
+    "modeling_small4",
+    "conversion",
+    "model_card",
+    "pyproject.toml",
+    ":(exclude)model_card/results",
+    ":(exclude)*.md",
+)
 
 
 def provenance(command: list[str]) -> dict[str, Any]:
-    """The part of a stored result that says how it came about; `commit` ends in "-dirty" when tracked files were changed."""
+    """The part of a stored result that says how it came about; `commit` ends in "-dirty" when tracked files of `SOURCES` were changed."""
     return {
         "command": shlex.join(command),
-        "commit": _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
+        "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 
 
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip() or None
+def _commit(root: Path = ROOT) -> str | None:
+    """None outside a repository."""
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = commit and _git(root, "status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, check=False)
+    return (done.stdout.strip() or None) if done.returncode == 0 else None
 
 
 def _version(name: str) -> str | None:
