@@ -103,7 +103,7 @@ class Small4ImageProcessor(BaseImageProcessor):
         """Decodes one image after the other, each into its place in the batch."""
         unit = self.patch_size * self.spatial_merge_size
         grids = [self.token_grid(*image.size) for image in images]
-        height, width = max(rows for rows, _ in grids) * unit, max(columns for _, columns in grids) * unit
+        height, width = (max(sides) * unit for sides in zip(*grids, strict=True))
         # Memory from numpy, which asks for huge pages: the first writing takes a tenth of the time.
         pixels = (np.zeros if len(set(grids)) > 1 else np.empty)((len(images), 3, height, width), np.float32)
         for index, (rows, columns) in enumerate(grids):

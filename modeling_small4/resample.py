@@ -17,7 +17,7 @@ from PIL import Image
 
 _STRIP = 1_500_000  # about how many numbers wait for their columns to be resized
 _PART = 500_000  # about how many source samples are looked at at once
-_SMALL = 5_000  # pixels of images that are better resized at once
+_SMALL = 8_000  # pixels of images that are better resized at once
 _BLOCK = 16  # target columns that one matrix product gives
 # The cubic kernel's four weights as polynomials of the distance to the sample on the left, lowest power first.
 _CUBIC = np.array([[0, -0.75, 1.5, -0.75], [1, 0, -2.25, 1.25], [0, 0.75, 1.5, -1.25], [0, 0, -0.75, 0.75]])
@@ -55,10 +55,11 @@ def resample(image: Image.Image, out: np.ndarray, mean: Sequence[float], std: Se
         out: float32 [3, height, width], filled in place.
         mean, std: one number for each of the three channels.
     """
-    centre, scale = _constants(tuple(mean), tuple(std))
+    constants = tuple(mean), tuple(std)
     if image.width * image.height < _SMALL > out.shape[1] * out.shape[2]:
-        _resample_small(image, centre, scale, out)
+        _resample_small(image, out, *_constants(*constants, image.width))
         return
+    centre, scale = _constants(*constants, 1)
     _, height, width = out.shape
     single = min(image.size) < 4
     rows = _rows(image.height, height, single) if image.height != height else None
@@ -79,26 +80,25 @@ def resample(image: Image.Image, out: np.ndarray, mean: Sequence[float], std: Se
         _finish(planes, columns, scale, centre, strip)
 
 
-@lru_cache(maxsize=8)
-def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """What is taken from values of 0 to 255, and what they are then multiplied with, for each channel."""
-    return 255 * np.array(mean, np.float32), 1 / (255 * np.array(std, np.float32))
+@lru_cache(maxsize=64)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is taken from values of 0 to 255, and what they are then multiplied with, for `width` pixels in a row."""
+    return np.tile(255 * np.array(mean, np.float32), width), np.tile(1 / (255 * np.array(std, np.float32)), width)
 
 
-def _resample_small(image: Image.Image, centre: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
+def _resample_small(image: Image.Image, out: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> None:
     """All at once by whole matrices: more multiplications, but fewer calls, which take longer than those."""
     _, height, width = out.shape
     single = min(image.size) < 4
-    pixels = _pixels(image, 0, image.height).reshape(image.height, -1).astype(np.float32)
-    channels = pixels.shape[1] // image.width
-    if channels == 3:
-        pixels -= np.tile(centre, image.width)
-        pixels *= np.tile(scale, image.width)
+    pixels = _pixels(image, 0, image.height)
+    if pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, axis=2)
+    values = pixels.reshape(image.height, -1).astype(np.float32)
+    values -= centre
+    values *= scale
     if height != image.height:
-        pixels = _matrix(image.height, height, single) @ pixels
-    planes = pixels.reshape(height, -1, channels).transpose(2, 0, 1)
-    if channels == 1:
-        planes = (planes - centre[:, None, None]) * scale[:, None, None]
+        values = _matrix(image.height, height, single) @ values
+    planes = values.reshape(height, -1, 3).transpose(2, 0, 1)
     if width == image.width:
         out[:] = planes
     else:
