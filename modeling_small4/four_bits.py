@@ -60,14 +60,11 @@ class Int4Linear(nn.Module):
 class Int4Experts(nn.Module):
     """All routed experts of a layer, held in 4 bits; one expert after the other."""
 
-    def __init__(self, experts: Small4Experts, groups: tuple[int, int]) -> None:
+    def __init__(self, experts: Small4Experts, groups: list[int]) -> None:
         super().__init__()
         self.num_experts, self.act_fn = experts.num_experts, experts.act_fn
-        for name, group in zip(("gate_up_proj", "down_proj"), groups, strict=True):
-            parts = [pack(weight, group) for weight in getattr(experts, name).data]
-            packed, scales = (torch.stack(part) for part in zip(*parts, strict=True))
-            setattr(self, f"{name}_packed", nn.Parameter(packed, requires_grad=False))
-            setattr(self, f"{name}_scales", nn.Parameter(scales, requires_grad=False))
+        self.gate_up_packed, self.gate_up_scales = _stacked(experts.gate_up_proj, groups[0])
+        self.down_packed, self.down_scales = _stacked(experts.down_proj, groups[1])
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -76,11 +73,17 @@ class Int4Experts(nn.Module):
         output = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
             token, slot = torch.where(top_k_index == expert)
-            up_weight = self.gate_up_proj_packed[expert], self.gate_up_proj_scales[expert]
-            gate, up = multiply(hidden_states[token], *up_weight).chunk(2, dim=-1)
-            out = multiply(self.act_fn(gate) * up, self.down_proj_packed[expert], self.down_proj_scales[expert])
+            first = self.gate_up_packed[expert], self.gate_up_scales[expert]
+            gate, up = multiply(hidden_states[token], *first).chunk(2, dim=-1)
+            out = multiply(self.act_fn(gate) * up, self.down_packed[expert], self.down_scales[expert])
             output.index_add_(0, token, (out * top_k_weights[token, slot, None]).to(output.dtype))
         return output
+
+
+def _stacked(weights: torch.Tensor, group: int) -> tuple[nn.Parameter, nn.Parameter]:
+    parts = zip(*(pack(weight, group) for weight in weights.data), strict=True)
+    packed, scales = (nn.Parameter(torch.stack(part), requires_grad=False) for part in parts)
+    return packed, scales
 
 
 def hold_in_int4(model: nn.Module) -> None:
@@ -97,10 +100,10 @@ def hold_in_int4(model: nn.Module) -> None:
                 f"int4 weights are computed with on a CPU; {path} is on {next(module.parameters()).device}."
             )
         weights = [module.weight] if isinstance(module, nn.Linear) else [module.gate_up_proj, module.down_proj]
-        groups = [int4_group(path, tuple(weight.shape)) for weight in weights]
-        if None in groups:
+        groups = [group for weight in weights if (group := int4_group(path, tuple(weight.shape)))]
+        if len(groups) < len(weights):
             continue
-        new = Int4Linear(module, groups[0]) if isinstance(module, nn.Linear) else Int4Experts(module, tuple(groups))
+        new = Int4Linear(module, groups[0]) if isinstance(module, nn.Linear) else Int4Experts(module, groups)
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, new)
 

@@ -106,7 +106,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "convert":
         convert(sys.argv[2], sys.argv[3:])
     elif sys.argv[1] == "quantize":
-        quantize(*sys.argv[2:5], json.load(sys.stdin))
+        quantize(sys.argv[2], sys.argv[3], sys.argv[4], json.load(sys.stdin))
     else:
         asked = json.load(sys.stdin)
         engine = Engine(asked["model"], asked["tower"], asked["overrides"])
