@@ -131,7 +131,8 @@ class Parts(TorchDataset):
         count, total, done = self.parts * self.members, sum(cost(row) for row in rows), 0.0
         parts: list[list[dict[str, Any]]] = [[] for _ in range(count)]
         for row in rows:
-            parts[min(int(done * count / total), count - 1)].append(row)
+            middle = done + cost(row) / 2
+            parts[min(int(middle * count / total), count - 1)].append(row)
             done += cost(row)
         for i, part in enumerate(parts):  # a very long row may have left one empty
             if not part:

@@ -50,7 +50,7 @@ class Recipe:
     looking: Looking = Looking()
     short: Stage = Stage(rows=70_000, steps=1200, context={64: 1, 96: 2, 128: 2, 192: 2, 256: 2, 384: 1})
     long: Stage = Stage(
-        rows=60_000, steps=2700, context={96: 3, 192: 3, 384: 3, 768: 2, 1536: 0.7, 3000: 0.25}, warmup_steps=10, decay_steps=2650,
+        rows=60_000, steps=2000, context={96: 3, 192: 3, 384: 3, 768: 2, 1536: 0.7, 3000: 0.25}, warmup_steps=10, decay_steps=1950,
         tasks={
             "arithmetic": 0.22, "word_problem": 0.1, "puzzle": 0.24, "program": 0.15, "tools": 0.1, "retrieval": 0.05,
             "picture": 0.1, "talk": 0.04,

@@ -26,6 +26,8 @@ from small4_conversion.demo.vocabulary import VISION, write_tekken
 from small4_conversion.tokenizer import write_processor
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_small4 import Small4ForCausalLM
@@ -133,6 +135,15 @@ def learn(team: Team, out: Path, recipe: Recipe) -> None:
         team.wait()
 
 
+def wide_values(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """sdpa with values padded to the width of keys: otherwise torch has no fused kernel for it, and long rows take ten times as long."""
+    width = value.shape[-1]
+    padded = nn.functional.pad(value, (0, query.shape[-1] - width))
+    return sdpa_attention_forward(module, query, key, padded, mask, **kwargs)[0][..., :width], None
+
+
 def talk(
     model: Any, processor: Small4Processor, out: Path, stage: Stage, name: str, seed: int, team: Team | None = None
 ) -> None:
@@ -142,6 +153,7 @@ def talk(
     assert isinstance(rows, Dataset)
     groups = parameter_groups(model, stage.matrix_rate, stage.other_rate, stage.weight_decay, stage.eye_rate)
     AnswerTrainer.team = team
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = wide_values
     trainer = AnswerTrainer(
         model=model,
         optimizers=(Muon(groups, team=team, max_norm=1.0), None),
