@@ -218,8 +218,9 @@ class Small4Attention(nn.Module):
                 part = attend_part(query, *self.expand(block), self.scaling, padding, causal=False)
             total = merge(total, part)
         new, shown_new = tokens[:, :, cached:], None if prefill.padding is None else prefill.padding[:, cached:]
-        keys = (new.expand(-1, query.shape[1], -1, -1),) * 2 if absorb else self.expand(new)
-        total = merge(total, attend_part(query, *keys, self.scaling, shown_new, causal=True))
+        shared = (new.expand(-1, query.shape[1], -1, -1),) * 2
+        part = attend_part(query, *(shared if absorb else self.expand(new)), self.scaling, shown_new, causal=True)
+        total = merge(total, part)
         output = total.output.to(dtype)
         return (self.absorb_output(output) if absorb else output).transpose(1, 2), None
 

@@ -11,7 +11,7 @@ from typing import Any
 BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4, "int4": 4}
 PRECISIONS = tuple(BITS)
 NVFP4_BLOCK, INT4_GROUPS = 16, (128, 64, 32)
-BLOCK, LONG = 2048, 2**24  # of `blocks`, which needs torch
+BLOCK, LONG = 2048, 2**20  # of `blocks`, which needs torch
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ def reader(**text: int) -> Small4ForCausalLM:
         ({"moe_intermediate_size": 512}, 512, 1024, True),
         ({}, 256, 1200, True),
         ({}, 256, 1200, False),
+        ({}, 24, 1200, True),
+        ({}, 24, 1200, False),
     ],
 )
 def test_activations_bound_what_a_forward_pass_holds(
@@ -115,7 +117,7 @@ def test_activations_bound_what_a_forward_pass_holds(
     """Never less than the tensors alive at one time, and not much more. Without a fused kernel: as on a GPU."""
     for module in (attention, blocks, sizes):  # long prompts, but short ones
         monkeypatch.setattr(module, "BLOCK", 256)
-        monkeypatch.setattr(module, "LONG", 2**18 if context == 1200 else LONG, raising=False)
+        monkeypatch.setattr(module, "LONG", 2**14 if context == 1200 else LONG, raising=False)
     monkeypatch.setattr(blocks, "_fused", lambda device: fused)
     model = reader(**text)
     inner = model.config.text_config
