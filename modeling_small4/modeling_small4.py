@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalL
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import Small4Attention, four_dimensional_mask
@@ -153,7 +154,7 @@ class Small4TextModel(Small4PreTrainedModel):
             attention_mask: `[batch, cached + length]`, 0 where padded; or 4-D `[batch, 1, length, cached + length]`, bool (True
                 attends) or additive, which then says all, also what is causal.
             position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed sequences, which do not
-                see one another; no cache is made then.
+                see one another; no cache is made then. Positions left out do so too, unless there is a mask.
             past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
 
         Raises:
@@ -165,7 +166,7 @@ class Small4TextModel(Small4PreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         packed = None
         if position_ids is not None and past_key_values is None:
-            packed = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+            packed = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask is not None)
         if use_cache and past_key_values is None and packed is None and not self.training:
             past_key_values = LatentCache(self.config)
         if position_ids is None:
@@ -195,6 +196,18 @@ class Small4TextModel(Small4PreTrainedModel):
                 **kwargs,
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+def packed_sequences(position_ids: torch.Tensor, masked: bool) -> torch.Tensor | None:
+    """Number of the packed sequence that each token belongs to, `[batch, length]`; None where there is only one.
+
+    Without a mask, transformers' rule: a sequence begins wherever a position is not one more than that before. With a mask, which
+    padding may need, only where positions go back.
+    """
+    if not masked:
+        return find_packed_sequence_indices(position_ids)
+    sequences = (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) <= 0).cumsum(-1)
+    return None if not is_tracing(sequences) and not sequences[:, -1].any() else sequences
 
 
 class Small4VisionModel(Small4PreTrainedModel):

@@ -196,6 +196,23 @@ def test_packed_sequences_do_not_leak(pair: tuple, kernel: str, with_mask: bool,
 
 
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
+@pytest.mark.parametrize("padding", [0, 5])
+def test_positions_left_out_do_not_part_a_masked_text(pair: tuple, kernel: str, padding: int) -> None:
+    ours, host = pair
+    ids = text_ids(CASES["default"], batch=2, length=40)
+    mask = torch.ones_like(ids)
+    mask[1, 40 - padding :] = 0
+    positions = torch.cat([torch.arange(15), torch.arange(70, 95)])[None].expand(2, -1)
+    ours.set_attn_implementation(kernel)
+    try:
+        with torch.no_grad():
+            got, want = (m(ids, attention_mask=mask, position_ids=positions).logits for m in (ours, host))
+        torch.testing.assert_close(got[mask.bool()], want[mask.bool()], atol=TOLERANCE, rtol=0)
+    finally:
+        ours.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_four_dimensional_masks(pair: tuple, kernel: str, dtype: torch.dtype) -> None:
     ours, host = pair
