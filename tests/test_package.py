@@ -44,7 +44,7 @@ def test_public_names() -> None:
 
 FLAGS = {
     "--model": "folder", "--image": "file", "--reasoning-mode": "high", "--max-new-tokens": "1",
-    "--max-thinking-tokens": "0", "--seed": "3",
+    "--max-thinking-tokens": "0", "--seed": "3", "--preset": "latency",
 }  # fmt: skip
 
 
