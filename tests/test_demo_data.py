@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small4_conversion.demo import arithmetic, puzzles, scenes, tool_use
 from small4_conversion.demo.arithmetic import Problem
-from small4_conversion.demo.batches import IGNORED, Parts, chat, cost, cut_thought, positions, supervised
+from small4_conversion.demo.batches import IGNORED, Parts, chat, collate, cost, cut_thought, positions, supervised
 from small4_conversion.demo.data import DRAW, TASKS, dataset
 from small4_conversion.demo.item import Item, is_held_out
 from small4_conversion.demo.judge import correct
@@ -273,6 +273,18 @@ def test_a_gap_leaves_out_positions_once(length: int, gap: int) -> None:
     assert places[0] == 0
     assert sum(step != 1 for step in steps) <= 1
     assert places[-1] == length - 1 + min(gap, max(0, 8000 - length))
+
+
+@pytest.mark.parametrize(("length", "kept"), [(60, True), (900, False)])
+def test_positions_with_gaps_come_with_a_mask(length: int, kept: bool) -> None:
+    """Without one they would be read as packed sequences, of which the later does not see the earlier."""
+    row = {"input_ids": [5] * length, "labels": [IGNORED] * length, "gap": 300, "images": []}
+    batch = collate([row, row | {"gap": 0}], 11, None)
+    assert ("position_ids" in batch) == kept
+    assert bool((batch["attention_mask"] == 0).any()) == kept
+    assert (batch["attention_mask"].sum(1) == length).all()
+    if kept:
+        assert batch["position_ids"][:, length - 1].tolist() == [length + 299, length - 1]
 
 
 def test_members_share_each_row_of_a_step_once() -> None:
