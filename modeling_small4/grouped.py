@@ -17,6 +17,7 @@ from transformers.utils import is_torchdynamo_compiling
 ENOUGH = 2**23  # multiplications per expert from which the loop over experts costs nothing
 ROWS = 512  # weight rows multiplied at once: 8 MB of float32 at the release's width, so that they stay in the cache
 FEW = 2  # so many tokens are faster one by one in half precision: reading the weights is what takes the time
+MANY = 4096  # more tokens are multiplied in several parts, whose float32 forms then take little memory
 LEAST = 4  # so many columns take BLAS less time than two or three
 
 
@@ -129,6 +130,10 @@ def _groups(counts: list[int]) -> list[tuple[int, slice]]:
 def _multiply(inputs: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
     """`out = inputs @ weight.T`, `[tokens, in]` and `[out, in]`. Weights stand on the left: for few tokens BLAS is up to twice as fast so."""
     tokens, slow = inputs.shape[0], _slow(weight.dtype)
+    if tokens > MANY:
+        for some, results in zip(inputs.split(MANY), out.split(MANY), strict=True):
+            _multiply(some, weight, results)
+        return
     if tokens <= (FEW if slow else 1) or (weight.element_size() < 4 and not slow):
         torch.mm(inputs, weight.T, out=out)
         return

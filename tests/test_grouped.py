@@ -18,9 +18,10 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2, 
 
 @pytest.fixture(autouse=True)
 def always_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However little work there is, and with more than one block of rows."""
+    """However little work there is, and with more than one block of rows and of tokens."""
     monkeypatch.setattr(grouped, "ENOUGH", 0)
     monkeypatch.setattr(grouped, "ROWS", 32)
+    monkeypatch.setattr(grouped, "MANY", 50)
 
 
 def experts(dtype: torch.dtype = torch.float32, width: int = 27) -> Small4Experts:
