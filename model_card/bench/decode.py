@@ -109,7 +109,7 @@ def main() -> None:
     """Measure, print, store."""
     parser = options(__doc__)
     parser.add_argument("--contexts", type=int, nargs="*", default=[64, 4096, 16384, 65536, 262144])
-    parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8192])
+    parser.add_argument("--prefill", type=int, nargs="*", default=[256, 1024])
     parser.add_argument("--host-context", type=int, default=65536, help="the longest context for transformers")
     parser.add_argument("--experts", type=int, default=128)
     args = read(parser)
