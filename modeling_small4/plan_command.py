@@ -213,20 +213,21 @@ def _markdown(config: Any, rows: list[dict[str, Any]], context: int) -> str:
     sizes = {p: _gb(sum(weight_bytes(config, p).values())) for p in names}
     lines = ["| machine | " + " | ".join(f"{name}, {sizes[p]}" for p, name in names.items()) + " |", "|---" * 5 + "|"]
     for row in rows:
-        lines.append(f"| {row['devices']} | " + " | ".join(_cell_text(row[p], context) for p in names) + " |")
+        lines.append(f"| {row['devices']} | " + " | ".join(_cell_text(p, row[p]) for p in names) + " |")
     lines += ["", "| the release says | machine | why |", "|---|---|---|"]
     lines += [f"| {row['role']} | {row['devices']} | {row['reason']} |" for row in release_table(config, context)]
     return "\n".join(lines)
 
 
-def _cell_text(cell: dict[str, Any] | None, context: int) -> str:
+def _cell_text(precision: str, cell: dict[str, Any] | None) -> str:
     if cell is None:
-        return "-"
+        return "as BF16" if precision == "fp8" else "-"
     if not cell["context"]:
         return "no"
     tokens = f"{cell['context'] // 1024}k"
     text = f"{cell['contexts']} x {tokens}" if cell["contexts"] > 1 else tokens
-    return text + (", weights visit" if cell["offloads"] else "")
+    where = "partly in main memory" if precision == "int4" else "weights visit the GPU"
+    return f"{text}, {where}" if cell["offloads"] else text
 
 
 def _gb(size: int) -> str:

@@ -200,9 +200,7 @@ def test_the_cheapest_that_would_do_is_named(devices: str) -> None:
     """Too small for FP8 in every way: less is bought with four bits than without."""
     made = plan(RELEASE, devices, "fp8")
     others = [other for other in alternatives(RELEASE, made) if "more" in other.change]
-    memory = {
-        other.request.precision: parse_machine(other.devices).ram for other in others if "memory" in other.change
-    }
+    memory = {other.request.precision: parse_machine(other.devices).ram for other in others if "memory" in other.change}
     assert memory.keys() == {"fp8", "int4"}
     assert memory["int4"].capacity < memory["fp8"].capacity
     assert not any("visit" in other.change for other in others if other.request.precision == "int4")
@@ -291,6 +289,15 @@ def test_command_table(capsys: pytest.CaptureFixture[str]) -> None:
     _, text, _ = small4(capsys, "--table")
     assert "| minimum | 4xH100 |" in text
     assert "| 2xH100 | no |" in text
+
+
+def test_readme_has_the_planners_table(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    told = readme.split("## What fits where")[1].split("\n### ")[0].replace(", no GPU |", " |")
+    rows = [line for line in told.splitlines() if line.startswith("| ")]
+    printed = small4(capsys, "--table")[1].splitlines()
+    assert len(rows) > 15
+    assert set(rows) <= set(printed)
 
 
 @pytest.mark.parametrize(
