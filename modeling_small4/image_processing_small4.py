@@ -80,7 +80,7 @@ class Small4ImageProcessor(BaseImageProcessor):
 
     def process_image(self, image: Any, access: ImageAccess | None = None) -> torch.Tensor:  # type: ignore[override]
         """One image -> float32 [3, height, width], height and width multiples of `patch_size * spatial_merge_size`."""
-        return self._process([open_image(image, access or self._access)])[0][0]
+        return torch.from_numpy(self._process([open_image(image, access or self._access)])[0][0])
 
     def preprocess(  # type: ignore[override]
         self, images: Any, return_tensors: str | None = "pt", access: ImageAccess | None = None, **kwargs: Any
@@ -96,21 +96,24 @@ class Small4ImageProcessor(BaseImageProcessor):
             raise ValueError("There are no images to process.")
         pixels, sizes = self._process(opened)
         if return_tensors in ("pt", None):
-            return BatchFeature({"pixel_values": pixels, "image_sizes": torch.from_numpy(sizes)})
-        return BatchFeature({"pixel_values": pixels.numpy(), "image_sizes": sizes}, tensor_type=return_tensors)
+            return BatchFeature({"pixel_values": torch.from_numpy(pixels), "image_sizes": torch.from_numpy(sizes)})
+        return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
 
-    def _process(self, images: list[Image.Image]) -> tuple[torch.Tensor, np.ndarray]:
+    def _process(self, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
         """Decodes one image after the other, each into its place in the batch."""
         unit = self.patch_size * self.spatial_merge_size
-        grids = [self.token_grid(*image.size) for image in images]
-        height, width = (max(sides) * unit for sides in zip(*grids, strict=True))
+        sizes = []
+        for image in images:
+            rows, columns = self.token_grid(*image.size)
+            sizes.append((rows * unit, columns * unit))
+        padded = any(size != sizes[0] for size in sizes[1:])
+        height, width = (max(sides) for sides in zip(*sizes, strict=True)) if padded else sizes[0]
         # Memory from numpy, which asks for huge pages: the first writing takes a tenth of the time.
-        pixels = (np.zeros if len(set(grids)) > 1 else np.empty)((len(images), 3, height, width), np.float32)
-        for index, (rows, columns) in enumerate(grids):
+        pixels = (np.zeros if padded else np.empty)((len(images), 3, height, width), np.float32)
+        for index, (height, width) in enumerate(sizes):
             image = decoded(images[index], f"image {index + 1} of {len(images)}" if len(images) > 1 else "the image")
-            out = pixels[index, :, : rows * unit, : columns * unit]
-            resample(image, out, self.image_mean, self.image_std)
-        return torch.from_numpy(pixels), np.array(grids, np.int64) * unit
+            resample(image, pixels[index, :, :height, :width], self.image_mean, self.image_std)
+        return pixels, np.array(sizes, np.int64)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Images for one source or a nested list of them, under the same limits as everywhere."""

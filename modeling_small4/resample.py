@@ -18,7 +18,7 @@ from PIL import Image
 _STRIP = 1_500_000  # about how many numbers wait for their columns to be resized
 _PART = 500_000  # about how many source samples are looked at at once
 _SMALL = 8_000  # pixels of images that are better resized at once
-_BLOCK = 16  # target columns that one matrix product gives
+_MOST = 8  # samples for each target; of more, those that are never looked at are left out
 # The cubic kernel's four weights as polynomials of the distance to the sample on the left, lowest power first.
 _CUBIC = np.array([[0, -0.75, 1.5, -0.75], [1, 0, -2.25, 1.25], [0, 0.75, 1.5, -1.25], [0, 0, -0.75, 0.75]])
 _memory = threading.local()
@@ -28,12 +28,13 @@ class _Rows(NamedTuple):
     """Each target row is the sum of a constant row and of four sample rows with their weights."""
 
     needed: np.ndarray | None  # positions of the rows that are samples; None: all of them
-    numbers: np.ndarray  # [target, 5]: 0 for the constant row, then the numbers of the samples
+    numbers: np.ndarray  # [target, 5]: 0 for the constant row, then the numbers of the samples, counted from 1
     weight: torch.Tensor  # [target, 5]: 1, then the weights of the samples
+    offsets: torch.Tensor  # [target]: 0, 5, 10, ...
 
 
 class _Block(NamedTuple):
-    """Target columns [begin, end) are the sample columns [first, last) times `weights` [last - first, end - begin]."""
+    """Targets [begin, end) are the samples [first, last) times `weights` [last - first, end - begin]."""
 
     begin: int
     end: int
@@ -42,7 +43,7 @@ class _Block(NamedTuple):
     weights: np.ndarray
 
 
-class _Columns(NamedTuple):
+class _Blocks(NamedTuple):
     needed: np.ndarray | None
     blocks: list[_Block]
 
@@ -55,15 +56,16 @@ def resample(image: Image.Image, out: np.ndarray, mean: Sequence[float], std: Se
         out: float32 [3, height, width], filled in place.
         mean, std: one number for each of the three channels.
     """
-    constants = tuple(mean), tuple(std)
-    if image.width * image.height < _SMALL > out.shape[1] * out.shape[2]:
-        _resample_small(image, out, *_constants(*constants, image.width))
-        return
-    centre, scale = _constants(*constants, 1)
     _, height, width = out.shape
+    # OpenCV takes another path for images narrower than its kernel, where positions are rounded to float32.
     single = min(image.size) < 4
+    small = image.width * image.height < _SMALL > height * width
+    if small and image.width <= _MOST * width and image.height <= _MOST * height:
+        _resample_small(image, single, *_constants(tuple(mean), tuple(std), image.width), out)
+        return
     rows = _rows(image.height, height, single) if image.height != height else None
-    columns = _columns(image.width, width, single) if image.width != width else None
+    columns = _blocks(image.width, width, single, 16) if image.width != width else None
+    centre, scale = _constants(tuple(mean), tuple(std), 1)
     source = _Source(image, rows and rows.needed, columns and columns.needed)
     grey = _is_grey(image)
     samples = source.width if grey else 3 * source.width
@@ -86,33 +88,27 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], width: int) -> t
     return np.tile(255 * np.array(mean, np.float32), width), np.tile(1 / (255 * np.array(std, np.float32)), width)
 
 
-def _resample_small(image: Image.Image, out: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> None:
-    """All at once by whole matrices: more multiplications, but fewer calls, which take longer than those."""
+def _resample_small(image: Image.Image, single: bool, centre: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
+    """The same in the fewest calls, which for a small image are what takes the time."""
     _, height, width = out.shape
-    single = min(image.size) < 4
     pixels = _pixels(image, 0, image.height)
     if pixels.shape[2] == 1:
         pixels = pixels.repeat(3, axis=2)
-    values = pixels.reshape(image.height, -1).astype(np.float32)
+    values = _scratch("seen", (image.height, len(centre)))
+    values[:] = pixels.reshape(values.shape)
     values -= centre
     values *= scale
     if height != image.height:
-        values = _matrix(image.height, height, single) @ values
+        samples, values = values, _scratch("planes", (height, len(centre)))
+        for begin, end, first, last, weights in _blocks(image.height, height, single, 28).blocks:
+            np.matmul(weights.T, samples[first:last], out=values[begin:end])
     planes = values.reshape(height, -1, 3).transpose(2, 0, 1)
     if width == image.width:
         out[:] = planes
-    else:
-        np.matmul(np.ascontiguousarray(planes), _matrix(image.width, width, single).T, out=out)
-
-
-@lru_cache(maxsize=256)
-def _matrix(source: int, target: int, single: bool) -> np.ndarray:
-    """All weights of `source` samples for `target`, [target, source]."""
-    _, index, weight = _taps(source, target, single, keep=True)
-    matrix = np.zeros((target, source), np.float32)
-    for tap in range(4):
-        matrix[np.arange(target), index[tap]] += weight[tap]
-    return matrix
+        return
+    separate = _scratch("separate", planes.shape)
+    separate[:] = planes
+    _resize_columns(separate, _blocks(image.width, width, single, 28), out)
 
 
 class _Source(NamedTuple):
@@ -170,16 +166,21 @@ def _resize_rows(source: _Source, rows: _Rows | None, begin: int, end: int, adde
     if rows is None:
         pixels = source.read(begin, end)
         return np.add(pixels, added, out=_scratch("seen", pixels.shape))
-    index = rows.numbers[begin:end]
-    first, last = int(index[0, 1]), int(index[-1, 4]) + 1
+    numbers = rows.numbers[begin:end]
+    first, last = int(numbers[0, 1]) - 1, int(numbers[-1, 4])
     seen = _scratch("seen", (last - first + 1, len(added)))
     seen[0] = added
     seen[1:] = source.read(first, last)
-    index = index - (first - 1)
-    index[:, 0] = 0
-    return torch.nn.functional.embedding_bag(
-        torch.from_numpy(index), torch.from_numpy(seen), mode="sum", per_sample_weights=rows.weight[begin:end]
-    ).numpy()
+    if first:
+        numbers = numbers - first
+        numbers[:, 0] = 0
+    return _sums(seen, numbers, rows.weight[begin:end], rows.offsets[: end - begin])
+
+
+def _sums(seen: np.ndarray, numbers: np.ndarray, weight: torch.Tensor, offsets: torch.Tensor) -> np.ndarray:
+    """For each row of `numbers`, the sum of those rows of `seen` with their weights."""
+    index = torch.from_numpy(numbers).view(-1)
+    return torch.embedding_bag(torch.from_numpy(seen), index, offsets, False, 0, False, weight.view(-1))[0].numpy()
 
 
 def _separate(rows: np.ndarray, scale: np.ndarray, planes: np.ndarray) -> None:
@@ -193,18 +194,22 @@ def _separate(rows: np.ndarray, scale: np.ndarray, planes: np.ndarray) -> None:
 
 
 def _finish(
-    planes: np.ndarray, columns: _Columns | None, scale: np.ndarray, centre: np.ndarray, out: np.ndarray
+    planes: np.ndarray, columns: _Blocks | None, scale: np.ndarray, centre: np.ndarray, out: np.ndarray
 ) -> None:
     """Resizes columns into `out` [3, rows, width]; a single plane, neither centred nor scaled yet, serves all channels."""
     if columns is not None:
         resized = out if len(planes) == 3 else _scratch("grey", (1, *out.shape[1:]))
-        for begin, end, first, last, weights in columns.blocks:
-            np.matmul(planes[:, :, first:last], weights, out=resized[:, :, begin:end])
+        _resize_columns(planes, columns, resized)
         planes = resized
     if len(planes) == 1:
         for channel in range(3):
             np.subtract(planes[0], centre[channel], out=out[channel])
             out[channel] *= scale[channel]
+
+
+def _resize_columns(planes: np.ndarray, columns: _Blocks, out: np.ndarray) -> None:
+    for begin, end, first, last, weights in columns.blocks:
+        np.matmul(planes[:, :, first:last], weights, out=out[:, :, begin:end])
 
 
 def _scratch(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -221,43 +226,42 @@ def _scratch(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def _rows(source: int, target: int, single: bool) -> _Rows:
     """What takes `source` rows to `target`."""
     needed, index, weight = _taps(source, target, single)
-    index = np.concatenate([np.zeros((1, target), np.int64), index]).T
-    weight = np.concatenate([np.ones((1, target)), weight]).T
-    return _Rows(needed, np.ascontiguousarray(index), torch.from_numpy(weight.astype(np.float32, order="C")))
+    numbers = np.concatenate([np.zeros((1, target), np.int64), index + 1]).T
+    weight = np.concatenate([np.ones((1, target)), weight]).T.astype(np.float32, order="C")
+    offsets = torch.arange(0, 5 * target, 5)
+    return _Rows(needed, np.ascontiguousarray(numbers), torch.from_numpy(weight), offsets)
 
 
 @lru_cache(maxsize=128)
-def _columns(source: int, target: int, single: bool) -> _Columns:
-    """What takes `source` columns to `target`."""
+def _blocks(source: int, target: int, single: bool, size: int) -> _Blocks:
+    """What takes `source` samples to `target`, `size` targets at once."""
     needed, index, weight = _taps(source, target, single)
-    begin = np.arange(0, target, _BLOCK)
-    end = np.minimum(begin + _BLOCK, target)
+    begin = np.arange(0, target, size)
+    end = np.minimum(begin + size, target)
     first, last = index[0, begin], index[3, end - 1] + 1
     stop = np.cumsum((last - first) * (end - begin))
     start = stop - (last - first) * (end - begin)
     # All blocks lie one after the other in `dense`: sample s of target t at s * (its block's targets) + t.
     targets = np.arange(target)
-    block = targets // _BLOCK
+    block = targets // size
     at = start[block] + targets - begin[block]
     dense = np.zeros(stop[-1], np.float32)
     for tap in range(4):
         dense[at + (index[tap] - first[block]) * (end - begin)[block]] += weight[tap]
     spans = zip(*(numbers.tolist() for numbers in (begin, end, first, last, start, stop)), strict=True)
-    return _Columns(needed, [_Block(b, e, f, n, dense[i:j].reshape(n - f, e - b)) for b, e, f, n, i, j in spans])
+    return _Blocks(needed, [_Block(b, e, f, n, dense[i:j].reshape(n - f, e - b)) for b, e, f, n, i, j in spans])
 
 
-def _taps(
-    source: int, target: int, single: bool, keep: bool = False
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+def _taps(source: int, target: int, single: bool) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
     """Which positions are samples (None: all), and the four samples of each target and their weights, both [4, target]."""
     position = (np.arange(target) + 0.5) * (source / target) - 0.5
-    if single:  # OpenCV takes another path for images narrower than its kernel, where positions are rounded
+    if single:
         position = position.astype(np.float32).astype(np.float64)
     left = np.floor(position)
     x = position - left
     weight = _CUBIC @ np.stack([np.ones(target), x, x * x, x * x * x])
     index = (left.astype(np.int64) + np.array([[-1], [0], [1], [2]])).clip(0, source - 1)
-    if keep or source <= 8 * target:
+    if source <= _MOST * target:
         return None, index, weight
     needed, numbers = np.unique(index, return_inverse=True)  # most positions are never looked at
     return needed, numbers.reshape(index.shape), weight

@@ -49,7 +49,11 @@ LANGUAGES = (
     "东京的春天很美。樱花盛开的时候公园里到处都是人。", "図書館は駅の向かい側にあります。月曜日は休みです。",
     "Мы поедем за город, если не будет дождя. ", "هل يمكنك أن تشرح لي كيف تعمل هذه الآلة؟ ", "Отлично! 🙂👍 ",
 )  # fmt: skip
-SIZES = ((64, 64), (320, 240), (640, 480), (1024, 768), (1920, 1080), (4000, 3000))
+SIZES = (
+    (1, 300), (28, 28), (64, 64), (112, 112), (320, 240), (640, 480), (1024, 768), (1540, 1540), (1920, 1080), (2500, 1800),
+    (4000, 3000), (8000, 1000),
+)  # fmt: skip
+MODES = ("L", "1", "LA", "P", "RGBA", "CMYK", "I;16")
 KINDS = ("short", "turns", "tools", "languages", "document")
 
 Run = Callable[[], Any]
@@ -155,26 +159,50 @@ def measure_prompts(runs: int, count: int, work: Path) -> dict[str, Any]:
     return out
 
 
+def pictures() -> dict[str, list[Image.Image]]:
+    """What is timed: RGB of each size, other modes at a medium size, and one batch of different sizes."""
+    values = np.random.default_rng(0)
+
+    def draw(width: int, height: int) -> Image.Image:
+        return Image.fromarray(values.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    out = {f"{width}x{height}": [draw(width, height)] for width, height in SIZES}
+    medium = draw(640, 480)
+    for mode in MODES:
+        if mode == "I;16":
+            image = Image.fromarray(values.integers(0, 65536, (480, 640)).astype(np.uint16))
+        else:
+            image = medium.convert(mode)
+        if mode in ("LA", "RGBA"):
+            image.putalpha(medium.convert("L"))
+        out[f"640x480 {mode}"] = [image]
+    out["batch of 6 sizes"] = [
+        draw(*size) for size in ((320, 240), (640, 480), (480, 640), (1024, 768), (200, 900), (64, 64))
+    ]
+    return out
+
+
 def measure_images(runs: int) -> dict[str, Any]:
-    """Images per second by size, from a decoded RGB image to normalised pixels, at the release's sizes."""
+    """Images per second, from decoded images to one batch of normalised pixels, at the release's sizes."""
     authority = ImageEncoder(ImageConfig(14, 1540, 2), SpecialImageIDs(img=10, img_break=12, img_end=13))
     processor = Small4ImageProcessor()
-    values = np.random.default_rng(0)
     out = {}
-    for width, height in SIZES:
-        image = Image.fromarray(values.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        count = max(1, 500_000 // (width * height))
+    for name, images in pictures().items():
+        count = max(1, 500_000 // sum(image.width * image.height for image in images))
+        count = min(count, 100)
 
-        def ours(image: Image.Image = image, count: int = count) -> Any:
-            return [processor(image)["pixel_values"][0] for _ in range(count)][-1]
+        def ours(images: list[Image.Image] = images, count: int = count) -> Any:
+            return [processor(images)["pixel_values"] for _ in range(count)][-1]
 
-        def theirs(image: Image.Image = image, count: int = count) -> Any:
-            return [authority(ImageChunk(image=image)).image for _ in range(count)][-1]
+        def theirs(images: list[Image.Image] = images, count: int = count) -> Any:
+            return [[authority(ImageChunk(image=image)).image for image in images] for _ in range(count)][-1]
 
-        gap = float(np.abs(ours().numpy() - theirs()).max())
+        expected = theirs()
+        got = [pixels[:, : one.shape[1], : one.shape[2]] for pixels, one in zip(ours().numpy(), expected, strict=True)]
+        gap = max(float(np.abs(mine - one).max()) for mine, one in zip(got, expected, strict=True))
         if gap > 2e-3:
-            raise SystemExit(f"Pixels at {width} x {height} differ from mistral-common's by {gap}; nothing was timed.")
-        out[f"{width}x{height}"] = _row(count, *medians(runs, ours, theirs), largest_difference=gap)
+            raise SystemExit(f"Pixels of {name} differ from mistral-common's by {gap}; nothing was timed.")
+        out[name] = _row(count * len(images), *medians(runs, ours, theirs), largest_difference=gap)
     return out
 
 
@@ -195,9 +223,9 @@ def main() -> None:
     result = {"conversations": prompts, "images": measure_images(args.runs), "runs": args.runs, "threads": 1}
     result["versions"] = {n: version(n) for n in ("mistral_common", "opencv-python-headless", "pillow", "numpy")}
     for title in ("conversations", "images"):
-        print(f"{title:<14} {'ours/s':>10} {'mistral-common/s':>18} {'ratio':>7}")
+        print(f"{title:<17} {'ours/s':>10} {'mistral-common/s':>18} {'ratio':>7}")
         for kind, row in result[title].items():
-            print(f"{kind:<14} {row['ours_per_s']:10.1f} {row['mistral_common_per_s']:18.1f} {row['ratio']:7.2f}")
+            print(f"{kind:<17} {row['ours_per_s']:10.1f} {row['mistral_common_per_s']:18.1f} {row['ratio']:7.2f}")
     store(args.out, result)
 
 
