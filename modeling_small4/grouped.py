@@ -15,6 +15,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterfac
 from transformers.utils import is_torchdynamo_compiling
 
 ENOUGH = 2**23  # multiplications per expert from which the loop over experts costs nothing
+LARGE = 2**20  # numbers in an expert's matrix from which reading it takes much longer than a call
 ROWS = 512  # weight rows multiplied at once: 8 MB of float32 at the release's width, so that they stay in the cache
 FEW = 2  # so many tokens are faster one by one in half precision: reading the weights is what takes the time
 MANY = 4096  # more tokens are multiplied in several parts, whose float32 forms then take little memory
@@ -34,6 +35,8 @@ def grouped_experts(
 ) -> torch.Tensor:
     """All routed experts. Arguments as in `Small4Experts.forward`; where our kernel gains nothing, by transformers'."""
     weights = experts.gate_up_proj, experts.down_proj
+    if len(top_k_index) == 1 and _one_by_one(weights):
+        return _one_token(experts, hidden_states[0], top_k_index[0].tolist(), top_k_weights[0])
     if not _ours_pays(weights, top_k_index.numel() / experts.num_experts):
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, hidden_states, top_k_index, top_k_weights)
     top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
@@ -45,9 +48,29 @@ def grouped_experts(
     return outputs[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
 
 
+def _one_token(experts: Any, hidden: torch.Tensor, chosen: list[int], top_k_weights: torch.Tensor) -> torch.Tensor:
+    """Products of matrices and vectors, of the chosen experts only: reading their weights is all that takes time."""
+    here = [slot for slot, expert in enumerate(chosen) if expert < experts.num_experts]  # others are another rank's
+    if not here:
+        return torch.zeros_like(hidden)[None]
+    inputs = hidden.to(experts.gate_up_proj.dtype)
+    inner = experts._apply_gate(torch.stack([experts.gate_up_proj[chosen[slot]].mv(inputs) for slot in here]))
+    outputs = torch.stack([experts.down_proj[chosen[slot]].mv(x) for slot, x in zip(here, inner, strict=True)])
+    return (outputs * top_k_weights[here, None]).sum(dim=0, keepdim=True).to(hidden.dtype)
+
+
+def _plain(weights: tuple[torch.Tensor, ...]) -> bool:
+    return all(w.device.type == "cpu" and type(w) in (torch.Tensor, nn.Parameter) for w in weights)
+
+
+def _one_by_one(weights: tuple[torch.Tensor, ...]) -> bool:
+    """Whether experts are so large that calling one after the other costs nothing."""
+    return _plain(weights) and weights[0][0].numel() >= LARGE and not torch.is_grad_enabled()
+
+
 def _ours_pays(weights: tuple[torch.Tensor, ...], tokens: float) -> bool:
     """Whether our kernel is the faster one for so many tokens per expert, or the only one."""
-    if any(w.device.type != "cpu" or type(w) not in (torch.Tensor, nn.Parameter) for w in weights):
+    if not _plain(weights):
         return False
     if weights[0].dtype == torch.float64 or any(w.shape[-1] * w.element_size() % 16 for w in weights):
         return True  # transformers' kernel has no float64, and wants rows of whole 16 bytes

@@ -90,6 +90,23 @@ def test_experts_of_another_rank_count_nothing() -> None:
     assert hidden.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("elsewhere", [(), (1,), (0, 1, 2)])
+def test_one_token_takes_its_experts_one_by_one(
+    dtype: torch.dtype, elsewhere: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouped, "LARGE", 0)
+    monkeypatch.setattr(grouped.GroupedLinear, "apply", None)  # not called
+    module, (hidden, index, weights) = experts(dtype), inputs(1, dtype)
+    kept = [slot for slot in range(TOP_K) if slot not in elsewhere]
+    exact = EAGER(module.double(), hidden.double(), index[:, kept], weights[:, kept].double())
+    index[0, list(elsewhere)] = EXPERTS
+    with torch.no_grad():
+        ours = grouped_experts(module.to(dtype), hidden, index, weights)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=TOLERANCE[dtype])
+
+
 def test_frozen_weights_get_no_gradient() -> None:
     module, (hidden, index, weights) = experts(torch.bfloat16).requires_grad_(False), inputs(20, torch.bfloat16)
     hidden.requires_grad_()
