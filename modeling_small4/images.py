@@ -53,8 +53,8 @@ def open_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
     """A PIL image from any allowed source, its size checked and, where it is encoded, not yet decoded.
 
     Args:
-        source: PIL image; array or tensor [H, W], [H, W, C] or [C, H, W] of uint8, or of floats in [0, 1]; encoded
-            bytes; `data:` URL; where `access` allows it a path, `file://` or `http(s)://` URL.
+        source: PIL image; array or tensor [H, W], [H, W, C] or [C, H, W] of uint8, of floats in [0, 1] or of bools;
+            encoded bytes; `data:` URL; where `access` allows it a path, `file://` or `http(s)://` URL.
         access: defaults to `ImageAccess()`.
 
     Raises:
@@ -180,6 +180,8 @@ def _check_pixels(size: tuple[int, int], access: ImageAccess) -> None:
 
 def _from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
     if isinstance(source, torch.Tensor):
+        if source.is_meta:
+            raise ValueError("An image tensor on the meta device holds no pixels.")
         source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
     array: np.ndarray = source
     shape = array.shape
@@ -191,7 +193,11 @@ def _from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
         raise ValueError(
             f"An image array must be [H, W], [H, W, C] or [C, H, W] with C of 1, 3 or 4, not {list(shape)}."
         )
-    if np.issubdtype(array.dtype, np.floating):
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype.kind not in "uif":
+        raise ValueError(f"An image array must hold numbers or bools, not {array.dtype}.")
+    if array.dtype.kind == "f":
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise ValueError("A float image array must hold values in [0, 1]; pass uint8 for values in [0, 255].")
         array = np.round(array * 255)

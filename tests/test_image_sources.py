@@ -302,6 +302,11 @@ def test_a_slow_resolver_is_given_up(server: str, monkeypatch: pytest.MonkeyPatc
     )
 
 
+def test_true_is_white() -> None:
+    for array in (np.eye(2, dtype=bool), torch.eye(2).bool()):
+        assert np.asarray(load_image(array)).tolist() == [[255, 0], [0, 255]]
+
+
 def test_broken_images_get_a_clear_error() -> None:
     noise = io.BytesIO()
     Image.effect_noise((300, 300), 50).save(noise, "PNG")
@@ -323,6 +328,9 @@ def test_broken_images_get_a_clear_error() -> None:
             load_image(source)
     for array in (np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 2), np.uint8), np.zeros(3), np.full((2, 2), 300)):
         with pytest.raises(ValueError, match="image array"):
+            load_image(array)
+    for array in (np.zeros((2, 2), complex), np.array([["a"]]), np.array([[None]]), torch.zeros(2, 2, device="meta")):
+        with pytest.raises(ValueError, match=r"An image (array|tensor)"):
             load_image(array)
     for array in (np.full((2, 2), 1.5), np.full((2, 2), np.nan)):
         with pytest.raises(ValueError, match="float image array"):
