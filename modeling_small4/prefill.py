@@ -81,8 +81,9 @@ class Small4PrefillMixin:
         if getattr(generation_config, "preset", None) == "latency" and not made.offloading:
             cache = self.cache_for(max_cache_length, "latency", bits, generation_config)
         else:
-            mask = model_kwargs.get("attention_mask")
-            room = min(max_cache_length, FIRST_TOKENS + (0 if mask is None else mask.shape[1]))
+            mask = model_kwargs.get("attention_mask")  # left out where nothing is padded
+            prompt = getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
+            room = min(max_cache_length, prompt + FIRST_TOKENS)
             cache = LatentCache(self.config, bits, max(FIRST_TOKENS, room), made.offloading)
         model_kwargs["past_key_values"] = cache
 

@@ -49,6 +49,19 @@ def test_forward_and_generate_use_it_by_default(model: Small4ForCausalLM) -> Non
     )
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_generate_makes_room_for_the_whole_prompt_at_once(model: Small4ForCausalLM, padded: bool) -> None:
+    """Growing meanwhile would hold the cache twice."""
+    ids = text_ids(CASE, batch=1, length=700)
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0 if padded else 1
+    output = model.generate(
+        ids, attention_mask=mask, **GREEDY | {"max_new_tokens": 600, "max_time": 0.0}, return_dict_in_generate=True
+    )
+    made = {layer.stores[0].shape[2] for layer in output.past_key_values.layers}
+    assert made == {700 + 256}
+
+
 def test_crop_forgets(model: Small4ForCausalLM) -> None:
     ids, cache = text_ids(CASE), LatentCache(model.config)
     logits(model, torch.cat((ids[:, :50], ids[:, :20]), dim=1), past_key_values=cache)
