@@ -43,7 +43,7 @@ def quantize(file: str, to: str, kind: str, overrides: dict[str, Any]) -> None:
             entry.tag, entry.value.val_i64 = c.LLAMA_KV_OVERRIDE_TYPE_INT, value
         else:
             entry.tag, entry.value.val_f64 = c.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
-    settings.kv_overrides = ctypes.cast(entries, ctypes.c_void_p)
+    settings.kv_overrides = entries
     assert c.llama_model_quantize(file.encode(), to.encode(), ctypes.byref(settings)) == 0
 
 
