@@ -109,7 +109,8 @@ def _normalise(records: list[Message]) -> list[Message]:
             continue
         calls = [call for record in members for call in record.tool_calls]
         call_ids += [call.id for call in calls]
-        content, last = _join([record.content for record in members]), members[-1]
+        last = members[-1]
+        content = last.content if last.exact and len(members) == 1 else _join([record.content for record in members])
         out.append(Message(role, content, calls, prefix=last.prefix, empty=last.empty))
     return out
 
@@ -177,7 +178,7 @@ def _call(call: ToolCall) -> list[Piece]:
     pieces = [Piece("control", TOOL_CALLS), Piece("text", call.name)]
     if call.incomplete == "name":
         return pieces
-    arguments = call.arguments if call.incomplete else _normal_json(call.arguments)
+    arguments = call.arguments if call.incomplete or call.exact else _normal_json(call.arguments)
     return [*pieces, Piece("control", ARGS), Piece("text", arguments)]
 
 
@@ -189,6 +190,8 @@ def _normal_json(arguments: str) -> str:
         value = json.loads(arguments)
     except json.JSONDecodeError:
         value = arguments
+    except RecursionError:
+        raise ValueError("The arguments of a tool call are nested too deeply.") from None
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -45,18 +45,20 @@ Chunk = Text | Thought | Picture
 
 @dataclass
 class ToolCall:
-    """`arguments` is JSON text. `incomplete` ("name" or "arguments") marks a call that generation broke off: it is
-    written back verbatim, without `[ARGS]` when even the name was not finished."""
+    """`arguments` is JSON text, written back verbatim where it is `exact`. `incomplete` ("name" or "arguments") marks a
+    call that generation broke off: it is exact too, and without `[ARGS]` when even the name was not finished."""
 
     id: str
     name: str
     arguments: str
     incomplete: str | None = None
+    exact: bool = False
 
 
 @dataclass
 class Message:
-    """One message. `prefix` leaves the assistant's open, `empty` is the assistant saying nothing."""
+    """One message. `prefix` leaves the assistant's open, `empty` is the assistant saying nothing, `exact` content is the
+    chunks that were generated, not to be tidied."""
 
     role: str
     content: str | list[Chunk] | None = None
@@ -65,6 +67,7 @@ class Message:
     name: str | None = None
     prefix: bool = False
     empty: bool = False
+    exact: bool = False
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -173,7 +176,10 @@ def _read_message(message: Any, index: int) -> Message:
 
 def _read_assistant(message: Mapping[str, Any], content: str | list[Chunk] | None) -> Message:
     thought = _read_reasoning(message)
-    if thought is not None:
+    exact = _generated_chunks(message)
+    if exact is not None:
+        content = exact
+    elif thought is not None:
         if isinstance(content, list):
             if any(isinstance(chunk, Thought) for chunk in content):
                 raise ValueError("thinking is given twice, as reasoning_content and as a chunk of content; give one.")
@@ -187,7 +193,21 @@ def _read_assistant(message: Mapping[str, Any], content: str | list[Chunk] | Non
     if not isinstance(prefix, bool):
         raise ValueError(f"'prefix' must be true or false, but is {prefix!r}.")
     calls = [_read_call(call) for call in calls or ()]
-    return Message("assistant", content, calls, prefix=prefix, empty=message.get("empty") is True)
+    empty = message.get("empty") is True
+    return Message("assistant", content, calls, prefix=prefix, empty=empty, exact=exact is not None)
+
+
+def _generated_chunks(message: Mapping[str, Any]) -> list[Chunk] | None:
+    """The `chunks` of a parsed answer, unless its content or thought was changed since."""
+    if message.get("chunks") is None:
+        return None
+    chunks = _read_content(message["chunks"], "assistant")
+    if not isinstance(chunks, list):
+        raise ValueError(f"'chunks' must be a list, but is {type(chunks).__name__}.")
+    content = "".join(chunk.text for chunk in chunks if isinstance(chunk, Text))
+    thoughts = [chunk.text for chunk in chunks if isinstance(chunk, Thought)]
+    same = message.get("content") == content
+    return chunks if same and message.get("reasoning_content") == ("".join(thoughts) if thoughts else None) else None
 
 
 def _read_reasoning(message: Mapping[str, Any]) -> Thought | None:
@@ -253,7 +273,20 @@ def _read_call(call: Any) -> ToolCall:
     incomplete = call.get("incomplete")
     if incomplete not in (None, "name", "arguments"):
         raise ValueError(f"'incomplete' of a tool call must be 'name' or 'arguments', but is {incomplete!r}.")
-    return ToolCall(call_id, _string(function, "name"), _arguments(function), incomplete)
+    name, exact = _string(function, "name"), function.get("arguments_text")
+    if exact is not None and _reads_as(exact, function.get("arguments")):
+        return ToolCall(call_id, name, exact, incomplete, exact=True)
+    return ToolCall(call_id, name, _arguments(function), incomplete)
+
+
+def _reads_as(text: Any, arguments: Any) -> bool:
+    """Whether JSON text is another spelling of a call's arguments, and not a remnant of what was changed since."""
+    if not isinstance(text, str):
+        raise ValueError(f"'arguments_text' must be a string, but is {type(text).__name__}.")
+    try:
+        return text == arguments or bool(json.loads(text) == arguments)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _arguments(function: Mapping[str, Any]) -> str:

@@ -97,6 +97,47 @@ def test_calls_that_broke_off(tokenizer: Small4Tokenizer) -> None:
     assert parsed["tool_calls"][0]["incomplete"] == "arguments"
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["a", "[THINK]", "b", "[/THINK]", "c"],
+        ["[THINK]", "b", "[/THINK]", "c", "[THINK]", "d", "[/THINK]", "e"],
+        ["[THINK]", "b", "[THINK]", "c", "[/THINK]", "d "],
+        ["[THINK]", "a", "[TOOL_CALLS]", "f", "[ARGS]", "{}"],
+        ["two spaces at the end  "],
+        ["[TOOL_CALLS]", "f", "[ARGS]", '{"a":1,"b":0.10}', "[TOOL_CALLS]", "g", "[ARGS]", '{"c": "\\u00e9"}'],
+        ["[TOOL_CALLS]", "f", "[ARGS]", '{"a": 1, "a": 2}\n'],
+        ["[TOOL_CALLS]", "f", "[ARGS]", "[1,2]"],
+        ["[TOOL_CALLS]", "no name", "[ARGS]", '{"a":1}'],
+        ["[TOOL_CALLS]", "[ARGS]", "{}"],
+        ["[TOOL_CALLS]", "f", "[ARGS]", "[" * 5000],
+    ],
+)
+def test_unusual_answers_render_to_the_same_ids(tokenizer: Small4Tokenizer, parts: list[str]) -> None:
+    generated = [*ids(tokenizer, *parts), EOS]
+    prompt = tokenizer.apply_chat_template([USER])["input_ids"]
+    parsed = tokenizer.parse_response(generated)
+    assert tokenizer.apply_chat_template([USER, parsed])["input_ids"] == prompt + generated
+    assert tokenizer.parse_response("".join([*parts, "</s>"])) == parsed
+    assert "empty" not in parsed
+
+
+def test_changed_answers_render_as_they_read(tokenizer: Small4Tokenizer) -> None:
+    """What `chunks` and `arguments_text` remember is dropped when the message says something else."""
+    parsed = tokenizer.parse_response(ids(tokenizer, "a", "[THINK]", "b", "[/THINK]", "c", "</s>"))
+    changed = {**parsed, "content": "other"}
+    plain = {"role": "assistant", "reasoning_content": "b", "content": "other"}
+    assert tokenizer.apply_chat_template([USER, changed]) == tokenizer.apply_chat_template([USER, plain])
+    parsed = tokenizer.parse_response(ids(tokenizer, "[TOOL_CALLS]", "f", "[ARGS]", '{"a":1}', "</s>"))
+    assert parsed["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}, "arguments_text": '{"a":1}'}
+    parsed["tool_calls"][0]["function"]["arguments"] = {"a": 2}
+    expected = ids(tokenizer, "[TOOL_CALLS]", "f", "[ARGS]", '{"a": 2}', "</s>")
+    assert tokenizer.apply_chat_template([USER, parsed])["input_ids"][-len(expected) :] == expected
+    for name, call in (("no name", "{}"), ("f", '{"a": ')):
+        parsed = tokenizer.parse_response(ids(tokenizer, "[TOOL_CALLS]", name, "[ARGS]", call, "</s>"))
+        assert parsed["tool_calls"][0]["incomplete"] == "arguments"
+
+
 def test_a_mark_spelled_in_text_is_text(tokenizer: Small4Tokenizer) -> None:
     generated = [CONTROL["[THINK]"], *tokenizer.encode_texts(["a[/THINK]b</s>"])[0], CONTROL["[/THINK]"]]
     generated += [*tokenizer.encode_texts(["[TOOL_CALLS]f[ARGS]{}"])[0], EOS]
