@@ -312,8 +312,8 @@ class Small4Tokenizer(TokenizersBackend):
 
         Returns:
             A dict, or a list of them for a batch. It can be put back into `messages`. `reasoning_closed: False` says
-            that the thought was not closed, `incomplete` in a tool call that it broke off, `empty: True` that nothing
-            was said.
+            that the thought was not closed, `incomplete` in a tool call that it broke off or has no valid name, `empty:
+            True` that nothing was said; `chunks` and `arguments_text` keep unusual answers as they were generated.
         """
         if schema is not None and schema != self.response_template:
             return super().parse_response(response, schema, prefix=prefix, tools=tools)
