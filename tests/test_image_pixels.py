@@ -106,7 +106,8 @@ def test_sizes_and_modes_equal_mistral_common(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "height"), [(1540, 1540), (1541, 1), (4000, 3000), (1, 20000), (12000, 90), (3081, 2311)]
+    ("width", "height"),
+    [(1540, 1540), (1541, 1), (4000, 3000), (1, 20000), (20000, 5), (20000, 1), (12000, 90), (3081, 2311)],
 )
 def test_the_release_size_equals_mistral_common(width: int, height: int) -> None:
     pytest.importorskip("cv2")
@@ -115,6 +116,18 @@ def test_the_release_size_equals_mistral_common(width: int, height: int) -> None
     got = Small4ImageProcessor()(image)
     assert got["image_sizes"].tolist() == [list(expected.shape[1:])]
     assert np.abs(got["pixel_values"][0].numpy() - expected).max() < 2e-3
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_narrow_images_of_other_modes_at_the_release_size(mode: str) -> None:
+    pytest.importorskip("cv2")
+    rng = random.Random(mode)
+    for size in ((14_000, 2), (3, 13_000), (13_000, 40), (40, 13_000), (1700, 900)):
+        image = random_image(rng, mode, *size)
+        expected = authority(14, 2, 1540)(ImageChunk(image=image)).image
+        got = Small4ImageProcessor()(image)["pixel_values"][0].numpy()
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() < 2e-3
 
 
 def test_half_pixels_round_to_even() -> None:
