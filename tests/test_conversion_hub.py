@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import raw_checkpoint as rc
 from hub_server import serve
-from small_hub import Files, Hub
 from small4_conversion.convert import Options, convert
 from small4_conversion.verify import compare
+from small_hub import Files, Hub
 from test_conversion_damage import refused
 
 
