@@ -159,14 +159,23 @@ class Small4PrefillMixin:
         return length - input_ids.shape[1]
 
     def prepare_inputs_for_generation(
-        self, input_ids: Any, next_sequence_length: int | None = None, past_key_values: Any = None, **kwargs: Any
+        self,
+        input_ids: Any,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,  # named, for transformers looks for it here
+        **kwargs: Any,
     ) -> Any:
         """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the end."""
         before = getattr(past_key_values, "before_ids", None)
         if next_sequence_length is None and before is not None:
             next_sequence_length = before + input_ids.shape[1] - int(past_key_values.get_seq_length())
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values, **kwargs
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
         )
 
     @contextmanager
