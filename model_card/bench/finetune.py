@@ -1,6 +1,6 @@
 """Teach the demo checkpoint an operation it cannot do (`lunar`), wholly and with LoRA, and see what it keeps of what it could.
 
-    python -m model_card.bench.finetune --out model_card/results/finetune.json [--steps 300] [--ways full lora] [--threads 2]
+    python -m model_card.bench.finetune --out model_card/results/finetune.json [--steps 400] [--ways full lora] [--threads 2]
 
 from the repository root; extra `train`. Batches mix the new operation with rows of the demo's own training data. Held-out accuracy of
 both, greedy, before and after, and the seconds of each training. Prints a table, and one JSON line last.
@@ -32,14 +32,7 @@ RATES = {"full": 1e-3, "lora": 4e-3}
 RANK = 16
 LONGEST = 320  # tokens of a training row; the demo's longer ones are left out
 HELD_OUT_SEED = 2000
-MODES = {
-    "arithmetic": "high",
-    "word_problem": "high",
-    "puzzle": "high",
-    "program": "high",
-    "retrieval": "none",
-    "picture": "none",
-}
+MODES = {"retrieval": "none", "picture": "none"}  # the others are thought over
 
 
 def own_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +139,7 @@ def table(found: dict[str, Any], ways: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=demo_checkpoint())
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--share", type=float, default=0.5, help="part of the rows that is of the new operation")
     parser.add_argument("--rows", type=int, default=300, help="held-out rows of each task")
