@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=demo_checkpoint())
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--share", type=float, default=0.5, help="part of the rows that is of the new operation")
+    parser.add_argument("--share", type=float, default=0.35, help="part of the rows that is of the new operation")
     parser.add_argument("--rows", type=int, default=300, help="held-out rows of each task")
     parser.add_argument("--tasks", nargs="*", default=[task for task in data.TASKS if task != "talk"])
     parser.add_argument("--ways", nargs="+", choices=list(RATES), default=list(RATES))
