@@ -51,10 +51,8 @@ class Small4PrefillMixin:
             config.cache_implementation = None
             config.latent_cache_bits, config.latent_cache_static = latent
         config.preset, config.prompt_drafts = preset, drafts
-        if drafts:
-            config.prompt_lookup_num_tokens = (
-                1  # chooses assisted decoding; `_get_candidate_generator` makes the drafts
-            )
+        if drafts:  # chooses assisted decoding, for which `_get_candidate_generator` makes the drafts
+            config.prompt_lookup_num_tokens = 1
         return config, model_kwargs
 
     def _prepare_cache_for_generation(

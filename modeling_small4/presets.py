@@ -14,16 +14,8 @@ from .options import Options
 
 PRESETS = ("latency", "throughput")
 DRAFT = 4  # tokens checked in one step
-SHORTEST, LONGEST = (
-    3,
-    24,
-)  # tokens that must have occurred before, one after the other, for what followed them to be a draft
-LATENT = (
-    None,
-    "dynamic",
-    "latent",
-    "latent_8bit",
-)  # values of `cache_implementation` that a preset can be combined with
+SHORTEST, LONGEST = 3, 24  # tokens that must have occurred before, in a row, for what followed them to be a draft
+LATENT = (None, "dynamic", "latent", "latent_8bit")  # values of `cache_implementation` that go with a preset
 
 
 def check_preset(preset: Any) -> str | None:
@@ -67,9 +59,7 @@ def for_latency(call: dict[str, Any], options: Options) -> dict[str, Any]:
     several = (options.get("num_beams") or 1) > 1 or (options.get("num_return_sequences") or 1) > 1
     single = ids is not None and ids.shape[0] == 1 and not several and not options.get("do_sample")
     helped = call.get("assistant_model") is not None or options.get("prompt_lookup_num_tokens") is not None
-    stops = call.get("stopping_criteria") or options.get(
-        "stop_strings"
-    )  # looked at after each step, so it must be one token
+    stops = call.get("stopping_criteria") or options.get("stop_strings")  # asked after each step, so of one token
     drafts = single and not helped and not stops and call.get("inputs_embeds") is None
     return {"preset": "latency", "drafts": drafts}
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small4_conversion.demo import arithmetic, puzzles, scenes, tool_use
 from small4_conversion.demo.arithmetic import Problem
-from small4_conversion.demo.batches import IGNORED, Parts, chat, collate, cost, cut_thought, positions, supervised
+from small4_conversion.demo.batches import IGNORED, Parts, chat, collate, cost, cut_thought, positions
 from small4_conversion.demo.data import DRAW, TASKS, dataset
 from small4_conversion.demo.item import Item, is_held_out
 from small4_conversion.demo.judge import correct
@@ -23,7 +23,7 @@ from small4_conversion.demo.recipe import Stage
 from small4_conversion.demo.team import Team, run_as_team
 from small4_conversion.demo.vocabulary import write_tekken
 
-MARKS = {"end_inst": 4, "eos": 2, "think": 34, "end_think": 35, "tool_results": 7, "end_tool_results": 8}
+MARKS = {"[THINK]": 34, "[/THINK]": 35}
 numbers = st.integers(0, 9999)
 products = st.one_of(st.tuples(numbers, st.integers(0, 9)), st.tuples(st.integers(0, 99), st.integers(0, 99)))
 problems = st.one_of(
@@ -247,22 +247,15 @@ def test_the_judge_reads_calls_by_their_meaning() -> None:
 # -- batches ---------------------------------------------------------------------------------------------------------------
 
 
-def test_labels_are_what_the_assistant_writes() -> None:
+def test_of_a_cut_thought_nothing_is_learned() -> None:
     #      <s> [INST] user [/INST] [THINK] a  b  [/THINK] answer </s> [INST] user [/INST] answer </s>
     ids = [1, 3, 50, 4, 34, 60, 61, 35, 70, 2, 3, 51, 4, 71, 2]
-    labels = supervised(ids, MARKS)
-    assert labels == [*[IGNORED] * 4, 34, 60, 61, 35, 70, 2, *[IGNORED] * 3, 71, 2]
+    labels = [*[IGNORED] * 4, 34, 60, 61, 35, 70, 2, *[IGNORED] * 3, 71, 2]
     assert cut_thought(ids, labels, 1, MARKS) == (
         [1, 3, 50, 4, 34, 60, 35, 70, 2, 3, 51, 4, 71, 2],
         [*[IGNORED] * 7, 70, 2, *[IGNORED] * 3, 71, 2],
     )
     assert cut_thought(ids, labels, 9, MARKS)[0] == ids
-
-
-def test_results_of_tools_are_read_and_not_learned() -> None:
-    #      [INST] user [/INST] [TOOL_CALLS] name </s> [TOOL_RESULTS] r [/TOOL_RESULTS] answer </s>
-    ids = [3, 50, 4, 9, 60, 2, 7, 80, 8, 70, 2]
-    assert supervised(ids, MARKS) == [*[IGNORED] * 3, 9, 60, 2, *[IGNORED] * 3, 70, 2]
 
 
 @given(st.integers(30, 5000), st.integers(0, 6000))
@@ -281,7 +274,6 @@ def test_positions_with_gaps_come_with_a_mask(length: int, kept: bool) -> None:
     row = {"input_ids": [5] * length, "labels": [IGNORED] * length, "gap": 300, "images": []}
     batch = collate([row, row | {"gap": 0}], 11, None)
     assert ("position_ids" in batch) == kept
-    assert bool((batch["attention_mask"] == 0).any()) == kept
     assert (batch["attention_mask"].sum(1) == length).all()
     if kept:
         assert batch["position_ids"][:, length - 1].tolist() == [length + 299, length - 1]
@@ -360,7 +352,7 @@ def take_steps(team: Team, out: Path) -> None:
 
 def test_a_team_takes_the_steps_of_one(tmp_path: Path) -> None:
     for size in (1, 2):
-        run_as_team(take_steps, size, 500, tmp_path)
+        run_as_team(take_steps, size, tmp_path)
     alone, *both = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     for name in alone:
         assert torch.equal(both[0][name], both[1][name])

@@ -12,7 +12,10 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
-IGNORED = -100
+from modeling_small4 import Small4DataCollator
+from modeling_small4.collator import IGNORED
+from modeling_small4.reasoning import END_THINK, THINK
+
 LONGEST = 8000  # positions
 LONGEST_WITH_GAP = 700  # tokens: rows with gaps need a mask in memory
 TOKENS_PER_PICTURE = 40  # what the vision tower's work on a picture costs, in tokens of text
@@ -43,40 +46,22 @@ def tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     return json.loads(row["tools"]) if row["tools"] else None
 
 
-def encode(row: dict[str, Any], processor: Any, marks: dict[str, int]) -> dict[str, Any]:
-    """`input_ids` and `labels` of one row.
+def encode(row: dict[str, Any], collator: Small4DataCollator) -> dict[str, Any]:
+    """`input_ids` and `labels` of one row: trained is what the assistant writes.
 
     With a `budget`, only so many tokens of the first thought are kept, and nothing up to its end is a label: the model learns to
     answer after a thought that was cut, not to cut it.
     """
-    encoded = processor.apply_chat_template(
-        chat(row),
-        tools=tools(row),
-        reasoning_mode=row["mode"],
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=False,
-    )
-    ids = torch.as_tensor(encoded["input_ids"]).flatten().tolist()
-    labels = supervised(ids, marks)
+    encoded = collator.encode({"messages": chat(row), "tools": tools(row), "reasoning_mode": row["mode"]})
+    ids, labels = encoded["input_ids"], encoded["labels"]
     if row["budget"] >= 0:
-        ids, labels = cut_thought(ids, labels, row["budget"], marks)
+        ids, labels = cut_thought(ids, labels, row["budget"], collator.tokenizer.control_ids)
     return {"input_ids": ids, "labels": labels}
-
-
-def supervised(ids: list[int], marks: dict[str, int]) -> list[int]:
-    """Labels: each id from after `[/INST]` or `[/TOOL_RESULTS]` to the end of the turn, -100 elsewhere."""
-    labels, speaking = [], False
-    for token in ids:
-        speaking = speaking and token != marks["tool_results"]
-        labels.append(token if speaking else IGNORED)
-        speaking = token in (marks["end_inst"], marks["end_tool_results"]) or (speaking and token != marks["eos"])
-    return labels
 
 
 def cut_thought(ids: list[int], labels: list[int], budget: int, marks: dict[str, int]) -> tuple[list[int], list[int]]:
     """Keep `budget` tokens of the first thought and unlabel it, its marks included."""
-    start, stop = ids.index(marks["think"]), ids.index(marks["end_think"])
+    start, stop = ids.index(marks[THINK]), ids.index(marks[END_THINK])
     kept = min(start + 1 + budget, stop)
     ids = ids[:kept] + ids[stop:]
     labels = labels[:start] + [IGNORED] * (kept - start + 1) + labels[stop + 1 :]
@@ -152,7 +137,6 @@ def collate(rows: Sequence[dict[str, Any]], pad: int, image_processor: Any) -> d
     gaps; among long rows gaps are left out."""
     length = max(len(row["input_ids"]) for row in rows)
     gaps = length <= LONGEST_WITH_GAP and any(row["gap"] for row in rows)
-    length += gaps  # at least one padded place: a mask of ones alone would not be kept
     ids = torch.full((len(rows), length), pad)
     labels = torch.full((len(rows), length), IGNORED)
     mask = torch.zeros((len(rows), length), dtype=torch.long)

@@ -34,7 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_small4 import Small4ForCausalLM
+from modeling_small4 import Small4DataCollator, Small4ForCausalLM
 from modeling_small4.moe import router_losses
 from modeling_small4.processing_small4 import Small4Processor
 
@@ -84,9 +84,7 @@ def train(out: Path, recipe: Recipe, workers: int = 1) -> None:
     set_generation_defaults(out)
     for number, (name, stage) in enumerate(stages(recipe).items()):
         prepare(out, name, stage, recipe.seed + number, workers)
-    model = new_model(len(Small4Processor.from_pretrained(out).tokenizer))
-    numbers = sum(parameter.numel() + 1 for parameter in model.parameters()) + 10_000  # room for the tower's heads
-    run_as_team(learn, workers, numbers, out, recipe)
+    run_as_team(learn, workers, out, recipe)
 
 
 def stages(recipe: Recipe) -> dict[str, Stage]:
@@ -98,11 +96,11 @@ def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None
     folder = out / "run" / f"{name}-rows"
     if folder.exists():
         return
-    processor, known = Small4Processor.from_pretrained(out), marks(out)
+    collator = Small4DataCollator(Small4Processor.from_pretrained(out))
     rows = dataset("train", stage.rows, seed, tasks=stage.tasks, context=stage.context)
     kept = {"gap", "images"}
     rows = rows.map(
-        lambda row: encode(row, processor, known),
+        lambda row: encode(row, collator),
         remove_columns=[column for column in rows.column_names if column not in kept],
         num_proc=workers if workers > 1 else None,
     )
@@ -169,11 +167,6 @@ def talk(
     last = get_last_checkpoint(str(folder)) if folder.exists() else None
     team.wait()
     trainer.train(resume_from_checkpoint=last)
-
-
-def marks(out: Path) -> dict[str, int]:
-    """Ids of the control tokens, as the checkpoint folder says."""
-    return json.loads((out / "generation_config.json").read_text())["reasoning_token_ids"] | {"eos": 2}
 
 
 def new_model(vocab_size: int) -> Small4ForCausalLM:
