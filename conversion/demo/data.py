@@ -14,7 +14,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from datasets import Dataset, Features, Image, Value
-from small4_conversion.demo import arithmetic, pictures, programs, puzzles, retrieval, talk, tool_use, word_problems
+from small4_conversion.demo import (
+    arithmetic,
+    drills,
+    pictures,
+    programs,
+    puzzles,
+    retrieval,
+    talk,
+    tool_use,
+    word_problems,
+)
 from small4_conversion.demo.item import Item
 
 # Tasks and how often training draws them.
@@ -37,6 +47,7 @@ DRAW: dict[str, Callable[..., Item]] = {
     "retrieval": retrieval.draw,
     "picture": pictures.draw,
     "talk": talk.draw,
+    "drill": drills.draw,
 }
 MODES = {"high": 0.7, "none": 0.3}
 MESSAGE = {name: Value("string") for name in ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")}

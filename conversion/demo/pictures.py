@@ -91,6 +91,7 @@ def _compare(rng: random.Random) -> Item:
     while (getattr(second := one_shape(rng), what) == getattr(first, what)) != same:
         pass
     seen = "\n".join(f"{scene.colour} {scene.shape}" for scene in (first, second))
+    seen += f"\n{getattr(first, what)}, {getattr(second, what)}: {'same' if same else 'different'}"
     return _item("two pictures", rng.choice(ASK_SAME[what]), "yes" if same else "no", seen, [first, second], rng)
 
 

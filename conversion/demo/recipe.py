@@ -35,7 +35,7 @@ class Stage:
 class Looking:
     """The vision tower's own lesson; rates as in `Stage`, falling over the second half."""
 
-    steps: int = 2800
+    steps: int = 2400
     pictures_per_step: int = 48
     warmup_steps: int = 30
     matrix_rate: float = 3e-3
@@ -45,15 +45,21 @@ class Looking:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped checkpoint is trained: the tower on pictures, then everything, at last with long texts and falling rates."""
+    """How the shipped checkpoint is trained: the tower on pictures, then everything and many drills, at last long texts and falling rates."""
 
     looking: Looking = Looking()
-    short: Stage = Stage(rows=70_000, steps=1200, context={64: 1, 96: 2, 128: 2, 192: 2, 256: 2, 384: 1})
+    short: Stage = Stage(
+        rows=70_000,
+        steps=2200,
+        rows_per_step=32,
+        tasks=TASKS | {"drill": 0.6},
+        context={64: 1, 96: 2, 128: 2, 192: 2, 256: 2, 384: 1},
+    )
     long: Stage = Stage(
-        rows=60_000, steps=2000, context={96: 3, 192: 3, 384: 3, 768: 2, 1536: 0.7, 3000: 0.25}, warmup_steps=10, decay_steps=1950,
+        rows=110_000, steps=3400, context={96: 3, 192: 3, 384: 3, 768: 2, 1536: 0.7, 3000: 0.25}, warmup_steps=10, decay_steps=3350,
         tasks={
-            "arithmetic": 0.22, "word_problem": 0.1, "puzzle": 0.24, "program": 0.15, "tools": 0.1, "retrieval": 0.05,
-            "picture": 0.1, "talk": 0.04,
+            "arithmetic": 0.22, "word_problem": 0.09, "puzzle": 0.18, "program": 0.15, "tools": 0.1, "retrieval": 0.06,
+            "picture": 0.12, "talk": 0.03, "drill": 0.05,
         },
     )  # fmt: skip
     seed: int = 0

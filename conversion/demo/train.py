@@ -22,6 +22,7 @@ from datasets import Dataset, Sequence, Value, load_from_disk
 from safetensors.torch import load_file, save_file
 from small4_conversion.demo.batches import IGNORED, Parts, encode
 from small4_conversion.demo.data import dataset
+from small4_conversion.demo.initial import new_model
 from small4_conversion.demo.looking import learn_to_look
 from small4_conversion.demo.muon import Muon, parameter_groups
 from small4_conversion.demo.recipe import Recipe, Stage, demo_config
@@ -167,19 +168,6 @@ def talk(
     last = get_last_checkpoint(str(folder)) if folder.exists() else None
     team.wait()
     trainer.train(resume_from_checkpoint=last)
-
-
-def new_model(vocab_size: int) -> Small4ForCausalLM:
-    """Random float32 weights: every linear at the scale that keeps activations' size, outputs to the residual half of it."""
-    model = Small4ForCausalLM(demo_config(vocab_size))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "embed_tokens" in name:
-                nn.init.normal_(weight, std=0.5)
-            elif weight.ndim in (2, 3) and "lm_head" not in name:
-                scale = 0.5 if "down_proj" in name or "o_proj" in name else 1.0
-                nn.init.normal_(weight, std=scale * weight.shape[-1] ** -0.5)
-    return model
 
 
 def export(model: Any, out: Path) -> None:
