@@ -1,0 +1,132 @@
+"""What the demo's decoder is drilled in, and the weights it starts from."""
+
+import random
+import re
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from small4_conversion.demo import drills
+from small4_conversion.demo.initial import TOKENS_BACK, new_model
+from small4_conversion.demo.item import Item, is_held_out
+
+VOCABULARY = 1400
+
+
+def drilled(kind: str, count: int = 60) -> list[Item]:
+    rng = random.Random(8)
+    items = [item for item in (drills.draw(rng) for _ in range(12 * count)) if item.kind == kind]
+    assert len(items) >= count // 2
+    return items
+
+
+def parts(item: Item) -> tuple[str, list[str]]:
+    return item.turns[0]["content"], item.answer.split("\n")
+
+
+def test_what_is_looked_up_stands_in_the_question_under_its_key() -> None:
+    for item in drilled("look up"):
+        question, lines = parts(item)
+        facts, asked = question.rsplit("\nLook up: ", 1)
+        for key, line in zip(asked.split(), lines, strict=True):
+            assert line.startswith(key)
+            assert re.search(rf"(^|\. |, |\n){re.escape(line)}($|\. |, |\n)", facts)
+
+
+def test_copies_spell_the_same_words() -> None:
+    for item in drilled("copy"):
+        how, words = item.turns[0]["content"].split(": ")
+        letters = re.sub(r"\d", "", item.answer) if how == "Number" else item.answer
+        written = re.sub(r'[\s",]', "", letters)
+        original = words.replace(" ", "")
+        original = re.sub(r"\d", "", original) if how == "Number" else original
+        assert original.startswith(written) if how == "Number" else written == original
+
+
+def test_backwards_is_backwards_and_no_held_out_word_is_reversed() -> None:
+    for item in drilled("backwards"):
+        how, said = item.turns[0]["content"].split(": ")
+        if how == "Backwards":
+            assert item.answer.split(", ")[::-1] == said.split(", ")
+            continue
+        words = said.split()
+        assert [line.replace(" ", "")[::-1] for line in parts(item)[1]] == words
+        assert not any(is_held_out(("reverse", word)) for word in words)
+
+
+def test_columns_hold_the_digits_of_both_numbers() -> None:
+    for item in drilled("columns"):
+        question, lines = parts(item)
+        step = -1 if "last first" in question else 1
+        for (a, b), line in zip(re.findall(r"(\d+)[-+x](\d+)", question), lines, strict=True):
+            columns = [column.split("-") for column in line.split()][::step]
+            assert ["".join(digits) for digits in zip(*columns, strict=True)] == [
+                number.zfill(max(len(a), len(b))) for number in (a, b)
+            ]
+
+
+def test_values_are_those_that_python_has_at_the_end() -> None:
+    for item in drilled("newest value"):
+        question, lines = parts(item)
+        code, asked = question.rsplit("\nValues: ", 1)
+        values: dict[str, Any] = {}
+        exec(code, {}, values)
+        assert lines == [f"{name}={values[name]}" for name in asked.split()]
+
+
+def test_comparisons_are_right() -> None:
+    judge = {
+        "Smaller": lambda a, b: str(min(int(a), int(b))),
+        "Larger": lambda a, b: str(max(int(a), int(b))),
+        "Same": lambda a, b: "yes" if a == b else "no",
+    }
+    for item in drilled("compare"):
+        how, pairs = item.turns[0]["content"].split(": ")
+        expected = [f"{pair} {judge[how](*pair.split())}" for pair in pairs.split(", ")]
+        assert parts(item)[1] == expected
+
+
+# -- the weights at the start ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(5)
+    model = new_model(VOCABULARY).eval()
+    model.set_attn_implementation("eager")
+    return model
+
+
+@torch.no_grad()
+def test_heads_of_the_first_layer_look_back(model: Any) -> None:
+    ids = torch.randint(1000, VOCABULARY, (2, 300))
+    weights = model(input_ids=ids, output_attentions=True).attentions[0]
+    for head, distance in enumerate(TOKENS_BACK):
+        by_distance = [torch.diagonal(weights[:, head], -d, 1, 2)[:, 100:].mean().item() for d in range(100)]
+        assert max(range(100), key=by_distance.__getitem__) == distance
+        assert by_distance[distance] > 0.5
+
+
+@torch.no_grad()
+def test_other_heads_match_like_content_and_copy_it(model: Any) -> None:
+    for layer in model.model.language_model.layers[1:]:
+        attention = layer.self_attn
+        content = torch.randn(200, 128)
+        latent = attention.kv_a_proj_with_mqa(content)[:, : attention.rank]
+        assert torch.equal(attention.q_a_proj(content), latent)
+        up = attention.kv_b_proj(latent).unflatten(-1, (-1, attention.nope + attention.value_dim))
+        query = attention.q_b_proj(latent).unflatten(-1, (-1, attention.nope + attention.rope))[..., : attention.nope]
+        scores = torch.einsum("qhd,khd->hqk", query, up[..., : attention.nope])
+        assert (scores.argmax(-1) == torch.arange(200)).float().mean() > 0.9
+        copied = attention.o_proj(up[..., attention.nope :].flatten(1))
+        likeness = torch.nn.functional.cosine_similarity(copied, content)
+        assert likeness.min() > 0.3
+
+
+def test_the_same_seed_gives_the_same_start() -> None:
+    starts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        starts.append(torch.cat([weight.flatten() for weight in new_model(VOCABULARY).parameters()]))
+    assert [torch.equal(a, b) for a, b in pairwise(starts)] == [True, False]
