@@ -1,4 +1,4 @@
-"""What the demo's decoder is drilled in, and the weights it starts from."""
+"""What the demo's decoder is drilled in, on words and on random tokens, and the weights it starts from."""
 
 import random
 import re
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from small4_conversion.demo import drills
+from small4_conversion.demo import drills, recalling
+from small4_conversion.demo.batches import IGNORED
 from small4_conversion.demo.initial import TOKENS_BACK, new_model
 from small4_conversion.demo.item import Item, is_held_out
 
@@ -85,6 +86,46 @@ def test_comparisons_are_right() -> None:
         how, pairs = item.turns[0]["content"].split(": ")
         expected = [f"{pair} {judge[how](*pair.split())}" for pair in pairs.split(", ")]
         assert parts(item)[1] == expected
+
+
+# -- random tokens ---------------------------------------------------------------------------------------------------------
+
+
+def recalled(sort: Any, size: float) -> list[tuple[list[int], list[int], int]]:
+    """Rows, and where their second half begins."""
+    rng, pieces = random.Random(2), list(range(100, 400))
+    rows = [sort(rng, pieces, size) for _ in range(100)]
+    for ids, labels in rows:
+        assert len(ids) == len(labels)
+        assert all(label in (token, IGNORED) for token, label in zip(ids, labels, strict=True))
+    marks = (recalling.LOOK_UP, recalling.COPY, recalling.BACKWARDS)
+    return [(ids, labels, max(i for i, token in enumerate(ids) if token in marks) + 1) for ids, labels in rows]
+
+
+@pytest.mark.parametrize("size", [0.0, 0.4, 1.0])
+def test_what_is_told_follows_from_what_stood_before(size: float) -> None:
+    for ids, labels, half in recalled(recalling.copy, size):
+        assert ids[1 : 1 + len(ids) - half] == ids[half:] == labels[half:]
+    for ids, labels, half in recalled(recalling.backwards, size):
+        assert ids[1 : half - 1] == ids[half:][::-1] == labels[half:][::-1]
+    for ids, labels, half in recalled(recalling.look_up, size):
+        before = " ".join(map(str, ids[:half]))
+        start = half
+        for i in range(half, len(ids)):  # a pair ends where the labels do
+            if i + 1 == len(ids) or (labels[i] != IGNORED and labels[i + 1] == IGNORED):
+                pair = ids[start : i + 1]
+                assert before.count(f" {' '.join(map(str, pair))} ") == 1
+                assert labels[start] == IGNORED
+                start = i + 1
+
+
+def test_rows_grow() -> None:
+    lengths = [
+        max(len(recalling.row(random.Random(i), list(range(100, 400)), size)[0]) for i in range(60))
+        for size in (0.0, 0.4, 1.0)
+    ]
+    assert lengths[0] < 40
+    assert lengths[0] < lengths[1] < lengths[2]
 
 
 # -- the weights at the start ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Stage:
     decay_steps: int = 0
     rows_per_step: int = 64
     parts_per_step: int = 2
-    matrix_rate: float = 1e-2
+    matrix_rate: float = 5e-3
     other_rate: float = 3e-3
     eye_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -44,13 +44,28 @@ class Looking:
 
 
 @dataclass(frozen=True)
+class Recalling:
+    """The decoder's own lesson; rows are very short for `short_steps`, then grow for `growing_steps`."""
+
+    steps: int = 900
+    short_steps: int = 150
+    growing_steps: int = 450
+    rows_per_step: int = 64
+    warmup_steps: int = 30
+    matrix_rate: float = 5e-3
+    other_rate: float = 3e-3
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """How the shipped checkpoint is trained: the tower on pictures, then everything and many drills, at last long texts and falling rates."""
+    """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything, at last long."""
 
     looking: Looking = Looking()
+    recalling: Recalling = Recalling()
     short: Stage = Stage(
         rows=70_000,
-        steps=2200,
+        steps=1500,
         rows_per_step=32,
         tasks=TASKS | {"drill": 0.6},
         context={64: 1, 96: 2, 128: 2, 192: 2, 256: 2, 384: 1},

@@ -25,6 +25,7 @@ from small4_conversion.demo.data import dataset
 from small4_conversion.demo.initial import new_model
 from small4_conversion.demo.looking import learn_to_look
 from small4_conversion.demo.muon import Muon, parameter_groups
+from small4_conversion.demo.recalling import learn_to_recall
 from small4_conversion.demo.recipe import Recipe, Stage, demo_config
 from small4_conversion.demo.team import Team, run_as_team
 from small4_conversion.demo.vocabulary import VISION, write_tekken
@@ -118,7 +119,8 @@ def learn(team: Team, out: Path, recipe: Recipe) -> None:
     set_seed(recipe.seed)
     model = new_model(len(processor.tokenizer)).to("cuda" if torch.cuda.is_available() else "cpu")
     work: dict[str, Callable[[], None]] = {
-        "looking": lambda: learn_to_look(model, processor.image_processor, recipe.looking, recipe.seed, team)
+        "looking": lambda: learn_to_look(model, processor.image_processor, recipe.looking, recipe.seed, team),
+        "recalling": lambda: learn_to_recall(model, recipe.recalling, recipe.seed, team),
     }
     for number, (name, stage) in enumerate(stages(recipe).items()):
         work[name] = lambda name=name, stage=stage, number=number: talk(  # type: ignore[misc]
