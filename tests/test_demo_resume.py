@@ -19,14 +19,14 @@ import sys
 from pathlib import Path
 
 import torch
-from small4_conversion.demo.recipe import Looking, Recipe, Stage
+from small4_conversion.demo.recipe import Looking, Recalling, Recipe, Stage
 from small4_conversion.demo.train import train
 
 torch.set_num_threads(1)
 tasks = {"picture": 0.5, "arithmetic": 0.5}
 short = Stage(tasks=tasks, rows=12, steps=4, rows_per_step=4, warmup_steps=1, decay_steps=2, save_steps=2)
 long = Stage(tasks=tasks, rows=8, steps=2, rows_per_step=4, warmup_steps=1)
-train(Path(sys.argv[1]), Recipe(looking=Looking(steps=1, pictures_per_step=2), short=short, long=long))
+train(Path(sys.argv[1]), Recipe(looking=Looking(steps=1, pictures_per_step=2), recalling=Recalling(steps=2, rows_per_step=4), short=short, long=long))
 """
 
 
