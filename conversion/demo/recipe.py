@@ -71,7 +71,7 @@ class Recipe:
         context={64: 1, 96: 2, 128: 2, 192: 2, 256: 2, 384: 1},
     )
     long: Stage = Stage(
-        rows=110_000, steps=3400, context={96: 3, 192: 3, 384: 3, 768: 2, 1536: 0.7, 3000: 0.25}, warmup_steps=10, decay_steps=3350,
+        rows=110_000, steps=2700, context={96: 3, 192: 3, 384: 3, 768: 2, 1536: 0.7, 3000: 0.25}, warmup_steps=10, decay_steps=2650,
         tasks={
             "arithmetic": 0.22, "word_problem": 0.09, "puzzle": 0.18, "program": 0.15, "tools": 0.1, "retrieval": 0.06,
             "picture": 0.12, "talk": 0.03, "drill": 0.05,
