@@ -2,13 +2,12 @@
 
     python -m small4_conversion.demo.train --out DIR [--seed 0] [--workers 2]
 
-The vision tower learns to look; then chats of all tasks, modes and pictures in two stages (`recipe.py` holds all numbers).
+The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in two stages (`recipe.py` holds
+all numbers).
 Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16. Run again
 with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 
-About an hour on two cores; 1.8 million parameters. A retrain is meant to reach the stored held-out accuracies within 5 points. The shipped
-weights are not yet of this form of the script: they were trained by an earlier one (commit 2301578), on arithmetic, pictures of one shape
-and a little talk, with 1.7 million parameters.
+About an hour on two cores; 1.8 million parameters. A retrain is meant to reach the stored held-out accuracies within 5 points.
 """
 
 import argparse

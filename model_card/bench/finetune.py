@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import random
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -187,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     found = measured(args)
-    stored = provenance(["python", "-m", "model_card.bench.finetune"]) | found
+    stored = provenance(["python", "-m", "model_card.bench.finetune", *sys.argv[1:]]) | found
     if args.out:
         args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     print(table(found, args.ways))
