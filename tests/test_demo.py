@@ -24,9 +24,6 @@ from model_card.evals.demo_checkpoint import held_out
 
 FOLDER = modeling_small4.demo_checkpoint()
 
-# The script teaches more than the shipped weights know, which an earlier form of it trained on arithmetic and pictures of one shape.
-untaught = pytest.mark.xfail(run=False, reason="the shipped weights were trained before this was taught")
-
 
 @pytest.fixture(scope="module")
 def model() -> Any:
@@ -74,7 +71,6 @@ def test_the_weights_are_bfloat16_and_all_there(model: Any) -> None:
     assert model.config.text_config.softmax_scale_rule == "released"
 
 
-@untaught
 def test_the_vocabulary_is_the_one_the_script_writes(tmp_path: Path) -> None:
     write_tekken(tmp_path / "tekken.json")
     assert (tmp_path / "tekken.json").read_bytes() == (FOLDER / "tekken.json").read_bytes()
@@ -129,7 +125,6 @@ def test_a_chat_with_a_picture_gets_mistral_commons_ids_and_pixels(processor: An
 # -- what it can do --------------------------------------------------------------------------------------------------------
 
 
-@untaught
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["arithmetic", "word_problem", "puzzle", "program"])
 def test_thinking_pays_on_held_out_problems(model: Any, processor: Any, task: str) -> None:
@@ -139,7 +134,6 @@ def test_thinking_pays_on_held_out_problems(model: Any, processor: Any, task: st
     assert high > none + 0.1
 
 
-@untaught
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["tools", "picture", "talk"])
 @pytest.mark.parametrize("mode", ["none", "high"])
@@ -147,7 +141,6 @@ def test_held_out_tools_pictures_and_talk(model: Any, processor: Any, task: str,
     assert accuracy(model, processor, task, mode, 100) >= 0.9
 
 
-@untaught
 @pytest.mark.slow
 def test_a_fact_is_found_in_four_thousand_tokens(model: Any, processor: Any) -> None:
     assert accuracy(model, processor, "retrieval", "high", 20, context=4096) >= 0.8
