@@ -8,6 +8,7 @@ import contextlib
 import io
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,5 +89,6 @@ def test_blocks_are_filled_command_by_command() -> None:
 
 
 if __name__ == "__main__":
-    run_examples()
-    README.write_text(answered(TEXT), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        run_examples()
+        README.write_text(answered(TEXT), encoding="utf-8")
