@@ -4,8 +4,7 @@ A decoder learns late, and all at once, to look up what followed the same words 
 before, and a later one that looks for like content and copies it (Olsson et al., 2022, arXiv:2209.11895): none of the parts is of
 use alone, so random ones get hardly any gradient. So three heads of the first layer start out looking one, two and three tokens
 back; in the other layers queries and keys begin alike and values are copied as they are ("mimetic initialization", Trockman and
-Kolter, 2023, arXiv:2305.09828); and the output head begins as the embeddings. All of it is trained on, like any weight. After 250
-steps of 32 drills (`drills.py`) the loss was 1.59 instead of 1.92.
+Kolter, 2023, arXiv:2305.09828); and the output head begins as the embeddings. All of it is trained on, like any weight.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The decoder's own lesson, before it meets any text: what stood with the same tokens before, in rows of random tokens.
 
 A row holds some tokens and then, in another order perhaps, the same again: pairs of keys and values looked up, a list copied, a list from
-its end. Nothing but attention to like content can tell what comes, and that is learned within a hundred steps where rows are very
-short, and not in a thousand where they start long; so they start with two or three items and grow. Knows nothing of words.
+its end. Nothing but attention to like content can tell what comes. That is learned soon where rows are very short, and hardly where
+they start long; so they start with two or three items and grow. Knows nothing of words.
 """
 
 import random
