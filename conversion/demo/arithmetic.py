@@ -80,7 +80,22 @@ class Problem:
 
 def draw(rng: random.Random, easy: bool = False) -> Item:
     """A problem put into words; its thought works it out."""
-    problem = draw_problem(rng, easy)
+    return _item(draw_problem(rng, easy), rng)
+
+
+def draw_difference(rng: random.Random, easy: bool = False) -> Item:
+    """As `draw`, of differences alone."""
+    while (problem := draw_problem(rng, easy)).sign != "-":
+        pass
+    return _item(problem, rng)
+
+
+def draw_simple(rng: random.Random, easy: bool = False) -> Item:
+    """As `draw`, of two numbers below 10."""
+    return _item(Problem(rng.randrange(10), rng.choice("+-x"), rng.randrange(10)), rng)
+
+
+def _item(problem: Problem, rng: random.Random) -> Item:
     answer = str(problem.answer)
     turns = question_and_answer(ask(problem, rng), answer, think(problem))
     return Item(problem.kind, key(problem), turns, answer, never_held_out=is_simple(problem))

@@ -21,13 +21,14 @@ from small4_conversion.demo import (
     programs,
     puzzles,
     retrieval,
+    small_steps,
     talk,
     tool_use,
     word_problems,
 )
 from small4_conversion.demo.item import Item
 
-# Tasks and how often training draws them.
+# Tasks and how often training draws them. `DRAW` has more, for training alone: drills, and what is easily missed of a task.
 TASKS = {
     "arithmetic": 0.26,
     "word_problem": 0.12,
@@ -48,6 +49,9 @@ DRAW: dict[str, Callable[..., Item]] = {
     "picture": pictures.draw,
     "talk": talk.draw,
     "drill": drills.draw,
+    "small step": drills.draw_small_step,
+    "difference": arithmetic.draw_difference,
+    "table": arithmetic.draw_simple,
 }
 MODES = {"high": 0.7, "none": 0.3}
 MESSAGE = {name: Value("string") for name in ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")}
@@ -74,11 +78,12 @@ def rows(
     tasks: dict[str, float] | None = None,
     modes: dict[str, float] | None = None,
     context: int | dict[int, float] | None = None,
+    in_small_steps: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Endless rows of one split ("train" | "held_out"); the same arguments give the same rows.
 
     `tasks` and `modes` weigh what is drawn; `context` is the length of retrieval's texts in tokens, or lengths and their weights.
-    Held-out rows ask one thing, with no cut thoughts and no gaps.
+    With `in_small_steps`, thoughts of training rows are written out as `small_steps.py` says. Held-out rows ask one thing, with no cut thoughts and no gaps.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"split is {split!r}; allowed are 'train' and 'held_out'")
@@ -87,7 +92,10 @@ def rows(
     while True:
         task, mode = _weighted(tasks, rng), _weighted(modes, rng)
         length = _weighted(context, rng) if isinstance(context, dict) else context
-        yield (_training_row if split == "train" else _held_out_row)(task, mode, length, rng)
+        if split == "train":
+            yield _training_row(task, mode, length, in_small_steps, rng)
+        else:
+            yield _held_out_row(task, mode, length, rng)
 
 
 def dataset(split: str, count: int, seed: int, **draw: Any) -> Dataset:
@@ -125,11 +133,16 @@ def corpus(rng: random.Random) -> Iterator[str]:
         yield '""'.join(question.split('"')[::2])
 
 
-def _training_row(task: str, mode: str, context: int | None, rng: random.Random) -> dict[str, Any]:
+def _training_row(
+    task: str, mode: str, context: int | None, in_small_steps: bool, rng: random.Random
+) -> dict[str, Any]:
     easy = mode == "none" and rng.random() < 0.5
     options = {"context": context, "questions": rng.choice((2, 3, 4))} if task == "retrieval" else {}
     item = _of_split(lambda: DRAW[task](rng, easy=easy, **options), False)
     turns, system = list(item.turns), item.system
+    thought = _small_steps(task, item.key) if in_small_steps else None
+    if thought:
+        turns[-1] = turns[-1] | {"reasoning_content": thought}
     if task in ("arithmetic", "talk") and not system and rng.random() < 0.12:
         turns += _of_split(
             lambda: DRAW[rng.choice(("arithmetic", "talk"))](rng), False, lambda other: not other.system
@@ -145,6 +158,10 @@ def _training_row(task: str, mode: str, context: int | None, rng: random.Random)
     if task == "retrieval" and rng.random() < 0.5:
         gap = rng.randrange(LONGEST_GAP)
     return _row(item, task, mode, system, turns, budget, gap, rng.random() < 0.1)
+
+
+def _small_steps(task: str, key: Any) -> str | None:
+    return small_steps.puzzle(key) if task == "puzzle" else small_steps.program(key) if task == "program" else None
 
 
 def _held_out_row(task: str, mode: str, context: int | None, rng: random.Random) -> dict[str, Any]:

@@ -7,6 +7,9 @@ the attention that does it is learned sooner. Never evaluated. Knows nothing of 
 
 import random
 
+from small4_conversion.demo import small_steps
+from small4_conversion.demo.arithmetic import Problem, is_simple
+from small4_conversion.demo.arithmetic import key as arithmetic_key
 from small4_conversion.demo.item import Item, is_held_out, question_and_answer
 from small4_conversion.demo.puzzles import a_word
 from small4_conversion.demo.words import NAMES, OBJECTS
@@ -18,7 +21,16 @@ Drill = tuple[str, str, str]
 
 def draw(rng: random.Random, easy: bool = False) -> Item:
     """One of the drills; its answer is the recital itself, in either mode without a thought."""
-    kind, question, answer = rng.choice(DRILLS)(rng)
+    return _item(rng.choice(DRILLS)(rng))
+
+
+def draw_small_step(rng: random.Random, easy: bool = False) -> Item:
+    """One of the drills of what thoughts in small steps are made of."""
+    return _item(rng.choice(SMALL_STEPS)(rng))
+
+
+def _item(drill: Drill) -> Item:
+    kind, question, answer = drill
     return Item(kind, question, question_and_answer(question, answer, None), answer)
 
 
@@ -110,3 +122,58 @@ def _compare(rng: random.Random) -> Drill:
 
 
 DRILLS = (_look_up, _look_up, _copy, _backwards, _columns, _newest, _compare)
+
+
+def _spell(rng: random.Random) -> Drill:
+    """Words letter by letter, each letter after its place."""
+    words = [word for word in (a_word(rng) for _ in range(8)) if not is_held_out(("reverse", word))]
+    name, step = rng.choice((("Spell by places", 1), ("Spell by places from the end", -1)))
+    return "spell", f"{name}: {' '.join(words)}", "\n".join(small_steps.letters(word, step=step) for word in words)
+
+
+def _facts(rng: random.Random) -> Drill:
+    """Single steps of arithmetic, as columns need them."""
+    lines: list[str] = []
+    while len(lines) < 12:
+        a, b, c = rng.randrange(10), rng.randrange(10), rng.randrange(1, 9)
+        left, sign, right, carry = rng.choice(
+            (
+                (a, "+", b, ""), (a, "+", b, "+1"), (a, "x", b, ""), (a, "x", b, f"+{c}"), (a, "-", b, ""), (a + b, "-", b, ""),
+                (a + b + 1, "-", b, "-1"), (10 * c + a, "+", b, ""),
+            )
+        )  # fmt: skip
+        problem = Problem(left, sign, right)
+        if is_simple(problem) or not is_held_out(arithmetic_key(problem)):
+            lines.append(f"{problem}{carry}={problem.answer + int(carry or 0)}")
+    return "facts", f"Facts: {', '.join(line.split('=')[0] for line in lines)}", "\n".join(lines)
+
+
+def _put_in(rng: random.Random) -> Drill:
+    """Values of variables put into expressions and conditions."""
+    names = rng.sample(LETTERS, rng.randint(2, 4))
+    values = {name: rng.randrange(20) for name in names}
+    asked, answers = [], []
+    for _ in range(6):
+        a, b, sign = rng.choice(names), rng.choice(names), rng.choice("+-*<>")
+        asked.append(f"{a} {sign} {b}")
+        worked = f"{a}{sign}{b}: {values[a]}{sign}{values[b]}"
+        if sign in "<>":
+            worked += f": {'yes' if (values[a] < values[b]) == (sign == '<') and values[a] != values[b] else 'no'}"
+        answers.append(worked)
+    lines = "\n".join(f"{name} = {value}" for name, value in values.items())
+    return "put in", f"{lines}\nPut in: {', '.join(asked)}", "\n".join(answers)
+
+
+def _best(rng: random.Random) -> Drill:
+    """Lists, each walked along for its largest or smallest."""
+    name, largest = rng.choice((("Largest", True), ("Smallest", False)))
+    lists: list[list[int]] = []
+    while len(lists) < 3:
+        numbers = rng.sample(range(1, rng.choice((10, 20, 100, 100))), rng.randint(3, 6))
+        if not is_held_out(("max" if largest else "min", numbers)):
+            lists.append(numbers)
+    question = f"{name} of each: {'; '.join(', '.join(map(str, numbers)) for numbers in lists)}"
+    return "best", question, "\n".join(small_steps.best(numbers, largest) for numbers in lists)
+
+
+SMALL_STEPS = (_spell, _spell, _facts, _put_in, _best)

@@ -12,7 +12,8 @@ from modeling_small4 import Small4Config
 class Stage:
     """A stage of chats. Rates rise in `warmup_steps`, stay, and fall to zero in the last `decay_steps`.
 
-    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths. `eye_rate` is Adam's for the vision
+    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths; `in_small_steps` writes thoughts of puzzles and
+    programs out (`small_steps.py`). `eye_rate` is Adam's for the vision
     tower and projector; all other matrices go by Muon at `matrix_rate`, the rest by Adam at `other_rate`.
     """
 
@@ -20,6 +21,7 @@ class Stage:
     steps: int
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
     context: dict[int, float] | None = None
+    in_small_steps: bool = False
     warmup_steps: int = 30
     decay_steps: int = 0
     rows_per_step: int = 64
@@ -59,7 +61,7 @@ class Recalling:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything, at last long."""
+    """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything: short, long, in small steps."""
 
     looking: Looking = Looking()
     recalling: Recalling = Recalling()
@@ -75,6 +77,13 @@ class Recipe:
         tasks={
             "arithmetic": 0.22, "word_problem": 0.09, "puzzle": 0.18, "program": 0.15, "tools": 0.1, "retrieval": 0.06,
             "picture": 0.12, "talk": 0.03, "drill": 0.05,
+        },
+    )  # fmt: skip
+    careful: Stage = Stage(
+        rows=110_000, steps=3300, context={192: 2, 768: 2, 1536: 1, 3000: 0.5, 4500: 0.15}, in_small_steps=True, decay_steps=3270,
+        tasks={
+            "arithmetic": 0.13, "difference": 0.09, "table": 0.04, "word_problem": 0.07, "puzzle": 0.16, "program": 0.16,
+            "tools": 0.07, "retrieval": 0.05, "picture": 0.08, "talk": 0.03, "drill": 0.03, "small step": 0.09,
         },
     )  # fmt: skip
     seed: int = 0

@@ -50,10 +50,10 @@ def cut(item: Item, rng: random.Random) -> Item:
     last = item.turns[end]
     if not last["tool_calls"]:
         kind = item.kind if item.kind == "no call" else "answer"
-        return Item(kind, item.key, item.turns[: end + 1], last["content"], tools=item.tools)
+        return Item(kind, item.key, item.turns[: end + 1], last["content"], item.system, item.tools)
     calls = [call["function"] for call in last["tool_calls"]]
     kind = "two calls" if len(calls) == 2 else "second call" if end > 1 else "one call"
-    return Item(kind, item.key, item.turns[: end + 1], json.dumps(calls), tools=item.tools)
+    return Item(kind, item.key, item.turns[: end + 1], json.dumps(calls), item.system, item.tools)
 
 
 def call(name: str, arguments: dict[str, Any], number: int) -> dict[str, Any]:
