@@ -147,18 +147,19 @@ def _pixels(image: Image.Image, top: int, bottom: int) -> np.ndarray:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    return image.mode in ("1", "L") and "transparency" not in image.info
+    return image.mode == "LA" or (image.mode in ("1", "L", "I", "F", "I;16") and not image.has_transparency_data)
 
 
 def _flat(image: Image.Image) -> Image.Image:
     """RGB with transparency composited on white, as mistral-common does it; grey stays one channel."""
-    if _is_grey(image):
-        return image.convert("L")
-    if image.mode != "RGBA":
+    mode = "L" if _is_grey(image) else "RGB"
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    if image.mode not in ("LA", "RGBA"):
         image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "WHITE")
-    white.paste(image, (0, 0), image)
-    return white.convert("RGB")
+    white = Image.new(mode, image.size, "WHITE")
+    white.paste(image.convert(mode), (0, 0), image.getchannel("A"))
+    return white
 
 
 def _resize_rows(source: _Source, rows: _Rows | None, begin: int, end: int, added: np.ndarray) -> np.ndarray:
