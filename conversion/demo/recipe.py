@@ -80,7 +80,7 @@ class Recipe:
         },
     )  # fmt: skip
     careful: Stage = Stage(
-        rows=110_000, steps=3300, context={192: 2, 768: 2, 1536: 1, 3000: 0.5, 4500: 0.15}, in_small_steps=True, decay_steps=3270,
+        rows=110_000, steps=2700, context={192: 3, 768: 2, 1536: 0.8, 3000: 0.4}, in_small_steps=True, decay_steps=2670,
         tasks={
             "arithmetic": 0.13, "difference": 0.09, "table": 0.04, "word_problem": 0.07, "puzzle": 0.16, "program": 0.16,
             "tools": 0.07, "retrieval": 0.05, "picture": 0.08, "talk": 0.03, "drill": 0.03, "small step": 0.09,
