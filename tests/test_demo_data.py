@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small4_conversion.demo import arithmetic, puzzles, scenes, tool_use
+from small4_conversion.demo import arithmetic, puzzles, scenes, small_steps, tool_use
 from small4_conversion.demo.arithmetic import Problem
 from small4_conversion.demo.batches import IGNORED, Parts, chat, collate, cost, cut_thought, positions
-from small4_conversion.demo.data import DRAW, TASKS, dataset
+from small4_conversion.demo.data import DRAW, TASKS, dataset, rows
 from small4_conversion.demo.item import Item, is_held_out
 from small4_conversion.demo.judge import correct
 from small4_conversion.demo.muon import Muon, orthogonal
@@ -82,6 +82,58 @@ def test_programs_print_what_the_thought_arrives_at() -> None:
         for line in thought(item):
             for step in re.findall(r"(?:^|=)(\d+[-+x]\d+)=(\d+)", line):
                 assert eval(step[0].replace("x", "*")) == int(step[1])
+
+
+def test_programs_in_small_steps_arrive_at_what_is_printed_over_true_equations() -> None:
+    for item in items("program", 1500):
+        thought = small_steps.program(str(item.key))
+        last = thought.split("\n")[-1]
+        if item.kind in ("variables", "if and else", "loop"):
+            assert last.split("=")[-1] == item.answer
+        for step in re.findall(r"=(\d+[-+x]\d+)=(\d+)", thought):
+            assert eval(step[0].replace("x", "*")) == int(step[1])
+        for a, sign, b, said in re.findall(r": (\d+)([<>])(\d+): (yes|no)", thought):
+            assert (int(a) < int(b) if sign == "<" else int(a) > int(b)) == (said == "yes")
+
+
+def test_puzzles_in_small_steps_arrive_at_their_answer() -> None:
+    for item in items("puzzle", 1500):
+        thought = small_steps.puzzle(item.key)  # type: ignore[arg-type]
+        if thought is None:
+            assert item.kind in ("length of a word", "reverse a list", "pick from a list", "length of a list")
+            continue
+        first, *_, last = [*thought.split("\n"), thought.split("\n")[-1]]
+        if item.kind == "reverse a word":
+            assert re.sub(r"[\d ]", "", first) == quoted(item.turns[0]["content"])
+            assert re.sub(r"\d", "", last) == item.answer
+        elif item.kind == "sort numbers":
+            *picks, rest = re.findall(r"^(\d+): (.*)$", thought, re.MULTILINE)
+            assert ", ".join([*(pick for pick, _ in picks), rest[0], rest[1]]) == item.answer
+        else:
+            assert last.endswith(item.answer)
+        for a, b, better in re.findall(r"(\d+),(\d+):(\d+)", thought):
+            assert better in (a, b)
+
+
+def test_held_out_tool_rows_keep_the_system_prompt_they_are_asked_under() -> None:
+    asked = [row for row in dataset("held_out", 300, 5, tasks={"tools": 1.0}) if row["kind"] == "no call"]
+    under = [row for row in asked if row["messages"][0]["role"] == "system"]
+    assert asked
+    assert under
+    named = [row for row in asked if "name is" in row["answer"]]
+    assert all(row["messages"][0]["role"] == "system" for row in named)
+
+
+def test_small_steps_change_thoughts_alone() -> None:
+    draw = {"tasks": {"puzzle": 0.5, "program": 0.5}, "modes": {"high": 1.0}}
+    plain, small = rows("train", 3, **draw), rows("train", 3, **draw, in_small_steps=True)  # type: ignore[arg-type]
+    changed = 0
+    for _ in range(60):
+        (*before, answer), (*before_small, answer_small) = next(plain)["messages"], next(small)["messages"]
+        assert before == before_small
+        changed += answer["reasoning_content"] != answer_small["reasoning_content"]
+        assert answer | {"reasoning_content": ""} == answer_small | {"reasoning_content": ""}
+    assert changed > 20
 
 
 def printed(code: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from small4_conversion.demo import drills, recalling
+from small4_conversion.demo.arithmetic import Problem, is_simple
+from small4_conversion.demo.arithmetic import key as arithmetic_key
 from small4_conversion.demo.batches import IGNORED
 from small4_conversion.demo.initial import TOKENS_BACK, new_model
 from small4_conversion.demo.item import Item, is_held_out
@@ -18,6 +20,13 @@ VOCABULARY = 1400
 def drilled(kind: str, count: int = 60) -> list[Item]:
     rng = random.Random(8)
     items = [item for item in (drills.draw(rng) for _ in range(12 * count)) if item.kind == kind]
+    assert len(items) >= count // 2
+    return items
+
+
+def in_small_steps(kind: str, count: int = 60) -> list[Item]:
+    rng = random.Random(8)
+    items = [item for item in (drills.draw_small_step(rng) for _ in range(8 * count)) if item.kind == kind]
     assert len(items) >= count // 2
     return items
 
@@ -171,3 +180,44 @@ def test_the_same_seed_gives_the_same_start() -> None:
         torch.manual_seed(seed)
         starts.append(torch.cat([weight.flatten() for weight in new_model(VOCABULARY).parameters()]))
     assert [torch.equal(a, b) for a, b in pairwise(starts)] == [True, False]
+
+
+def test_facts_are_true_and_no_held_out_problem() -> None:
+    for item in in_small_steps("facts"):
+        asked = item.turns[0]["content"].split(": ")[1].split(", ")
+        for step, line in zip(asked, parts(item)[1], strict=True):
+            assert line == f"{step}={eval(step.replace('x', '*'))}"
+            left, sign, right = re.fullmatch(r"(\d+)([-+x])(\d+)(?:[-+]\d)?", step).groups()  # type: ignore[union-attr]
+            problem = Problem(int(left), sign, int(right))
+            assert is_simple(problem) or not is_held_out(arithmetic_key(problem))
+
+
+def test_letters_by_places_are_those_of_words_not_held_out() -> None:
+    for item in in_small_steps("spell"):
+        how, said = item.turns[0]["content"].split(": ")
+        for word, line in zip(said.split(), parts(item)[1], strict=True):
+            places = [f"{i}{letter}" for i, letter in enumerate(word, 1)]
+            assert line.split() == (places[::-1] if "end" in how else places)
+            assert not is_held_out(("reverse", word))
+
+
+def test_values_are_put_in_and_conditions_judged_as_python_does() -> None:
+    for item in in_small_steps("put in"):
+        program, asked = item.turns[0]["content"].split("\nPut in: ")
+        values: dict[str, int] = {}
+        exec(program, values)
+        for expression, line in zip(asked.split(", "), parts(item)[1], strict=True):
+            shown, put, *judged = line.split(": ")
+            assert shown == expression.replace(" ", "")
+            assert eval(put) == eval(expression, values)
+            assert judged == ([] if not set("<>") & set(put) else ["yes" if eval(put) else "no"])
+
+
+def test_the_best_of_each_list_is_found_in_the_last_comparison() -> None:
+    for item in in_small_steps("best"):
+        how, said = item.turns[0]["content"].split(" of each: ")
+        pick = max if how == "Largest" else min
+        for numbers, line in zip(said.split("; "), parts(item)[1], strict=True):
+            listed = [int(number) for number in numbers.split(", ")]
+            assert int(line.split(":")[-1]) == pick(listed)
+            assert not is_held_out((pick.__name__, listed))
