@@ -83,9 +83,9 @@ def _run(statement: ast.stmt, values: dict[str, Any]) -> list[str]:
             lines = [line for each in (body if true else other) for line in _run(each, values)]
             lines[0] = f"{'if' if true else 'else'}: {lines[0]}"
             return [f"{left}{shown}{right}: {a}{shown}{b}: {'yes' if true else 'no'}", *lines]
-        case ast.For(target=ast.Name(index), iter=ast.Call(args=[ast.Constant(times)]), body=body):
+        case ast.For(target=ast.Name(index), iter=ast.Call(args=[ast.Constant(int(times))]), body=body):
             lines = []
-            for values[index] in range(int(times)):  # type: ignore[call-overload]
+            for values[index] in range(times):
                 lines += [f"{index}={values[index]} {line}" for each in body for line in _run(each, values)]
             return lines
         case ast.AugAssign(target=ast.Name(name), value=value):
@@ -110,8 +110,8 @@ def _printed(printed: ast.expr, values: dict[str, Any]) -> str:
             if isinstance(held, list):
                 return " ".join(f"{i}:{number}" for i, number in enumerate(held)) + f"\n{index}:{held[index]}"
             return f"{letters(held, first=0)}\n{index}{held[index]}"
-        case ast.Call(func=ast.Attribute(value=ast.Name(name)), args=[ast.Constant(letter)]):
-            return f"{letter}: {counted(values[name], str(letter))}"
+        case ast.Call(func=ast.Attribute(value=ast.Name(name)), args=[ast.Constant(str(letter))]):
+            return f"{letter}: {counted(values[name], letter)}"
         case ast.Call(func=ast.Name(how), args=[ast.Name(name)]):
             return _of_all(how, values[name])
     raise ValueError(f"no thought for {ast.unparse(printed)!r}; allowed is what `programs` prints")
