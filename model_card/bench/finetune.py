@@ -63,7 +63,7 @@ def training_rows(
 
 def own_rows(collator: Small4DataCollator, kinds: set[str], seed: int) -> Iterator[dict[str, Any]]:
     """The demo's training rows of these kinds, without cut thoughts and gaps."""
-    for row in data.rows("train", seed):
+    for row in data.rows("train", seed, in_small_steps=True):
         if row["kind"] in kinds and row["budget"] < 0 and not row["gap"] and collator.fits(own := own_row(row)):
             yield own
 
