@@ -8,55 +8,55 @@ from small4_conversion.demo.vocabulary import VISION
 from modeling_small4 import Small4Config
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage of chats. Rates rise in `warmup_steps`, stay, and fall to zero in the last `decay_steps`.
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """Steps and rates that every part of training has. Rates rise in `warmup_steps`; matrices go by Muon at `matrix_rate`, the rest by Adam
+    at `other_rate`."""
 
-    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths; `in_small_steps` writes thoughts of puzzles and
-    programs out (`small_steps.py`). `eye_rate` is Adam's for the vision
-    tower and projector; all other matrices go by Muon at `matrix_rate`, the rest by Adam at `other_rate`.
-    """
-
-    rows: int
     steps: int
-    tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
-    context: dict[int, float] | None = None
-    in_small_steps: bool = False
     warmup_steps: int = 30
-    decay_steps: int = 0
-    rows_per_step: int = 64
-    parts_per_step: int = 2
     matrix_rate: float = 5e-3
     other_rate: float = 3e-3
-    eye_rate: float = 1e-3
     weight_decay: float = 0.05
-    save_steps: int = 150
 
 
-@dataclass(frozen=True)
-class Looking:
-    """The vision tower's own lesson; rates as in `Stage`, falling over the second half."""
+@dataclass(frozen=True, kw_only=True)
+class Looking(Lesson):
+    """The vision tower's own lesson; rates fall over the second half."""
 
     steps: int = 2400
     pictures_per_step: int = 48
-    warmup_steps: int = 30
     matrix_rate: float = 3e-3
     other_rate: float = 2e-3
-    weight_decay: float = 0.05
 
 
-@dataclass(frozen=True)
-class Recalling:
+@dataclass(frozen=True, kw_only=True)
+class Recalling(Lesson):
     """The decoder's own lesson; rows are very short for `short_steps`, then grow for `growing_steps`."""
 
     steps: int = 900
     short_steps: int = 150
     growing_steps: int = 450
     rows_per_step: int = 64
-    warmup_steps: int = 30
-    matrix_rate: float = 5e-3
-    other_rate: float = 3e-3
-    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Lesson):
+    """A stage of chats. Rates fall to zero in the last `decay_steps`; `eye_rate` is Adam's for the vision tower and projector.
+
+    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths; `in_small_steps` writes thoughts of puzzles and
+    programs out (`small_steps.py`).
+    """
+
+    rows: int
+    tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
+    context: dict[int, float] | None = None
+    in_small_steps: bool = False
+    decay_steps: int = 0
+    rows_per_step: int = 64
+    parts_per_step: int = 2
+    eye_rate: float = 1e-3
+    save_steps: int = 150
 
 
 @dataclass(frozen=True)
