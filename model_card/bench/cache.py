@@ -41,7 +41,7 @@ def bytes_per_token(bits: int, tokens: int = 256) -> dict[str, Any]:
 def conversations(questions: int, pictures: int) -> list[list[dict[str, Any]]]:
     """Sums, differences and drawn shapes, the same ones each time."""
     chance = random.Random(0)
-    made = []
+    made: list[list[dict[str, Any]]] = []
     for index in range(questions):
         first, second = (chance.randrange(10 ** chance.randint(1, 4)) for _ in range(2))
         sign = "+" if index % 2 or second > first else "-"
@@ -69,7 +69,7 @@ def drawn(chance: random.Random) -> Image.Image:
 def compared(model: Small4ForCausalLM, inputs: Any, mode: str, new: int) -> dict[str, Any]:
     """One batch of prompts, answered with both caches and by the other kernel: rows with the same tokens, and errors of the logits of all
     their tokens."""
-    wanted = {"max_new_tokens": new, "do_sample": False, "reasoning_mode": mode}
+    wanted: dict[str, Any] = {"max_new_tokens": new, "do_sample": False, "reasoning_mode": mode}
     exact = model.generate(**inputs, **wanted)
     coded = model.generate(**inputs, **wanted, cache_implementation="latent_8bit")
     model.set_attn_implementation("eager")

@@ -102,7 +102,10 @@ def compared(args: argparse.Namespace, runs: dict[str, Run], what: str) -> dict[
     row: dict[str, Any] = {}
     for name, run in runs.items():
         row[f"{name}_peak_bytes"] = peak_bytes(lambda: outputs.append(run()), args.device)  # noqa: B023
-    return row | {"relative_error": relative_error(*outputs, what)} if len(outputs) == 2 else row
+    if len(outputs) == 2:
+        mine, other = outputs
+        row["relative_error"] = relative_error(mine, other, what)
+    return row
 
 
 def main() -> None:

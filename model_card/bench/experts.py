@@ -54,7 +54,8 @@ def measured(args: argparse.Namespace, experts: Small4Experts, tokens: int) -> d
     generator = torch.Generator(args.device).manual_seed(tokens)
     hidden = torch.empty(tokens, experts.hidden_dim, dtype=args.dtype, device=args.device).normal_(generator=generator)
     scores = torch.rand(tokens, experts.num_experts, device=args.device, generator=generator).softmax(dim=-1)
-    weights, index = scores.topk(experts.config.num_experts_per_tok)
+    config: Any = experts.config
+    weights, index = scores.topk(config.num_experts_per_tok)
     inputs = hidden, index, (weights / weights.sum(dim=-1, keepdim=True)).to(args.dtype)
     wide = experts.gate_up_proj[0].numel() * experts.gate_up_proj.element_size()
     fits = index.numel() * wide <= args.copies

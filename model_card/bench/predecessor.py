@@ -10,7 +10,7 @@ outputs in common; what is checked first is that each side's steps behind a cach
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,7 +81,9 @@ def check(model: Any, cache: Any, device: torch.device, what: str) -> None:
     relative_error(step(model, ids[:, -8:], cache), whole, f"{what} behind a cache")
 
 
-def whole(args: argparse.Namespace, layers: list[Callable], heads: list[Callable], tokens: int) -> dict[str, Any]:
+def whole(
+    args: argparse.Namespace, layers: Sequence[Callable], heads: Sequence[Callable], tokens: int
+) -> dict[str, Any]:
     """One row: milliseconds of whole models from those of a layer and of a head, and the ratios."""
     layer = interleaved(args, layers[0], transformers=layers[1], same_kernel=layers[2])
     head = interleaved(args, heads[0], transformers=heads[1], same_kernel=heads[2])

@@ -93,7 +93,12 @@ def memory(side: str, args: argparse.Namespace, sizes: dict[str, Any]) -> dict[s
     """Bytes of the weights, and the most held in two steps: weights, gradients, optimiser and activations."""
     trainer = Trainer(side, args, sizes)
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
-    beyond = peak_bytes(lambda: (trainer.step(), trainer.step()), args.device)
+
+    def two_steps() -> None:
+        trainer.step()
+        trainer.step()
+
+    beyond = peak_bytes(two_steps, args.device)
     return {"weights_bytes": weights, "peak_bytes": weights + beyond}
 
 
