@@ -17,6 +17,8 @@ from transformers.cache_utils import Cache
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer, PipelineStage
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalLMOutputWithPast
 
+from .cache_name import CACHE, host_named
+
 _INNER = "model.language_model."
 _SIGHT = ("vision_tower", "multi_modal_projector")
 _IMAGES = ("pixel_values", "image_sizes", "mm_encoder_outputs")
@@ -108,8 +110,8 @@ def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
 
     def forward(*args: Any, **kwargs: Any) -> MoeCausalLMOutputWithPast:
         given = dict(signature.bind_partial(*args, **kwargs).arguments)
-        given |= given.pop("kwargs", {})
-        cache = given.get("past_key_values")
+        given = host_named(given | given.pop("kwargs", {}))
+        cache = given.get(CACHE)
         if isinstance(cache, Cache):
             del cache.layers[layers:]
         weight = next(model.parameters())
@@ -126,7 +128,7 @@ def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
             output = model.model(**{name: value for name, value in given.items() if name not in _HEAD_ONLY})
             stage.communicate("send_forward", tensor=output.last_hidden_state, **where)
         return MoeCausalLMOutputWithPast(
-            logits=stage.broadcast_from_last(logits, **where), past_key_values=output.past_key_values
+            logits=stage.broadcast_from_last(logits, **where), **{CACHE: getattr(output, CACHE)}
         )
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
