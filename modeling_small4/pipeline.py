@@ -1,6 +1,6 @@
 """Pipeline parallelism: each process holds some of the decoder's layers and hands its result to the next.
 
-transformers 5.23 cuts models whose base model is the decoder itself (`apply_pipeline_parallelism` reads `base_model.layers`, and fails
+transformers (5.24) cuts models whose base model is the decoder itself (`apply_pipeline_parallelism` reads `base_model.layers`, and fails
 with AttributeError where a tower stands beside the decoder). Here the same stages are cut for Small 4; the first one sees the images.
 For inference. Must not know: what a layer computes.
 """
