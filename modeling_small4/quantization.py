@@ -1,7 +1,7 @@
 """Loading of other spellings: published tensor names, and FP8 weights that are expanded where FP8 cannot be computed with.
 
 Two layouts of FP8 exist: the published one with one scale per expert, `gate_up_proj_scale_inv` [E, 1, 1], and ours with one each for
-gate and up rows, [E, 2, 1]. transformers (5.24) applies neither to fused experts, casts some tensors only, and would quantise again
+gate and up rows, [E, 2, 1]. transformers 5.23 applies neither to fused experts, casts some tensors only, and would quantise again
 on saving; so its conversions are replaced here, for one load at a time. Knows nothing of the model's computation.
 """
 
