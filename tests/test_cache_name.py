@@ -82,3 +82,17 @@ def test_a_task_head_hands_it_on() -> None:
         output = model(ids, attention_mask=torch.ones_like(ids), **{CACHE: cache})
     assert output[CACHE] is cache
     assert cache.get_seq_length() == 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_takes_it_away(name: str) -> None:
+    """Layers are run twice then; a cache would be extended twice."""
+    model, ids, found = CASE.models()[0].train(), text_ids(CASE, length=12), []
+    cache = LatentCache(model.config)
+    for options in ({}, {name: cache}):
+        model.zero_grad()
+        model(ids, labels=ids, **options).loss.backward()
+        found.append(model.lm_head.weight.grad.clone())
+        model.gradient_checkpointing_enable()
+    torch.testing.assert_close(*found)
+    assert cache.get_seq_length() == 0
