@@ -179,7 +179,7 @@ def _warnings(source: Checkpoint, options: Options) -> list[str]:
         )
     if precision == "fp8" and options.dtype == "keep" and options.to == "transformers":
         out.append(
-            "transformers 5.23 drops the experts' scales when it dequantises (on CPU and older GPUs) and computes garbage; "
+            "transformers (up to 5.24) drops the experts' scales when it dequantises (on CPU and older GPUs) and computes garbage; "
             "use --dtype bfloat16 for it, or load this folder with modeling_small4"
         )
     words = llama_cpp_arguments(source.config) if options.to == "transformers" else ""

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .blocks import BLOCK, LongPrefill, SoftmaxPart, attend_part, merge
 from .cache import extend
 from .grouped import is_plain_linear, linear
+from .paged import PagedBatch
 from .rope import Positions, rotate_pairs
 
 # Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.
@@ -91,24 +92,25 @@ class Small4Attention(nn.Module):
         hidden_states: torch.Tensor,
         positions: Positions,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | PagedBatch | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             hidden_states: `[B, Q, hidden_size]`.
             attention_mask: What the chosen attention implementation takes.
+            cache: Extended by the new tokens; in continuous batching, the pages of all requests.
 
         Returns:
             Output `[B, Q, hidden_size]`, and attention weights `[B, H, Q, L]` from the eager implementation, else None.
         """
         query = self.project_query(hidden_states, positions)
         tokens = self.project_tokens(hidden_states, positions)
-        if (batch := kwargs.pop("cache", None)) is not None:
-            output, weights = batch.attend(self.attend, query, tokens, attention_mask, self.layer_idx, kwargs)
+        if isinstance(cache, PagedBatch):
+            output, weights = cache.attend(self.attend, query, tokens, attention_mask, self.layer_idx, kwargs)
         else:
-            if past_key_values is not None:
-                tokens = extend(past_key_values, tokens, self.rank, self.layer_idx)
+            if cache is not None:
+                tokens = extend(cache, tokens, self.rank, self.layer_idx)
             output, weights = self.attend(query, tokens, attention_mask, **kwargs)
         return linear(self.o_proj, output.flatten(2)), weights
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from .cache_name import CACHE
 from .options import Options, shift_lengths
 from .presets import refuse
 from .prompt import Prompt
@@ -19,7 +20,7 @@ ROWS = 64  # prompts at work at the same time
 TOKENS = 2**18  # and tokens that they may come to
 PAGE = 64
 PER_PROCESSOR = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}  # what continuous batching keeps to
-PER_ROW = ("past_key_values", "inputs_embeds", "position_ids", "mm_encoder_outputs", "assistant_model", "streamer")
+PER_ROW = (CACHE, "inputs_embeds", "position_ids", "mm_encoder_outputs", "assistant_model", "streamer")
 
 Run = Callable[[dict[str, Any], Options, Any, int | None], torch.Tensor]
 

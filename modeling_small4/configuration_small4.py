@@ -114,7 +114,7 @@ class Small4TextConfig(_Small4BaseConfig):
 
     model_type = "small4_text"
     base_config_key = "text_config"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
     attribute_map = {"num_local_experts": "n_routed_experts", "num_experts": "n_routed_experts"}  # noqa: RUF012
     base_model_tp_plan = {  # noqa: RUF012
         "layers.*.self_attn.q_proj": "colwise",

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices, packed_sequence_mask_function
 from transformers.modeling_layers import (
     GenericForSequenceClassification,
@@ -29,6 +30,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import Small4Attention, four_dimensional_mask
 from .blocks import long_prefill
 from .cache import LatentCache
+from .cache_name import CACHE, NAMES, one_cache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .generation import Small4GenerationMixin
 from .grouped import linear
@@ -79,13 +81,11 @@ class Small4DecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         positions: Positions,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """`[batch, length, hidden_size]` to the same."""
-        attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states), positions, attention_mask, past_key_values, **kwargs
-        )
+        """`[batch, length, hidden_size]` to the same. The cache has transformers' name, by which checkpointing takes it away."""
+        cache = kwargs.pop(CACHE, None)
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), positions, attention_mask, cache, **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
@@ -98,7 +98,7 @@ class Small4PreTrainedModel(Small4LoadingMixin, PreTrainedModel):
     input_modalities: tuple[str, ...] = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["Small4DecoderLayer", "Small4VisionLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(NAMES)  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -143,9 +143,10 @@ class Small4TextModel(Small4PreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | PagedAttentionCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """
@@ -155,47 +156,57 @@ class Small4TextModel(Small4PreTrainedModel):
                 attends) or additive, which then says all, also what is causal.
             position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed sequences, which do not
                 see one another; no cache is made then. Positions left out do so too, unless there is a mask.
-            past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
+            cache, or past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
 
         Raises:
-            ValueError: Both or none of `input_ids` and `inputs_embeds`.
+            ValueError: Both or none of `input_ids` and `inputs_embeds`, or a cache under both names.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        packed = None
-        if position_ids is not None and past_key_values is None:
+        cache, packed = one_cache(cache, past_key_values), None
+        if position_ids is not None and cache is None:
             packed = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask is not None)
-        if use_cache and past_key_values is None and packed is None and not self.training:
-            past_key_values = LatentCache(self.config)
+        if use_cache and cache is None and packed is None and not self.training:
+            cache = LatentCache(self.config)
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            seen = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
 
-        mask = long_prefill(self.config, attention_mask, past_key_values, inputs_embeds.shape[1], kwargs)
-        if mask is None:
-            mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                and_mask_function=None if packed is None else packed_sequence_mask_function(packed),
-            )
-            mask = four_dimensional_mask(mask, self.config._attn_implementation, inputs_embeds.dtype)
-        if kwargs.get("cache") is not None:  # continuous batching
-            kwargs["cache"] = PagedBatch.of(kwargs["cache"], mask, kwargs)
+        if isinstance(cache, PagedAttentionCache):  # continuous batching, which brings its mask
+            mask, cache = attention_mask, PagedBatch.of(cache, attention_mask, kwargs)
+        else:
+            mask = self._mask(attention_mask, cache, inputs_embeds, packed, kwargs)
         hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
                 hidden_states,
                 positions,
                 attention_mask=mask,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
+                **{CACHE: cache},
                 **kwargs,
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return MoeModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), **{CACHE: None if isinstance(cache, PagedBatch) else cache}
+        )
+
+    def _mask(
+        self,
+        given: torch.Tensor | None,
+        cache: Cache | None,
+        inputs_embeds: torch.Tensor,
+        packed: torch.Tensor | None,
+        wanted: dict[str, Any],
+    ) -> Any:
+        """What the attention implementation takes for a mask, or what stands in for one where a long prompt goes block by block."""
+        blocks = long_prefill(self.config, given, cache, inputs_embeds.shape[1], wanted)
+        if blocks is not None:
+            return blocks
+        apart = None if packed is None else packed_sequence_mask_function(packed)
+        mask = create_causal_mask(self.config, inputs_embeds, given, cache, and_mask_function=apart)
+        return four_dimensional_mask(mask, self.config._attn_implementation, inputs_embeds.dtype)
 
 
 def packed_sequences(position_ids: torch.Tensor, masked: bool) -> torch.Tensor | None:
@@ -313,11 +324,12 @@ class Small4Model(Small4PreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | PagedAttentionCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         image_sizes: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> Small4ModelOutputWithPast:
         """Text arguments as in `Small4TextModel.forward`, images as in `get_image_features`.
@@ -346,7 +358,7 @@ class Small4Model(Small4PreTrainedModel):
         output = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -403,7 +415,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | PagedAttentionCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -411,6 +423,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
         image_sizes: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         output_router_logits: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> Small4CausalLMOutputWithPast:
         """As `Small4Model.forward`, and:
@@ -423,7 +436,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             output_router_logits: Default `config.text_config.output_router_logits`.
 
         Returns:
-            `logits` `[batch, kept, vocab_size]`, `loss`, `aux_loss`, `router_logits`, `past_key_values`, ...
+            `logits` `[batch, kept, vocab_size]`, `loss`, `aux_loss`, `router_logits`, the cache under transformers' name for it, ...
         """
         text_config: Small4TextConfig = self.config.text_config
         if output_router_logits is None:
@@ -433,7 +446,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             image_sizes=image_sizes,
@@ -459,11 +472,11 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             loss=loss,
             aux_loss=aux_loss,
             logits=logits,
-            past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             router_logits=output.router_logits,
             image_hidden_states=output.image_hidden_states,
+            **{CACHE: getattr(output, CACHE)},
         )
 
 

@@ -1,6 +1,6 @@
 """Pipeline parallelism: each process holds some of the decoder's layers and hands its result to the next.
 
-transformers 5.23 cuts models whose base model is the decoder itself (`apply_pipeline_parallelism` reads `base_model.layers`, and fails
+transformers (5.24) cuts models whose base model is the decoder itself (`apply_pipeline_parallelism` reads `base_model.layers`, and fails
 with AttributeError where a tower stands beside the decoder). Here the same stages are cut for Small 4; the first one sees the images.
 For inference. Must not know: what a layer computes.
 """
@@ -16,6 +16,8 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer, PipelineStage
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalLMOutputWithPast
+
+from .cache_name import CACHE, host_named
 
 _INNER = "model.language_model."
 _SIGHT = ("vision_tower", "multi_modal_projector")
@@ -108,8 +110,8 @@ def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
 
     def forward(*args: Any, **kwargs: Any) -> MoeCausalLMOutputWithPast:
         given = dict(signature.bind_partial(*args, **kwargs).arguments)
-        given |= given.pop("kwargs", {})
-        cache = given.get("past_key_values")
+        given = host_named(given | given.pop("kwargs", {}))
+        cache = given.get(CACHE)
         if isinstance(cache, Cache):
             del cache.layers[layers:]
         weight = next(model.parameters())
@@ -126,7 +128,7 @@ def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
             output = model.model(**{name: value for name, value in given.items() if name not in _HEAD_ONLY})
             stage.communicate("send_forward", tensor=output.last_hidden_state, **where)
         return MoeCausalLMOutputWithPast(
-            logits=stage.broadcast_from_last(logits, **where), past_key_values=output.past_key_values
+            logits=stage.broadcast_from_last(logits, **where), **{CACHE: getattr(output, CACHE)}
         )
 
     forward.__signature__ = signature  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from .cache import FIRST_TOKENS, LatentCache
+from .cache_name import CACHE, one_cache
 from .presets import PromptDrafts
 
 LONG_PROMPT = 4096  # tokens from which a prompt is read in chunks
@@ -64,17 +65,17 @@ class Small4PrefillMixin:
         max_cache_length: int,
     ) -> None:
         """A latent cache wherever transformers would have made a dynamic one."""
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        made = model_kwargs.get("past_key_values")
+        made = model_kwargs.get(CACHE)
         if given is not None or not isinstance(made, DynamicCache):
             return
         bits = getattr(generation_config, "latent_cache_bits", None) or 16
         if getattr(generation_config, "latent_cache_static", False):
             room = static_room(max_cache_length + 1)
-            model_kwargs["past_key_values"] = LatentCache(self.config, bits, room, static=True)
+            model_kwargs[CACHE] = LatentCache(self.config, bits, room, static=True)
             return
         if getattr(generation_config, "preset", None) == "latency" and not made.offloading:
             cache = self.cache_for(max_cache_length, "latency", bits, generation_config)
@@ -83,7 +84,7 @@ class Small4PrefillMixin:
             prompt = getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
             room = min(max_cache_length, prompt + FIRST_TOKENS)
             cache = LatentCache(self.config, bits, max(FIRST_TOKENS, room), made.offloading)
-        model_kwargs["past_key_values"] = cache
+        model_kwargs[CACHE] = cache
 
     def cache_for(self, tokens: int, preset: str | None, bits: int = 16, generation_config: Any = None) -> LatentCache:
         """An empty cache for so many tokens: with the latency preset of fixed size where steps are compiled, else with all room made."""
@@ -91,7 +92,7 @@ class Small4PrefillMixin:
             return LatentCache(self.config, bits)
         fixed = LatentCache(self.config, bits, static_room(tokens + 1), static=True)
         settings = generation_config or self.generation_config
-        if self._valid_auto_compile_criteria({"past_key_values": fixed}, settings):
+        if self._valid_auto_compile_criteria({CACHE: fixed}, settings):
             return fixed
         return LatentCache(self.config, bits, max(FIRST_TOKENS, tokens))
 
@@ -99,7 +100,7 @@ class Small4PrefillMixin:
         self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
     ) -> Any:
         """Long prompts in chunks, so that memory is bounded by the cache and one chunk."""
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         long = input_ids.shape[1] > LONG_PROMPT and generation_config.prefill_chunk_size is None
         if long and cache is not None and model_kwargs.get("inputs_embeds") is None:
             generation_config = copy.copy(generation_config)
@@ -117,7 +118,7 @@ class Small4PrefillMixin:
         self, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
     ) -> Any:
         """All of the prompt but its last token goes into the cache first, unless the cache holds it or the prompt is short."""
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = kwargs.get(CACHE)
         config = generation_config
         compiled = cache is not None and self._valid_auto_compile_criteria(kwargs, config)
         recorded = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
@@ -128,8 +129,10 @@ class Small4PrefillMixin:
                 input_ids, logits_processor, stopping_criteria, config, **kwargs
             )
         cache.before_ids = self._read_ahead(input_ids, config, kwargs)
+        config = copy.copy(config)
+        config.disable_compile = True  # by transformers, which does so from 5.24 on, but for the first draft
         try:
-            with self._compiled_forward(config) if compiled else nullcontext():
+            with self._compiled_forward(generation_config) if compiled else nullcontext():
                 return super()._assisted_decoding(  # type: ignore[misc]
                     input_ids, logits_processor, stopping_criteria, config, **kwargs
                 )
@@ -144,7 +147,7 @@ class Small4PrefillMixin:
         """
         mask = kwargs.get("attention_mask")
         length = generation_config._mask_length if mask is None else mask.shape[1]
-        if length - 1 > int(kwargs["past_key_values"].get_seq_length()):
+        if length - 1 > int(kwargs[CACHE].get_seq_length()):
             ahead = kwargs | {"attention_mask": None if mask is None else mask[:, :-1]}
             if (positions := kwargs.get("position_ids")) is not None:
                 ahead["position_ids"] = positions[..., :-1]
@@ -160,25 +163,27 @@ class Small4PrefillMixin:
         self,
         input_ids: Any,
         next_sequence_length: int | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Any = None,  # named, for transformers looks for it here
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the end."""
-        before = getattr(past_key_values, "before_ids", None)
+        cache = one_cache(cache, past_key_values)
+        before = getattr(cache, "before_ids", None)
         if next_sequence_length is None and before is not None:
-            next_sequence_length = before + input_ids.shape[1] - int(past_key_values.get_seq_length())
+            next_sequence_length = before + input_ids.shape[1] - int(cache.get_seq_length())
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **{CACHE: cache},
             **kwargs,
         )
 
     @contextmanager
     def _compiled_forward(self, generation_config: Any) -> Iterator[None]:
-        """Assisted decoding of transformers calls the model itself, never what it compiles."""
+        """What assisted decoding of transformers calls is compiled meanwhile."""
         settings = generation_config.compile_config or self._default_compile_config()
         original = self.__dict__.get("forward")
         kept = self.__dict__.get("_compiled_forward_of")

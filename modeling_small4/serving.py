@@ -48,9 +48,11 @@ class ResponseFields(TransformersResponseCreateParamsStreaming, total=False):  #
 class OneModel(ModelManager):
     """Holds the model that the server was started with, and lists it."""
 
-    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
+    def list_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
         """The only model, under the name that requests use."""
         return [{"id": served_name(self.force_model), "object": "model", "created": 0, "owned_by": "small4"}]
+
+    get_gen_models = list_models  # what the server of transformers 5.23 asks for
 
 
 def served_name(model: str) -> str:

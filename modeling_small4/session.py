@@ -95,7 +95,7 @@ class Session:
         begin = time.perf_counter()
         out = self.model.generate(
             **inputs,
-            past_key_values=self._cache,
+            cache=self._cache,
             reasoning_mode=mode,
             max_thinking_tokens=self.max_thinking_tokens,
             max_new_tokens=new,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from peft import PeftModel
 from PIL import Image
 from transformers import Mistral3ForConditionalGeneration
 
@@ -59,7 +60,7 @@ def test_lora(tmp_path: Path) -> None:
     assert saved["target_parameters"] == ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     Small4ForCausalLM.from_pretrained(tmp_path / "merged")
     hosted = Mistral3ForConditionalGeneration.from_pretrained(tmp_path / "base-hf")
-    hosted.load_adapter(str(tmp_path / "adapter-hf"))
+    PeftModel.from_pretrained(hosted, tmp_path / "adapter-hf")
 
 
 def test_sft(tmp_path: Path) -> None:

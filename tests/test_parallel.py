@@ -109,7 +109,8 @@ def test_a_pipeline_divides_the_layers(ranks: list[dict[str, Any]]) -> None:
         {name.split(".")[3] for name in rank["pipeline"]["shapes"] if ".language_model.layers." in name}
         for rank in ranks
     ]
-    assert held == [{"0"}, {"1", "2"}]
+    # The odd layer goes to the last stage in transformers 5.23, to the first from 5.24 on.
+    assert held in ([{"0"}, {"1", "2"}], [{"0", "1"}, {"2"}])
     assert ["lm_head.weight" in rank["pipeline"]["shapes"] for rank in ranks] == [False, True]
     assert [
         any("embed_tokens" in name or "vision" in name for name in rank["pipeline"]["shapes"]) for rank in ranks

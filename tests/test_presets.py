@@ -182,7 +182,6 @@ def test_static_cache_by_name(model: Small4ForCausalLM) -> None:
         plain = name.replace("_static", "")
         expected = model.generate(ids, **GREEDY, cache_implementation=plain)
         assert torch.equal(model.generate(ids, **GREEDY, cache_implementation=name), expected)
-        # transformers has no way back in its own static cache, so it cannot assist there
         assisted = model.generate(ids, **GREEDY, cache_implementation=name, prompt_lookup_num_tokens=3)
         assert torch.equal(assisted, expected)
 
