@@ -32,7 +32,7 @@ from model_card.evals.scores import share
 from modeling_small4 import Small4DataCollator, demo_checkpoint, lora_targets
 from modeling_small4.answer_evaluation import answer
 
-RATES = {"full": 4e-4, "lora": 5e-3}
+RATES = {"full": 1.5e-4, "lora": 2e-3}
 RANK = 16
 LONGEST = 320  # tokens of a training row; the demo's longer ones are left out
 NEW = "lunar/high"
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=demo_checkpoint())
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--share", type=float, default=0.35, help="part of the rows that is of the new operation")
+    parser.add_argument("--share", type=float, default=0.25, help="part of the rows that is of the new operation")
     parser.add_argument("--rows", type=int, default=300, help="held-out rows of each task")
     parser.add_argument("--tasks", nargs="*", default=[task for task in data.TASKS if task != "talk"])
     parser.add_argument("--ways", nargs="+", choices=list(RATES), default=list(RATES))
