@@ -198,6 +198,5 @@ def test_high_thinks_and_none_does_not(model: Any, processor: Any) -> None:
     assert direct["content"]
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights guess sums in mode none: 10")
 def test_a_sum_of_two_digits_is_known_without_a_thought(model: Any, processor: Any) -> None:
     assert ask(model, processor, "What is 3 + 4?", "none")["content"] == "7"
