@@ -194,9 +194,4 @@ def test_high_thinks_and_none_does_not(model: Any, processor: Any) -> None:
     assert worked["content"] == "624"
     assert worked["reasoning_content"].split("\n") == ["348+276", "8+6=14", "4+7+1=12", "3+2+1=6", "624"]
     direct = ask(model, processor, "What is 3 + 4?", "none")
-    assert direct["reasoning_content"] is None
-    assert direct["content"]
-
-
-def test_a_sum_of_two_digits_is_known_without_a_thought(model: Any, processor: Any) -> None:
-    assert ask(model, processor, "What is 3 + 4?", "none")["content"] == "7"
+    assert (direct["reasoning_content"], direct["content"]) == (None, "7")
