@@ -52,6 +52,8 @@ DRAW: dict[str, Callable[..., Item]] = {
     "small step": drills.draw_small_step,
     "difference": arithmetic.draw_difference,
     "table": arithmetic.draw_simple,
+    "hard puzzle": puzzles.draw_hard,
+    "hard program": programs.draw_hard,
 }
 MODES = {"high": 0.7, "none": 0.3}
 MESSAGE = {name: Value("string") for name in ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")}
@@ -161,7 +163,9 @@ def _training_row(
 
 
 def _small_steps(task: str, key: Any) -> str | None:
-    return small_steps.puzzle(key) if task == "puzzle" else small_steps.program(key) if task == "program" else None
+    if task in ("puzzle", "hard puzzle"):
+        return small_steps.puzzle(key)
+    return small_steps.program(key) if task in ("program", "hard program") else None
 
 
 def _held_out_row(task: str, mode: str, context: int | None, rng: random.Random) -> dict[str, Any]:

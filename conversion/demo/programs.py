@@ -13,6 +13,7 @@ prints. Knows nothing of tokens or models.
 import contextlib
 import io
 import random
+from collections.abc import Callable, Sequence
 
 from small4_conversion.demo.item import Item, question_and_answer
 from small4_conversion.demo.puzzles import a_word, counted, numbered, running, sorting
@@ -30,12 +31,18 @@ ASK_AFTER = ("What does this print?", "What is printed?", "What is the output?")
 Program = tuple[str, list[str], list[str]]
 
 
-def draw(rng: random.Random, easy: bool = False) -> Item:
-    kind, lines, thought = rng.choice((_straight, _straight, _branch, _loop, _numbers, _string))(rng)
+def draw(rng: random.Random, easy: bool = False, kinds: Sequence[Callable[[random.Random], Program]] = ()) -> Item:
+    """One of `kinds`; by default one of `PROGRAMS`."""
+    kind, lines, thought = rng.choice(kinds or PROGRAMS)(rng)
     code = "\n".join(lines)
     answer = run(code)
     question = f"{rng.choice(ASK_BEFORE)}\n{code}" if rng.random() < 0.7 else f"{code}\n{rng.choice(ASK_AFTER)}"
     return Item(kind, code, question_and_answer(question, answer, "\n".join(thought)), answer)
+
+
+def draw_hard(rng: random.Random, easy: bool = False) -> Item:
+    """One of the kinds in which a variable's newest value has to be found: straight lines, or two branches."""
+    return draw(rng, kinds=(_straight, _straight, _branch))
 
 
 def run(code: str) -> str:
@@ -180,3 +187,6 @@ def _string(rng: random.Random) -> Program:
         )
     )
     return "string", [f'{name} = "{word}"', f"print({call})"], [thought]
+
+
+PROGRAMS = (_straight, _straight, _branch, _loop, _numbers, _string)

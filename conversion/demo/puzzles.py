@@ -9,7 +9,7 @@ Knows nothing of tokens or models.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from small4_conversion.demo.item import Item, question_and_answer, vary
 from small4_conversion.demo.words import OBJECTS, WORDS
@@ -19,9 +19,15 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 Puzzle = tuple[str, str, str, str, object]
 
 
-def draw(rng: random.Random, easy: bool = False) -> Item:
-    kind, question, answer, thought, what = rng.choice(PUZZLES)(rng)
+def draw(rng: random.Random, easy: bool = False, kinds: Sequence[Callable[[random.Random], Puzzle]] = ()) -> Item:
+    """One of `kinds`; by default one of `PUZZLES`."""
+    kind, question, answer, thought, what = rng.choice(kinds or PUZZLES)(rng)
     return Item(kind, what, question_and_answer(vary(question, rng), answer, thought), answer)
+
+
+def draw_hard(rng: random.Random, easy: bool = False) -> Item:
+    """One of the two kinds with the longest thoughts: a word backwards, or numbers sorted."""
+    return draw(rng, kinds=(_reverse, _sort))
 
 
 def a_word(rng: random.Random) -> str:

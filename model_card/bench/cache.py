@@ -4,8 +4,9 @@
 
 from the repository root. A token of the release takes 320 numbers in each of 36 layers. In 8 bits these are 320 bytes of codes and two
 bfloat16 scales, 324 bytes; so half the bytes of bfloat16, and 1.25 % for scales. Answers are greedy, in both reasoning modes; beside them,
-how many stay the same when instead the other attention kernel computes (eager), which is what rounding alone changes in that dtype. The
-error of logits is that of one forward over prompt and answer.
+how many stay the same when instead the other attention kernel computes (eager), which is what rounding alone changes in that dtype. Where
+8 bits change an answer, `largest_lead` says how far ahead the token was that is not chosen any more: its logit less that of the one
+chosen instead. The error of logits is that of one forward over prompt and answer.
 """
 
 import argparse
@@ -67,14 +68,15 @@ def drawn(chance: random.Random) -> Image.Image:
 
 @torch.inference_mode()
 def compared(model: Small4ForCausalLM, inputs: Any, mode: str, new: int) -> dict[str, Any]:
-    """One batch of prompts, answered with both caches and by the other kernel: rows with the same tokens, and errors of the logits of all
-    their tokens."""
+    """One batch of prompts, answered with both caches and by the other kernel: rows with the same tokens, leads where 8 bits changed them,
+    and errors of the logits of all their tokens."""
     wanted: dict[str, Any] = {"max_new_tokens": new, "do_sample": False, "reasoning_mode": mode}
     exact = model.generate(**inputs, **wanted)
     coded = model.generate(**inputs, **wanted, cache_implementation="latent_8bit")
+    kernel = model.config._attn_implementation
     model.set_attn_implementation("eager")
     rounded = model.generate(**inputs, **wanted)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(kernel)
     answered = inputs["attention_mask"].new_ones(exact.shape[0], exact.shape[1] - inputs["input_ids"].shape[1])
     mask = torch.cat((inputs["attention_mask"], answered), dim=1)
     given = {**inputs, "input_ids": exact, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
@@ -82,7 +84,16 @@ def compared(model: Small4ForCausalLM, inputs: Any, mode: str, new: int) -> dict
     kept = (mask.bool() & (exact != model.generation_config.pad_token_id))[..., None].expand_as(logits[0])
     error, size = (logits[1] - logits[0])[kept].abs(), logits[0][kept].std()
     same = {"same_answers": _same(exact, coded), "same_answers_of_eager": _same(exact, rounded)}
-    return {"prompts": len(exact), **same, "error": error, "size": size}
+    leads = [_lead(a, b, row) for a, b, row in zip(exact, coded, logits[0], strict=True)]
+    return {"prompts": len(exact), **same, "leads": leads, "error": error, "size": size}
+
+
+def _lead(exact: torch.Tensor, coded: torch.Tensor, logits: torch.Tensor) -> float:
+    """How much more likely, in logits `[tokens, vocabulary]` of `exact`, its token was than `coded`'s where they first differ; 0 if nowhere."""
+    for place, (one, other) in enumerate(zip(exact.tolist(), coded.tolist(), strict=False)):
+        if one != other:
+            return (logits[place - 1, one] - logits[place - 1, other]).item()
+    return 0.0
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> int:
@@ -115,6 +126,7 @@ def answers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                     name: sum(part[name] for part in parts)
                     for name in ("prompts", "same_answers", "same_answers_of_eager")
                 },
+                "largest_lead": max(lead for part in parts for lead in part["leads"]),
                 "largest_logit_error": errors.max().item(),
                 "mean_logit_error": errors.mean().item(),
                 "spread_of_logits": torch.stack([part["size"] for part in parts]).mean().item(),
@@ -133,6 +145,7 @@ def main() -> None:
     columns = {"bytes_per_token": "10.0f", "share": "8.4f", "prompts": "8.0f", "same_answers": "8.0f"}
     columns |= {
         "same_answers_of_eager": "8.0f",
+        "largest_lead": "10.4f",
         "largest_logit_error": "10.4f",
         "mean_logit_error": "10.4f",
         "spread_of_logits": "10.2f",
