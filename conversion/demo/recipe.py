@@ -62,7 +62,7 @@ class Stage(Lesson):
 @dataclass(frozen=True)
 class Recipe:
     """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything: short, long, in small
-    steps, and last what is hardest, among it retrieval over far positions: few rows are long there, so most batches keep their gaps."""
+    steps, over far positions (few rows are long there, so most batches keep their gaps), and last in even shares."""
 
     looking: Looking = Looking()
     recalling: Recalling = Recalling()
@@ -87,12 +87,21 @@ class Recipe:
             "tools": 0.07, "retrieval": 0.05, "picture": 0.08, "talk": 0.03, "drill": 0.03, "small step": 0.09,
         },
     )  # fmt: skip
-    last: Stage = Stage(
+    far: Stage = Stage(
         rows=76_800, steps=1200, context={128: 3, 256: 3, 384: 2, 3000: 0.12, 4500: 0.12}, in_small_steps=True, decay_steps=1170,
         matrix_rate=3e-3, other_rate=2e-3, eye_rate=5e-4,
         tasks={
             "arithmetic": 0.1, "difference": 0.06, "table": 0.02, "word_problem": 0.06, "puzzle": 0.09, "hard puzzle": 0.14,
             "program": 0.06, "hard program": 0.11, "tools": 0.09, "retrieval": 0.13, "picture": 0.09, "talk": 0.02, "drill": 0.02,
+            "small step": 0.03,
+        },
+    )  # fmt: skip
+    last: Stage = Stage(
+        rows=89_600, steps=1400, context={128: 3, 256: 3, 384: 2, 3000: 0.15, 4500: 0.15}, in_small_steps=True, decay_steps=1370,
+        matrix_rate=4e-3, other_rate=2.5e-3, eye_rate=5e-4,
+        tasks={
+            "arithmetic": 0.14, "difference": 0.09, "table": 0.02, "word_problem": 0.06, "puzzle": 0.16, "hard puzzle": 0.08,
+            "program": 0.12, "hard program": 0.06, "tools": 0.06, "retrieval": 0.06, "picture": 0.09, "talk": 0.02, "drill": 0.01,
             "small step": 0.03,
         },
     )  # fmt: skip
