@@ -7,7 +7,7 @@ all numbers).
 Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16. Run again
 with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 
-A little over two hours on two cores; 1.8 million parameters. A retrain is meant to reach the stored held-out accuracies within 5 points.
+About three hours on two cores; 1.8 million parameters. A retrain is meant to reach the stored held-out accuracies within 5 points.
 """
 
 import argparse
