@@ -102,4 +102,7 @@ def show(address: str, text: str, image: Image.Image, new_tokens: int) -> Answer
 def _post(address: str, body: dict[str, Any], new_tokens: int) -> dict[str, Any]:
     body = {"model": NAME, "temperature": 0, "max_tokens": new_tokens} | body
     request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    return json.loads(urllib.request.urlopen(request, timeout=300).read())
+    try:
+        return json.loads(urllib.request.urlopen(request, timeout=300).read())
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"vLLM answered {error.code}: {error.read().decode()[:2000]}") from None
