@@ -123,6 +123,17 @@ def test_a_chat_with_a_picture_gets_mistral_commons_ids_and_pixels(processor: An
     torch.testing.assert_close(ours["pixel_values"][0], torch.tensor(theirs.images[0]).float(), atol=1e-3, rtol=0)
 
 
+TARGETS = {
+    "arithmetic": 0.95,
+    "word_problem": 0.9,
+    "puzzle": 0.9,
+    "program": 0.9,
+    "tools": 0.9,
+    "picture": 0.95,
+    "talk": 0.9,
+}
+
+
 # -- what it can do --------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +146,7 @@ def stored(*keys: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["arithmetic", "word_problem", "puzzle", "program", "tools", "picture", "talk"])
+@pytest.mark.parametrize("task", list(TARGETS))
 @pytest.mark.parametrize("mode", ["none", "high"])
 def test_held_out_accuracy_is_the_stored_one(model: Any, processor: Any, task: str, mode: str) -> None:
     score = stored("tasks", task, mode)
@@ -148,6 +159,16 @@ def test_facts_are_found_in_four_thousand_tokens_as_often_as_stored(model: Any, 
     score = stored("retrieval", "4096", "high")
     low, high = score["interval_95"]
     assert low <= accuracy(model, processor, "retrieval", "high", score["rows"], context=4096) <= high
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_tasks_are_solved(task: str) -> None:
+    assert stored("tasks", task, "high")["accuracy"] >= TARGETS[task]
+
+
+def test_calls_are_valid_and_far_facts_found() -> None:
+    assert stored("tool_calls", "high", "valid")["accuracy"] >= 0.95
+    assert stored("retrieval", "4096", "high")["accuracy"] >= 0.9
 
 
 @pytest.mark.parametrize("task", ["arithmetic", "word_problem", "puzzle", "program"])

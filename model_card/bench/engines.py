@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -166,8 +167,15 @@ def measured(model: Path, work: Path, vllm: str | None, llama: list[str] | None)
     name = "transformers Mistral3ForConditionalGeneration"
     compared.add(name, version("transformers"), lambda asked: [_here(host, q) for q in asked])
     if vllm:
-        with vllm_engine.serving(vllm, work / "mistral", LONGEST) as address:
-            compared.add("vLLM, raw layout, CPU", vllm_engine.version(vllm), lambda a: [_served(address, q) for q in a])
+        shutil.copytree(model, work / "wide")
+        vllm_engine.widened(compared.model).save_pretrained(work / "wide")
+        convert(work / "wide", work / "wide-mistral", Options(to="mistral", dtype="float32"))
+        with vllm_engine.serving(vllm, work / "wide-mistral", LONGEST) as address:
+            compared.add(
+                "vLLM, raw layout, heads padded with zeros, CPU",
+                vllm_engine.version(vllm),
+                lambda a: [_served(address, q) for q in a],
+            )
     if llama:
         _ask_llama(compared, work, *llama)
     return compared.results

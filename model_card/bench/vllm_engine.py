@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+
+from modeling_small4 import Small4Config, Small4ForCausalLM
 
 NAME = "demo"
 # Its CPU kernel for latents knows the width 512 + 64 only.
@@ -28,6 +31,7 @@ SETTINGS = {
 }
 MISTRAL = ("--tokenizer-mode", "mistral", "--config-format", "mistral", "--load-format", "mistral")
 SMALL = ("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "4", "--gpu-memory-utilization", "0.3")
+HEAD_WIDTH = 64  # its CPU kernels know some widths of heads only, this one among them
 Answer = tuple[list[int], list[float]]
 
 
@@ -79,6 +83,25 @@ def _wait(address: str, running: subprocess.Popen, log: Any, seconds: int = 1800
             break
     log.seek(0)
     raise RuntimeError(f"vLLM did not come up:\n{log.read()[-3000:]}")
+
+
+@torch.no_grad()
+def widened(model: Small4ForCausalLM, width: int = HEAD_WIDTH) -> Small4ForCausalLM:
+    """The same function with heads `width` wide: zeros in queries and keys, and queries that make up for the softmax scale."""
+    text = model.config.get_text_config()
+    heads, nope, rope = text.num_attention_heads, text.qk_nope_head_dim, text.qk_rope_head_dim
+    config = model.config.to_dict()
+    config["text_config"] = config["text_config"] | {"qk_nope_head_dim": width - rope, "qk_head_dim": width}
+    state = model.state_dict()
+    for name, weight in state.items():
+        if name.endswith(("q_b_proj.weight", "kv_b_proj.weight")):
+            rows = weight.unflatten(0, (heads, -1))
+            zeros = rows.new_zeros(heads, width - rope - nope, rows.shape[-1])
+            rows = torch.cat((rows[:, :nope], zeros, rows[:, nope:]), dim=1).flatten(0, 1)
+            state[name] = rows * (width / (nope + rope)) ** 0.5 if name.endswith(".q_b_proj.weight") else rows
+    wide = Small4ForCausalLM(Small4Config.from_dict(config)).to(model.dtype).eval()
+    wide.load_state_dict(state)
+    return wide
 
 
 def ask(address: str, ids: list[int], new_tokens: int) -> Answer:
