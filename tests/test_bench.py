@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from model_card.bench import decode, experts, harness, load, predecessor, train_step, vision
+from model_card.bench import decode, experts, harness, load, predecessor, train_step, vision, vllm_engine
+from modeling_small4 import Small4ForCausalLM, demo_checkpoint
 
 TEXT: dict[str, Any] = {
     "hidden_size": 64, "moe_intermediate_size": 32, "num_attention_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32,
@@ -117,6 +118,15 @@ def test_training_step() -> None:
     assert row["relative_error"] < 1e-3
     positive(row, "ours_tokens_per_s", "transformers_tokens_per_s")
     assert train_step.memory("ours", arguments(batch=2, length=16), sizes)["peak_bytes"] > 0
+
+
+@torch.no_grad()
+def test_wider_heads_compute_the_same() -> None:
+    model = Small4ForCausalLM.from_pretrained(demo_checkpoint(), dtype=torch.float32).eval()
+    wide = vllm_engine.widened(model, 64)
+    assert wide.config.text_config.qk_nope_head_dim + wide.config.text_config.qk_rope_head_dim == 64
+    ids = torch.randint(1000, 2000, (2, 90), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(wide(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_runs_are_taken_in_turns_and_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
