@@ -24,6 +24,16 @@ from model_card.evals.demo_checkpoint import held_out
 
 FOLDER = modeling_small4.demo_checkpoint()
 ROOT = Path(__file__).resolve().parent.parent
+# The least accuracy in mode `high`.
+TARGETS = {
+    "arithmetic": 0.95,
+    "word_problem": 0.9,
+    "puzzle": 0.9,
+    "program": 0.9,
+    "tools": 0.9,
+    "picture": 0.95,
+    "talk": 0.9,
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,17 +131,6 @@ def test_a_chat_with_a_picture_gets_mistral_commons_ids_and_pixels(processor: An
     )
     assert ours["input_ids"][0].tolist() == theirs.tokens
     torch.testing.assert_close(ours["pixel_values"][0], torch.tensor(theirs.images[0]).float(), atol=1e-3, rtol=0)
-
-
-TARGETS = {
-    "arithmetic": 0.95,
-    "word_problem": 0.9,
-    "puzzle": 0.9,
-    "program": 0.9,
-    "tools": 0.9,
-    "picture": 0.95,
-    "talk": 0.9,
-}
 
 
 # -- what it can do --------------------------------------------------------------------------------------------------------
