@@ -294,7 +294,8 @@ def test_eight_bits_leave_the_demo_s_greedy_answers_as_they_are_but_for_ties() -
     assert rows["bfloat16"]["bytes_per_token"] == 36 * 320 * 2 == 23_040
     assert rows["8 bits"]["bytes_per_token"] == 36 * (320 + 2 * 2) == 11_664
     for name in ("questions, none", "questions, high", "pictures, none", "pictures, high"):
-        if name == "questions, none":  # guesses: of two tokens that are as likely as each other, 8 bits may choose the other
+        # Sums without a thought are guesses: of two tokens that are as likely as each other, 8 bits may choose the other.
+        if name == "questions, none":
             assert rows[name]["largest_lead"] < 0.05
         else:
             assert rows[name]["same_answers"] == rows[name]["prompts"] > 0
