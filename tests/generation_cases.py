@@ -101,3 +101,17 @@ def naive_greedy(
         if token == EOS:
             break
     return answer[begun:]
+
+
+HEADS = {
+    "bare": [],
+    "system": [SYSTEM, 60, 61, END_SYSTEM],
+    "tools": [SYSTEM, 60, END_SYSTEM, TOOLS, 62, 63, 64, END_TOOLS],
+}
+ROWS = [
+    chat(50, 51, 52),
+    chat(53, mode="none"),
+    chat(54, 55, mode="high", before=HEADS["system"]),
+    chat(56, 57, answer=[THINK, 70]),
+]
+MODES = ["high", "high", "none", "high"]

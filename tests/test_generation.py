@@ -8,20 +8,18 @@ import torch
 from generation_cases import (
     END_INST,
     END_RESULTS,
-    END_SYSTEM,
     END_THINK,
-    END_TOOLS,
     EOS,
+    HEADS,
     IMG,
     IMG_BREAK,
     IMG_END,
     INST,
+    MODES,
     PAD,
     RESULTS,
-    SYSTEM,
+    ROWS,
     THINK,
-    TOKEN_IDS,
-    TOOLS,
     batch,
     chat,
     choices,
@@ -31,14 +29,8 @@ from generation_cases import (
 )
 from transformers import (
     CompileConfig,
-    DynamicCache,
-    GenerationConfig,
     LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from modeling_small4 import Small4ForCausalLM
 
@@ -75,13 +67,6 @@ def trimmed(sequence: torch.Tensor, prompt: int) -> list[int]:
     """The new tokens, up to and with the end of the message."""
     new = sequence[prompt:].tolist()
     return new[: new.index(EOS) + 1] if EOS in new else new
-
-
-HEADS = {
-    "bare": [],
-    "system": [SYSTEM, 60, 61, END_SYSTEM],
-    "tools": [SYSTEM, 60, END_SYSTEM, TOOLS, 62, 63, 64, END_TOOLS],
-}
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -169,19 +154,12 @@ def test_budget_on_a_prompt_without_chat_only_limits_thoughts(model: Small4ForCa
 
 
 # One batch for all ways to decode: ragged, with and without settings, a mode for each row.
-ROWS = [
-    chat(50, 51, 52),
-    chat(53, mode="none"),
-    chat(54, 55, mode="high", before=HEADS["system"]),
-    chat(56, 57, answer=[THINK, 70]),
-]
 BARE = [
     {"user": (50, 51, 52)},
     {"user": (53,)},
     {"user": (54, 55), "before": HEADS["system"]},
     {"user": (56, 57), "answer": [THINK, 70]},
 ]
-MODES = ["high", "high", "none", "high"]
 
 
 def rewritten_by_hand(index: int, mode: str) -> list[int]:
@@ -299,165 +277,6 @@ def test_embeddings_have_no_ids_to_rewrite_and_the_mode_governs_decoding(model: 
         assert trimmed(out[0], 0) == naive_greedy(model, prompt, mode, NEW, 3)
 
 
-class Recorder(BaseStreamer):
-    def __init__(self) -> None:
-        self.puts: list[torch.Tensor] = []
-        self.ended = False
-
-    def put(self, value: torch.Tensor) -> None:
-        self.puts.append(value)
-
-    def end(self) -> None:
-        self.ended = True
-
-
-@pytest.mark.parametrize("options", [{}, {"prompt_lookup_num_tokens": 2}])
-def test_streamer_is_given_the_callers_prompt_first(one: Small4ForCausalLM, options: dict[str, Any]) -> None:
-    prompt, streamer = chat(50, 51, 52), Recorder()
-    out = one.generate(**batch([prompt]), **options, reasoning_mode="high", max_new_tokens=8, streamer=streamer)
-    assert streamer.ended
-    assert streamer.puts[0].tolist() == [prompt]
-    assert torch.cat([put.flatten() for put in streamer.puts]).tolist() == out[0].tolist()
-
-
-class Watcher(LogitsProcessor, StoppingCriteria):
-    """Both a processor and a criterion: notes the ids it is shown, stops after `stop` ids in all."""
-
-    def __init__(self, stop: int) -> None:
-        self.stop, self.seen = stop, []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        self.seen.append(input_ids)
-        return torch.full((input_ids.shape[0],), input_ids.shape[1] >= self.stop)
-
-
-class WatchingProcessor(LogitsProcessor):
-    def __init__(self) -> None:
-        self.seen: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.seen.append(input_ids)
-        return scores
-
-
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}])
-def test_callers_processors_criteria_and_prefix_function_see_the_callers_prompt(
-    one: Small4ForCausalLM, options: dict[str, Any]
-) -> None:
-    inputs = batch(ROWS)
-    own = inputs["input_ids"].shape[1]
-    criterion, processor, asked = Watcher(own + 6), WatchingProcessor(), []
-
-    def allowed(row: int, ids: torch.Tensor) -> list[int]:
-        asked.append((row, ids))
-        return list(range(96))
-
-    out = one.generate(
-        **inputs,
-        **options,
-        reasoning_mode=MODES,
-        eos_token_id=None,
-        max_new_tokens=NEW,
-        logits_processor=LogitsProcessorList([processor]),
-        stopping_criteria=StoppingCriteriaList([criterion]),
-        prefix_allowed_tokens_fn=allowed,
-    )
-    assert out.shape[1] == own + 6
-    repeats = 2 if options else 1
-    for seen in (*processor.seen, *criterion.seen):
-        each = seen.shape[0] // len(ROWS)  # beam search tries more candidates than it keeps
-        assert torch.equal(seen[:, :own], inputs["input_ids"].repeat_interleave(each, 0))
-    for row, ids in asked:
-        prompt = row if "num_beams" in options else row // repeats
-        assert torch.equal(ids[:own], inputs["input_ids"][prompt])
-
-
-@pytest.mark.parametrize("where", ["argument", "config", "model"])
-def test_max_length_counts_the_callers_prompt(where: str) -> None:
-    model, prompt = tiny_model(0), chat(50, 51, 52)
-    options: dict[str, Any] = {"eos_token_id": None, "reasoning_mode": "high"}
-    if where == "argument":
-        options["max_length"] = len(prompt) + 5
-    elif where == "config":
-        options = {"generation_config": GenerationConfig(max_length=len(prompt) + 5, **options)}
-    else:
-        model.generation_config.max_length = len(prompt) + 5
-    for _ in range(2):  # nothing may be left behind in a config
-        assert model.generate(**batch([prompt]), **options).shape[1] == len(prompt) + 5
-
-
-def test_default_length_and_min_length(one: Small4ForCausalLM) -> None:
-    prompt = chat(50)
-    assert one.generate(**batch([prompt]), reasoning_mode="high", eos_token_id=None).shape[1] == len(prompt) + 20
-    for seed in range(3):
-        out = tiny_model(seed).generate(
-            **batch([prompt]), reasoning_mode="none", min_length=len(prompt) + 9, max_new_tokens=10
-        )
-        assert EOS not in out[0, len(prompt) : len(prompt) + 9].tolist()
-
-
-def test_forced_end_at_the_maximum_length_wins_over_an_open_thought(one: Small4ForCausalLM) -> None:
-    for sample in (False, True):
-        out = one.generate(
-            **batch([chat(50)]), reasoning_mode="high", max_new_tokens=4, forced_eos_token_id=EOS, do_sample=sample
-        )
-        assert out[0, -1] == EOS
-
-
-def test_generation_config_carries_the_fields_and_arguments_win() -> None:
-    model, prompt = tiny_model(0), chat(50, 51, 52)
-    direct = model.generate(**batch([prompt]), reasoning_mode="high", max_thinking_tokens=3, max_new_tokens=NEW)
-    none = model.generate(**batch([prompt]), reasoning_mode="none", max_new_tokens=NEW)
-    fields = {"reasoning_mode": "high", "max_thinking_tokens": 3}
-    passed = GenerationConfig(max_new_tokens=NEW, **fields)
-    assert torch.equal(direct, model.generate(**batch([prompt]), generation_config=passed))
-    assert torch.equal(none, model.generate(**batch([prompt]), generation_config=passed, reasoning_mode="none"))
-    model.generation_config.reasoning_mode, model.generation_config.max_thinking_tokens = "high", 3
-    assert torch.equal(direct, model.generate(**batch([prompt]), max_new_tokens=NEW))
-    assert torch.equal(none, model.generate(**batch([prompt]), reasoning_mode="none", max_new_tokens=NEW))
-
-
-def test_fields_survive_saving(tmp_path: Any) -> None:
-    model = tiny_model(0)
-    model.generation_config.reasoning_mode = "high"
-    model.generation_config._from_model_config = False
-    model.save_pretrained(tmp_path)
-    again, prompt = Small4ForCausalLM.from_pretrained(tmp_path), chat(50, 51)
-    assert again.generation_config.reasoning_token_ids == TOKEN_IDS
-    assert torch.equal(
-        again.generate(**batch([prompt]), max_new_tokens=9), model.generate(**batch([prompt]), max_new_tokens=9)
-    )
-
-
-class FakeTokenizer:
-    def get_vocab(self) -> dict[str, int]:
-        from modeling_small4.reasoning import REASONING_TOKENS
-
-        return {token: TOKEN_IDS[name] for name, token in REASONING_TOKENS.items()}
-
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        assert not add_special_tokens
-        return TOKEN_IDS["settings_high" if "high" in text else "settings_none"]
-
-
-class FakeProcessor:
-    tokenizer = FakeTokenizer()
-
-
-def test_ids_come_from_a_tokenizer_where_the_checkpoint_has_none() -> None:
-    model, prompt = tiny_model(0), chat(50, 51)
-    options: dict[str, Any] = {"reasoning_mode": "high", "max_new_tokens": 9}
-    direct = model.generate(**batch([prompt]), **options)
-    del model.generation_config.reasoning_token_ids
-    with pytest.raises(ValueError, match=r"reasoning_token_ids.*tokenizer="):
-        model.generate(**batch([prompt]), **options)
-    for tokenizer in (FakeTokenizer(), FakeProcessor()):
-        assert torch.equal(direct, model.generate(**batch([prompt]), **options, tokenizer=tokenizer))
-    model.generation_config.reasoning_token_ids = TOKEN_IDS | {"think": None, "settings_none": None}
-    with pytest.raises(ValueError, match=r"no id for think, settings_none"):
-        model.generate(**batch([prompt]), **options)
-
-
 def test_conversation_goes_on_with_its_cache(model: Small4ForCausalLM) -> None:
     """Whether the caller's prompt had the mode or was rewritten: the second turn equals one without the cache."""
     for given in (None, "none", "high"):
@@ -484,81 +303,6 @@ def test_conversation_goes_on_with_its_cache(model: Small4ForCausalLM) -> None:
                 expected = model.generate(ids, attention_mask=mask, max_new_tokens=6, **fresh)[:, ids.shape[1] :]
             assert torch.equal(kept[:, : ids.shape[1]], ids)
             assert torch.equal(kept[:, ids.shape[1] :], expected)
-
-
-def test_a_filled_cache_refuses_another_mode_and_a_foreign_beginning(one: Small4ForCausalLM) -> None:
-    prompt = chat(50, 51, mode="none")
-    first = one.generate(**batch([prompt]), max_new_tokens=4, eos_token_id=None, return_dict_in_generate=True)
-    ids = torch.cat([first.sequences, torch.tensor([[EOS, INST, 71, END_INST]])], dim=1)
-    with pytest.raises(
-        ValueError, match=r"reasoning_mode is 'high', but (cache|past_key_values) already holds \d+ tokens"
-    ):
-        one.generate(ids, past_key_values=first.past_key_values, reasoning_mode="high", max_new_tokens=4)
-    with pytest.raises(ValueError, match=r"Pass the ids of the whole conversation"):
-        one.generate(
-            ids[:, -4:],
-            attention_mask=torch.ones_like(ids),
-            past_key_values=first.past_key_values,
-            reasoning_mode="none",
-            max_new_tokens=4,
-        )
-    cache = DynamicCache(config=one.config)
-    one.generate(**batch([prompt]), past_key_values=cache, reasoning_mode="high", max_new_tokens=4, eos_token_id=None)
-    with pytest.raises(ValueError, match=r"neither that prompt nor the one"):
-        one.generate(torch.tensor([chat(60, 61, 62, 63, 64, 65, 66, 67, 68)]), past_key_values=cache, max_new_tokens=4)
-    cache.crop(-cache.get_seq_length())
-    plain = one.generate(**batch([prompt]), max_new_tokens=4)
-    assert torch.equal(plain, one.generate(**batch([prompt]), past_key_values=cache, max_new_tokens=4))
-
-
-BAD = {
-    "unknown": ("medium", None, [chat(50)], r"'medium'.*'none' or 'high'"),
-    "no string": (1, None, [chat(50)], r"is 1, .*'none' or 'high'"),
-    "in a list": (["none", "low"], None, [chat(50), chat(51)], r"'low'.*'none' or 'high'"),
-    "short list": (["none"], None, [chat(50), chat(51)], r"lists 1 modes for a batch of 2"),
-    "no chat": ("high", None, [[1, 50, 51]], r"no message between \[INST\] and \[/INST\].*apply_chat_template"),
-    "unfinished": ("high", None, [[1, INST, 50, 51]], r"no message between"),
-    "unclosed settings": ("high", None, [[1, 36, 40, INST, 50, END_INST]], r"never closes"),
-    "negative": (None, -1, [chat(50)], r"max_thinking_tokens is -1.*0 or more"),
-    "fraction": ("high", 2.0, [chat(50)], r"max_thinking_tokens is 2\.0"),
-    "boolean": ("high", True, [chat(50)], r"max_thinking_tokens is True"),
-    "text": ("high", "8", [chat(50)], r"max_thinking_tokens is '8'"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_mistakes_are_named(one: Small4ForCausalLM, case: str) -> None:
-    mode, budget, rows, message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        one.generate(**batch(rows), reasoning_mode=mode, max_thinking_tokens=budget, max_new_tokens=4)
-
-
-def test_more_mistakes(one: Small4ForCausalLM) -> None:
-    with pytest.raises(ValueError, match="pass input_ids or inputs_embeds"):
-        one.generate(reasoning_mode="high", max_new_tokens=4)
-    inputs = batch([chat(50)])
-    positions = torch.arange(inputs["input_ids"].shape[1])[None]
-    with pytest.raises(ValueError, match="position_ids"):
-        one.generate(**inputs, position_ids=positions, reasoning_mode="high", max_new_tokens=4)
-    with pytest.raises(ValueError, match="model_kwargs"):
-        one.generate(**inputs, reasoning_effort="high", max_new_tokens=4)
-
-
-def test_continuous_batching_is_refused_with_reasoning_arguments() -> None:
-    model = tiny_model(0)
-    prompt = chat(50)
-    for options in ({"reasoning_mode": "high"}, {"max_thinking_tokens": 3}):
-        with pytest.raises(ValueError, match="continuous batching"):
-            model.generate_batch([prompt], **options)
-        with pytest.raises(ValueError, match="continuous batching"):
-            model.generate(torch.tensor([prompt]), cache_implementation="paged", **options)
-        with pytest.raises(ValueError, match="continuous batching"):
-            model.generate_batch([prompt], generation_config=GenerationConfig(**options))
-        with pytest.raises(ValueError, match="continuous batching"):
-            model.init_continuous_batching(GenerationConfig(**options))
-    model.generation_config.reasoning_mode = "none"
-    with pytest.raises(ValueError, match="continuous batching"):
-        model.generate_batch([prompt])
 
 
 def test_missing_mask_is_inferred_from_padding(model: Small4ForCausalLM) -> None:

@@ -11,9 +11,10 @@ tools (JSON of the schemas offered, or "") and messages, whose assistant turns c
 import json
 import random
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from small4_conversion.demo import (
     arithmetic,
     drills,
@@ -54,6 +55,7 @@ DRAW: dict[str, Callable[..., Item]] = {
     "table": arithmetic.draw_simple,
     "hard puzzle": puzzles.draw_hard,
     "hard program": programs.draw_hard,
+    "hard tools": tool_use.draw_hard,
 }
 MODES = {"high": 0.7, "none": 0.3}
 MESSAGE = {name: Value("string") for name in ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")}
@@ -72,6 +74,7 @@ FEATURES = Features(
     }
 )
 LONGEST_GAP = 6000
+PIECE = 10_000
 
 
 def rows(
@@ -103,7 +106,9 @@ def rows(
 def dataset(split: str, count: int, seed: int, **draw: Any) -> Dataset:
     """The first `count` of `rows` as a dataset in memory."""
     source = rows(split, seed, **draw)
-    return Dataset.from_list([next(source) for _ in range(count)], features=FEATURES)
+    # Packed piece by piece: as Python objects, hundreds of thousands of rows fill gigabytes.
+    sizes = [min(PIECE, count - start) for start in range(0, count, PIECE)]
+    return concatenate_datasets([Dataset.from_list(list(islice(source, size)), features=FEATURES) for size in sizes])
 
 
 def corpus(rng: random.Random) -> Iterator[str]:

@@ -44,14 +44,12 @@ class Recalling(Lesson):
 class Stage(Lesson):
     """A stage of chats. Rates fall to zero in the last `decay_steps`; `eye_rate` is Adam's for the vision tower and projector.
 
-    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths; `in_small_steps` writes thoughts of puzzles and
-    programs out (`small_steps.py`).
+    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths.
     """
 
     rows: int
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
     context: dict[int, float] | None = None
-    in_small_steps: bool = False
     decay_steps: int = 0
     rows_per_step: int = 64
     parts_per_step: int = 2
@@ -61,8 +59,8 @@ class Stage(Lesson):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything: short, long, in small
-    steps, over far positions (few rows are long there, so most batches keep their gaps), and last in even shares."""
+    """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything: in short rows, and in
+    longer ones while rates fall. Few rows are very long, so that most batches keep their gaps in positions."""
 
     looking: Looking = Looking()
     recalling: Recalling = Recalling()
@@ -74,35 +72,11 @@ class Recipe:
         context={64: 1, 96: 2, 128: 2, 192: 2, 256: 2, 384: 1},
     )
     long: Stage = Stage(
-        rows=110_000, steps=2700, context={96: 3, 192: 3, 384: 3, 768: 2, 1536: 0.7, 3000: 0.25}, warmup_steps=10, decay_steps=2650,
+        rows=240_000, steps=6000, context={128: 3, 256: 3, 384: 2, 3000: 0.15, 4500: 0.15}, warmup_steps=10, decay_steps=5990,
         tasks={
-            "arithmetic": 0.22, "word_problem": 0.09, "puzzle": 0.18, "program": 0.15, "tools": 0.1, "retrieval": 0.06,
-            "picture": 0.12, "talk": 0.03, "drill": 0.05,
-        },
-    )  # fmt: skip
-    careful: Stage = Stage(
-        rows=110_000, steps=2700, context={192: 3, 768: 2, 1536: 0.8, 3000: 0.4}, in_small_steps=True, decay_steps=2670,
-        tasks={
-            "arithmetic": 0.13, "difference": 0.09, "table": 0.04, "word_problem": 0.07, "puzzle": 0.16, "program": 0.16,
-            "tools": 0.07, "retrieval": 0.05, "picture": 0.08, "talk": 0.03, "drill": 0.03, "small step": 0.09,
-        },
-    )  # fmt: skip
-    far: Stage = Stage(
-        rows=76_800, steps=1200, context={128: 3, 256: 3, 384: 2, 3000: 0.12, 4500: 0.12}, in_small_steps=True, decay_steps=1170,
-        matrix_rate=3e-3, other_rate=2e-3, eye_rate=5e-4,
-        tasks={
-            "arithmetic": 0.1, "difference": 0.06, "table": 0.02, "word_problem": 0.06, "puzzle": 0.09, "hard puzzle": 0.14,
-            "program": 0.06, "hard program": 0.11, "tools": 0.09, "retrieval": 0.13, "picture": 0.09, "talk": 0.02, "drill": 0.02,
-            "small step": 0.03,
-        },
-    )  # fmt: skip
-    last: Stage = Stage(
-        rows=89_600, steps=1400, context={128: 3, 256: 3, 384: 2, 3000: 0.15, 4500: 0.15}, in_small_steps=True, decay_steps=1370,
-        matrix_rate=4e-3, other_rate=2.5e-3, eye_rate=5e-4,
-        tasks={
-            "arithmetic": 0.14, "difference": 0.09, "table": 0.02, "word_problem": 0.06, "puzzle": 0.16, "hard puzzle": 0.08,
-            "program": 0.12, "hard program": 0.06, "tools": 0.06, "retrieval": 0.06, "picture": 0.09, "talk": 0.02, "drill": 0.01,
-            "small step": 0.03,
+            "arithmetic": 0.13, "difference": 0.08, "table": 0.03, "word_problem": 0.07, "puzzle": 0.16, "hard puzzle": 0.08,
+            "program": 0.12, "hard program": 0.06, "tools": 0.05, "hard tools": 0.03, "retrieval": 0.06, "picture": 0.08,
+            "talk": 0.02, "drill": 0.02, "small step": 0.04,
         },
     )  # fmt: skip
     seed: int = 0

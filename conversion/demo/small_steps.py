@@ -1,4 +1,4 @@
-"""Thoughts in small steps, for the last stage of training: of puzzles and programs where a thought in few words asks too much at once.
+"""Thoughts in small steps, as training shows them: of puzzles and programs where a thought in few words asks too much at once.
 
     Which is the largest of 4, 17, 9?          4,17:17 17,9:17                  each comparison, both numbers side by side
     What is the third letter of "cat"?         1c 2a 3t

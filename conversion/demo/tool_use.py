@@ -11,6 +11,7 @@ from typing import Any
 from small4_conversion.demo import talk
 from small4_conversion.demo.arithmetic import SIGNS
 from small4_conversion.demo.item import Item, assistant, user, vary
+from small4_conversion.demo.puzzles import a_word
 from small4_conversion.demo.words import CITIES, NAMES, OBJECTS, WORDS
 
 OPERATIONS = {"+": "add", "-": "subtract", "x": "multiply"}
@@ -41,6 +42,16 @@ def draw(rng: random.Random, easy: bool = False, kind: str | None = None) -> Ite
     """One of `KINDS`; in training rows a conversation runs to its end, so that every turn of it is learned."""
     kind = kind or rng.choices(list(KINDS), weights=(4, 3, 2, 1))[0]
     return KINDS[kind](rng)
+
+
+def draw_hard(rng: random.Random, easy: bool = False) -> Item:
+    """One or two calls of a lookup about words of any kind, made-up ones too, so that arguments must be copied piece by piece."""
+    name = rng.choice(list(LOOKUPS))
+    x, y = a_word(rng), a_word(rng)
+    words = [x] if x == y or rng.random() < 0.5 else [x, y]
+    if LOOKUPS[name]["values"] in (CITIES, NAMES):
+        words = [word.capitalize() for word in words]
+    return (_one_lookup if len(words) == 1 else _two_lookups)(name, words, rng)
 
 
 def cut(item: Item, rng: random.Random) -> Item:
@@ -118,8 +129,12 @@ def _spelled(function: dict[str, Any]) -> str:
 
 def _lookup(rng: random.Random) -> Item:
     name = rng.choice(list(LOOKUPS))
-    tool = LOOKUPS[name]
-    x, result = rng.choice(tool["values"]), rng.choice(tool["results"])
+    return _one_lookup(name, [rng.choice(LOOKUPS[name]["values"])], rng)
+
+
+def _one_lookup(name: str, words: list[str], rng: random.Random) -> Item:
+    tool, x = LOOKUPS[name], words[0]
+    result = rng.choice(tool["results"])
     question = rng.choice(tool["one"]).format(x=x)
     answer = _sentence(tool["answer"].format(x=x, r=result))
     rounds = [([call(name, {tool["argument"]: x}, rng.randrange(10**5))], [result])]
@@ -130,8 +145,11 @@ def _two_calls(rng: random.Random) -> Item:
     if rng.random() < 0.3:
         return _two_rounds(rng)
     name = rng.choice(list(LOOKUPS))
-    tool = LOOKUPS[name]
-    x, y = rng.sample(tool["values"], 2)
+    return _two_lookups(name, rng.sample(LOOKUPS[name]["values"], 2), rng)
+
+
+def _two_lookups(name: str, words: list[str], rng: random.Random) -> Item:
+    tool, (x, y) = LOOKUPS[name], words
     results = [rng.choice(tool["results"]) for _ in range(2)]
     question = rng.choice(tool["two"]).format(x=x, y=y)
     parts = [tool["answer"].format(x=thing, r=result) for thing, result in zip((x, y), results, strict=True)]

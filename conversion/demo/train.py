@@ -2,12 +2,12 @@
 
     python -m small4_conversion.demo.train --out DIR [--seed 0] [--workers 2]
 
-The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in five stages (`recipe.py` holds
+The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in two stages (`recipe.py` holds
 all numbers).
 Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16. Run again
 with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 
-About three hours on two cores; 1.8 million parameters. A retrain is meant to reach the stored held-out accuracies within 5 points.
+About two hours on two cores; 1.8 million parameters. A retrain is meant to reach the stored held-out accuracies within 5 points.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def train(out: Path, recipe: Recipe, workers: int = 1) -> None:
 
 
 def stages(recipe: Recipe) -> dict[str, Stage]:
-    return {name: getattr(recipe, name) for name in ("short", "long", "careful", "far", "last")}
+    return {name: getattr(recipe, name) for name in ("short", "long")}
 
 
 def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None:
@@ -98,7 +98,7 @@ def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None
     if folder.exists():
         return
     collator = Small4DataCollator(Small4Processor.from_pretrained(out))
-    drawn = {"tasks": stage.tasks, "context": stage.context, "in_small_steps": stage.in_small_steps}
+    drawn = {"tasks": stage.tasks, "context": stage.context, "in_small_steps": True}
     rows = dataset("train", stage.rows, seed, **drawn)
     kept = {"gap", "images"}
     rows = rows.map(
