@@ -30,7 +30,7 @@ TARGETS = {
     "word_problem": 0.9,
     "puzzle": 0.9,
     "program": 0.9,
-    "tools": 0.9,
+    "tools": 0.95,
     "picture": 0.95,
     "talk": 0.9,
 }

@@ -7,7 +7,8 @@ all numbers).
 Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16. Run again
 with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 
-About two hours on two cores; 1.8 million parameters. A retrain is meant to reach the stored held-out accuracies within 5 points.
+One and a half to two hours on two cores; 1.8 million parameters. Another CPU adds up in another order, so weights differ: a retrain is meant
+to reach the stored held-out accuracies in mode `high` within 5 points; in `none`, where much is guessed, they vary more.
 """
 
 import argparse
