@@ -140,7 +140,7 @@ NUMBERS = [
     ("predecessor", ["rows", "decoding, batch 16", "throughput_to_transformers"]),
     ("long_prompt", ["rows", "262144 tokens", "of_sum"]),
     ("cache", ["rows", "8 bits", "bytes_per_token"]),
-    ("cache", ["rows", "pictures, high", "same_answers"]),
+    ("cache", ["rows", "picture, high", "same_answers"]),
     ("vision", ["rows", "8 x 1540 px", "ours_ms"]),
     ("load", ["rows", "float32", "ours_touched_s"]),
     ("train_step", ["rows", "step", "ours_tokens_per_s"]),

@@ -164,8 +164,9 @@ def test_tasks_are_solved(task: str) -> None:
     assert stored("tasks", task, "high")["accuracy"] >= TARGETS[task]
 
 
-def test_calls_are_valid_and_far_facts_found() -> None:
-    assert stored("tool_calls", "high", "valid")["accuracy"] >= 0.95
+def test_calls_are_valid_and_right_and_far_facts_found() -> None:
+    for share in ("valid", "right"):
+        assert stored("tool_calls", "high", share)["accuracy"] >= 0.95
     assert stored("retrieval", "4096", "high")["accuracy"] >= 0.9
 
 

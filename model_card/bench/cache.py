@@ -1,28 +1,27 @@
 """The latent cache: bytes per token of real caches against arithmetic, and what 8 bits change in the answers of the demo checkpoint.
 
-    python -m model_card.bench.cache [--questions 60] [--pictures 20] [--out model_card/results/cache.json]
+    python -m model_card.bench.cache [--rows 40] [--out model_card/results/cache.json]
 
 from the repository root. A token of the release takes 320 numbers in each of 36 layers. In 8 bits these are 320 bytes of codes and two
-bfloat16 scales, 324 bytes; so half the bytes of bfloat16, and 1.25 % for scales. Answers are greedy, in both reasoning modes; beside them,
-how many stay the same when instead the other attention kernel computes (eager), which is what rounding alone changes in that dtype. Where
-8 bits change an answer, `largest_lead` says how far ahead the token was that is not chosen any more: its logit less that of the one
-chosen instead. The error of logits is that of one forward over prompt and answer.
+bfloat16 scales, 324 bytes; so half the bytes of bfloat16, and 1.25 % for scales. Answers are greedy, to held-out problems of every task in
+both reasoning modes; beside them, how many stay the same when instead the other attention kernel computes (eager), which is what rounding
+alone changes in that dtype. Where 8 bits change an answer, `largest_lead` says how far ahead the token was that is not chosen any more: its
+logit less that of the one chosen instead. The error of logits is that of one forward over prompt and answer.
 """
 
 import argparse
-import random
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from small4_conversion.demo.data import TASKS
 
 from model_card.bench.harness import options, read, report
+from model_card.evals.answers import prompt
+from model_card.evals.demo_checkpoint import held_out
 from modeling_small4 import LatentCache, Small4Config, Small4ForCausalLM, Small4Processor, demo_checkpoint
 from modeling_small4.reasoning import REASONING_MODES
 
 BATCH = 20
-FORMS = ("ellipse", "rectangle", "triangle")
-COLORS = ("red", "green", "blue", "yellow")
 
 
 def bytes_per_token(bits: int, tokens: int = 256) -> dict[str, Any]:
@@ -37,33 +36,6 @@ def bytes_per_token(bits: int, tokens: int = 256) -> dict[str, Any]:
     if cache.nbytes != tokens * expected:
         raise SystemExit(f"{bits} bits: {cache.nbytes / tokens} bytes per token, but arithmetic says {expected}.")
     return {"bytes_per_token": expected, "share": expected / (text.num_hidden_layers * 2 * width)}
-
-
-def conversations(questions: int, pictures: int) -> list[list[dict[str, Any]]]:
-    """Sums, differences and drawn shapes, the same ones each time."""
-    chance = random.Random(0)
-    made: list[list[dict[str, Any]]] = []
-    for index in range(questions):
-        first, second = (chance.randrange(10 ** chance.randint(1, 4)) for _ in range(2))
-        sign = "+" if index % 2 or second > first else "-"
-        made.append([{"role": "user", "content": f"What is {first} {sign} {second}?"}])
-    for _ in range(pictures):
-        shown = {"type": "image", "image": drawn(chance)}
-        made.append([{"role": "user", "content": [shown, {"type": "text", "text": "What is in the picture?"}]}])
-    return made
-
-
-def drawn(chance: random.Random) -> Image.Image:
-    """One shape on white, 112 by 112 pixels."""
-    picture = Image.new("RGB", (112, 112), "white")
-    left, top, size = chance.randint(5, 40), chance.randint(5, 40), chance.randint(40, 65)
-    form, color = chance.choice(FORMS), chance.choice(COLORS)
-    draw, box = ImageDraw.Draw(picture), (left, top, left + size, top + size)
-    if form == "triangle":
-        draw.polygon([(left, top + size), (left + size, top + size), (left + size // 2, top)], fill=color)
-    else:
-        getattr(draw, form)(box, fill=color)
-    return picture
 
 
 @torch.inference_mode()
@@ -107,21 +79,19 @@ def _to(ids: torch.Tensor, width: int) -> list[int]:
 
 
 def answers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Rows of the table: each mode, with and without pictures."""
+    """Rows of the table: each task in each mode."""
     model = Small4ForCausalLM.from_pretrained(demo_checkpoint(), dtype=args.dtype).to(args.device).eval()
     processor = Small4Processor.from_pretrained(demo_checkpoint())
-    asked = conversations(args.questions, args.pictures)
     rows: dict[str, dict[str, Any]] = {}
-    for kind, chats in (("questions", asked[: args.questions]), ("pictures", asked[args.questions :])):
-        for mode in REASONING_MODES if chats else ():
+    for task in TASKS:
+        for mode in REASONING_MODES:
+            prompts = [prompt(row, processor, mode) for row in held_out(task, mode, args.rows)]
             parts = []
-            for begin in range(0, len(chats), BATCH):
-                inputs = processor.apply_chat_template(
-                    chats[begin : begin + BATCH], reasoning_mode=mode, return_tensors="pt"
-                ).to(args.device, args.dtype)
-                parts.append(compared(model, inputs, mode, args.new))
+            for begin in range(0, len(prompts), BATCH):
+                inputs = processor(text=prompts[begin : begin + BATCH], return_tensors="pt", padding=True)
+                parts.append(compared(model, inputs.to(args.device, args.dtype), mode, args.new))
             errors = torch.cat([part["error"] for part in parts])
-            rows[f"{kind}, {mode}"] = {
+            rows[f"{task}, {mode}"] = {
                 **{
                     name: sum(part[name] for part in parts)
                     for name in ("prompts", "same_answers", "same_answers_of_eager")
@@ -136,8 +106,7 @@ def answers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--questions", type=int, default=60)
-    parser.add_argument("--pictures", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=40, help="of each task in each mode")
     parser.add_argument("--new", type=int, default=192, help="most tokens of an answer")
     args = read(parser)
     rows: dict[str, dict[str, Any]] = {"bfloat16": bytes_per_token(16), "8 bits": bytes_per_token(8)}
