@@ -54,16 +54,9 @@ def _one_token(experts: Any, hidden: torch.Tensor, chosen: list[int], top_k_weig
     if not here:
         return torch.zeros_like(hidden)[None]
     inputs = hidden.to(experts.gate_up_proj.dtype)
-    inner = experts._apply_gate(torch.stack([_times(experts.gate_up_proj[chosen[slot]], inputs) for slot in here]))
-    outputs = torch.stack([_times(experts.down_proj[chosen[slot]], x) for slot, x in zip(here, inner, strict=True)])
+    inner = experts._apply_gate(torch.stack([experts.gate_up_proj[chosen[slot]].mv(inputs) for slot in here]))
+    outputs = torch.stack([experts.down_proj[chosen[slot]].mv(x) for slot, x in zip(here, inner, strict=True)])
     return (outputs * top_k_weights[here, None]).sum(dim=0, keepdim=True).to(hidden.dtype)
-
-
-def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """`matrix @ vector`. `mv` is the fast way but where the CPU has instructions for half precision: it does not use them."""
-    if matrix.element_size() < 4 and not _slow(matrix.dtype):
-        return torch.mm(vector[None], matrix.T)[0]
-    return matrix.mv(vector)
 
 
 def _plain(weights: tuple[torch.Tensor, ...]) -> bool:
@@ -71,18 +64,26 @@ def _plain(weights: tuple[torch.Tensor, ...]) -> bool:
 
 
 def _one_by_one(weights: tuple[torch.Tensor, ...]) -> bool:
-    """Whether experts are so large that calling one after the other costs nothing."""
-    return _plain(weights) and weights[0][0].numel() >= LARGE and not torch.is_grad_enabled()
+    """Whether experts are so large that calling one after the other costs nothing, and `mv` is the fastest way: it has no use for
+    instructions for half precision."""
+    large = _plain(weights) and weights[0][0].numel() >= LARGE
+    return large and not torch.is_grad_enabled() and not _native_half(weights[0].dtype)
 
 
 def _ours_pays(weights: tuple[torch.Tensor, ...], tokens: float) -> bool:
     """Whether our kernel is the faster one for so many tokens per expert, or the only one."""
     if not _plain(weights):
         return False
-    if weights[0].dtype == torch.float64 or any(w.shape[-1] * w.element_size() % 16 for w in weights):
+    dtype = weights[0].dtype
+    if dtype == torch.float64 or any(w.shape[-1] * w.element_size() % 16 for w in weights):
         return True  # transformers' kernel has no float64, and wants rows of whole 16 bytes
     enough = tokens * weights[0][0].numel() >= ENOUGH
-    return enough and (_slow(weights[0].dtype) or not torch.is_grad_enabled())
+    return enough and not _native_half(dtype) and (_slow(dtype) or not torch.is_grad_enabled())
+
+
+def _native_half(dtype: torch.dtype) -> bool:
+    """True when this CPU has instructions for such numbers: then transformers' kernel is as fast as ours."""
+    return dtype.itemsize < 4 and not _slow(dtype)
 
 
 class GroupedLinear(torch.autograd.Function):
