@@ -5,6 +5,7 @@ MEASURES: dict[str, str] = {
     "lm_eval": "python -m model_card.evals.lm_harness",
     "usage": "python -m model_card.evals.usage",
     "decode": "python -m model_card.bench.decode --out model_card/results/decode.json",
+    "decode_native_bfloat16": "python -m model_card.bench.decode --out model_card/results/decode_native_bfloat16.json",
     "experts": "python -m model_card.bench.experts --out model_card/results/experts.json",
     "predecessor": "python -m model_card.bench.predecessor --out model_card/results/predecessor.json",
     "long_prompt": "python -m model_card.bench.long_prompt --out model_card/results/long_prompt.json",
