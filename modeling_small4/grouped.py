@@ -165,7 +165,7 @@ def _multiply(inputs: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> 
         for some, results in zip(inputs.split(MANY), out.split(MANY), strict=True):
             _multiply(some, weight, results)
         return
-    if tokens <= (FEW if slow else 1) or (weight.element_size() < 4 and not slow):
+    if tokens <= (FEW if slow else 1) or _native_half(weight.dtype):
         torch.mm(inputs, weight.T, out=out)
         return
     padded = nn.functional.pad(inputs, (0, 0, 0, max(0, LEAST - tokens)))

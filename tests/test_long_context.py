@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import naive
@@ -296,6 +297,14 @@ def test_eight_bits_leave_the_demo_s_greedy_answers_as_they_are_but_for_guesses(
             # Without a thought, these four are guessed: of two tokens that are about as likely, 8 bits may choose the other.
             if (task, mode) not in {(guessed, "none") for guessed in THOUGHTFUL}:
                 assert row["same_answers"] == row["prompts"] > 0, (task, mode)
+
+
+def test_the_stored_eight_bit_answers_change_only_where_the_demo_guesses() -> None:
+    results = Path(__file__).resolve().parent.parent / "model_card/results"
+    rows = json.loads((results / "cache.json").read_text("utf-8"))["rows"]
+    changed = {name for name, row in rows.items() if row.get("same_answers") != row.get("prompts")}
+    assert changed <= {f"{task}, none" for task in THOUGHTFUL}
+    assert {f"{task}, {mode}" for task in TASKS for mode in ("none", "high")} <= rows.keys()
 
 
 class FakeStream:

@@ -1,12 +1,12 @@
 """`preset="latency"` gives the greedy answers of a plain call in every form, its parts by themselves, and what all presets have in common."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from generation_cases import EOS, PAD, batch, chat, tiny_model
-from oracle import Case, image_inputs, text_ids
+from oracle import image_inputs, text_ids
+from preset_cases import CASE, CHATS, GREEDY
 from tiny_checkpoint import write_tiny_checkpoint
 from transformers import CompileConfig, GenerationConfig, pipeline
 from transformers.generation.streamers import BaseStreamer
@@ -16,9 +16,6 @@ from modeling_small4.cli import main
 from modeling_small4.presets import DRAFT, PromptDrafts
 
 torch.set_num_threads(1)
-CASE = Case(seed=41)
-GREEDY: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
-CHATS = [chat(50 + i, *range(60, 60 + 3 * i), mode=("none", "high")[i % 2]) for i in (0, 3, 1, 7, 5)]
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from generation_cases import EOS, PAD, batch, chat, tiny_model
+from generation_cases import EOS, PAD, batch, tiny_model
 from oracle import Case, image_inputs, text_ids
+from preset_cases import CASE, CHATS, GREEDY
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from modeling_small4 import Small4ForCausalLM, batching, paged
 
 torch.set_num_threads(1)
-CASE = Case(seed=41)
-GREEDY: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
-CHATS = [chat(50 + i, *range(60, 60 + 3 * i), mode=("none", "high")[i % 2]) for i in (0, 3, 1, 7, 5)]
 
 
 @pytest.fixture(scope="module")
