@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from modeling_small4.adapters import EXPERTS
 from modeling_small4.configuration_small4 import Small4Config
+from modeling_small4.training.lora import EXPERTS
 
 from .bundle import TOKENIZER_FILES, VERBATIM
 from .checkpoint import CheckpointError, read_json

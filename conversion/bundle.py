@@ -36,6 +36,7 @@ AUTO_MAP: dict[str, Any] = {
     "AutoImageProcessor": "image_processing_small4.Small4ImageProcessor",
     "AutoTokenizer": [None, "tokenization_small4.Small4Tokenizer"],  # [slow, fast]
 }
+DOORS = {entry.split(".")[0] for entry in AUTO_MAP.values() if isinstance(entry, str)} | {"tokenization_small4"}
 
 
 def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callable[[str], None]) -> None:
@@ -136,8 +137,7 @@ def _name_host_processor(folder: Path, sizes: dict[str, int] | None) -> None:
 def copy_code(folder: Path) -> None:
     """Put the files that the model needs into `folder`, and name their classes in its configuration files."""
     package = Path(modeling_small4.__file__).parent
-    doors = {entry.split(".")[0] for entry in AUTO_MAP.values() if isinstance(entry, str)} | {"tokenization_small4"}
-    for name in sorted(_reachable(package, doors)):
+    for name in sorted(reachable(package, DOORS)):
         shutil.copyfile(package / f"{name}.py", folder / f"{name}.py")
     processing = {key: AUTO_MAP[key] for key in ("AutoProcessor", "AutoImageProcessor", "AutoTokenizer")}
     for name, entries in (
@@ -155,7 +155,7 @@ def copy_code(folder: Path) -> None:
         _write_json(folder / name, content)
 
 
-def _reachable(package: Path, names: set[str]) -> set[str]:
+def reachable(package: Path, names: set[str]) -> set[str]:
     """The modules of a flat package that `names` import, directly or not."""
     seen: set[str] = set()
     while todo := names - seen:

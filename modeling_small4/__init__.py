@@ -1,13 +1,9 @@
 """Mistral Small 4 for transformers. Importing this package registers its classes with every Auto class; it does no other work."""
 
-from .adapters import lora_targets
-from .answer_evaluation import AnswerCallback
 from .cache import LatentCache
-from .collator import Small4DataCollator
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
-from .expert_load import ExpertLoadCallback
 from .image_processing_small4 import Small4ImageProcessor
-from .images import ImageAccess
+from .image_sources import ImageAccess
 from .modeling_small4 import (
     Small4ForCausalLM,
     Small4ForSequenceClassification,
@@ -20,6 +16,10 @@ from .processing_small4 import Small4Processor
 from .registration import demo_checkpoint, register_auto_classes
 from .streaming import Small4Streamer
 from .tokenization_small4 import Small4Tokenizer
+from .training.collator import Small4DataCollator
+from .training.evaluation import AnswerCallback
+from .training.expert_load import ExpertLoadCallback
+from .training.lora import lora_targets
 
 register_auto_classes()
 

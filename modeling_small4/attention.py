@@ -16,10 +16,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .blocks import BLOCK, LongPrefill, SoftmaxPart, attend_part, merge
+from .attention_blocks import BLOCK, LongPrefill, SoftmaxPart, attend_part, merge
+from .attention_paged import PagedBatch
 from .cache import extend
-from .grouped import is_plain_linear, linear
-from .paged import PagedBatch
+from .cpu_matmul import is_plain_linear, linear
 from .rope import Positions, rotate_pairs
 
 # Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.

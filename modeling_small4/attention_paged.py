@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
-from .blocks import LONG, LongPrefill
+from .attention_blocks import LONG, LongPrefill
 
 Attend = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from .messages import Chunk, Message, Picture, Text, Thought, ToolCall, check_conversation, read_messages
+from .chat_messages import Chunk, Message, Picture, Text, Thought, ToolCall, check_conversation, read_messages
+from .chat_tools import tools_text
 from .reasoning import (
     ARGS,
     AVAILABLE_TOOLS,
@@ -29,7 +30,6 @@ from .reasoning import (
     TOOL_RESULTS,
     settings_text,
 )
-from .tools import tools_text
 
 _BETWEEN_MESSAGES = "\n\n"
 _REASONING_KEYS = ("reasoning_content", "reasoning")

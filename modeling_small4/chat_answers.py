@@ -5,8 +5,8 @@ Must not know: how ids become text (the tokenizer's `events` says), prompts, mod
 
 from typing import Any, Protocol
 
+from .chat_responses import MarkSplitter, ResponseReader
 from .reasoning import BOS, END_INST, END_TOOL_RESULTS, PAD
-from .responses import MarkSplitter, ResponseReader
 
 Events = list[tuple[bool, Any]]
 _ANSWER_STARTS_AFTER = (END_INST, END_TOOL_RESULTS)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .messages import check_function_name
+from .chat_messages import check_function_name
 from .reasoning import ARGS, END_THINK, EOS, THINK, TOOL_CALLS
 
 THINKING, CONTENT, CALLS = "thinking", "content", "tool_calls"

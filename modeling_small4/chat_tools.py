@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from .json_schema import check_json_schema
-from .messages import check_function_name
+from .chat_json_schema import check_json_schema
+from .chat_messages import check_function_name
 
 
 def tools_text(tools: Sequence[Any]) -> str:

@@ -21,15 +21,15 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .batching import continuous_batching_for, generate_many
+from .attention_paged import LatentBatchingManager
 from .cache_name import CACHE, host_named
-from .options import Options, shift_lengths
-from .paged import LatentBatchingManager
-from .prefill import Small4PrefillMixin
-from .presets import check_preset, for_latency
-from .prompt import Prompt, RewrittenPrompt
+from .generation_batching import continuous_batching_for, generate_many
+from .generation_call import Options, shift_lengths
+from .generation_hooks import Small4PrefillMixin
+from .generation_presets import check_preset, for_latency
+from .generation_prompt import Prompt, RewrittenPrompt
+from .generation_thinking import ThinkingProcessor
 from .reasoning import check_reasoning_mode
-from .thinking import ThinkingProcessor
 
 PrefixFn = Callable[[int, torch.Tensor], list[int]]
 

@@ -12,9 +12,9 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from .cache_name import CACHE
-from .options import Options, shift_lengths
-from .presets import refuse
-from .prompt import Prompt
+from .generation_call import Options, shift_lengths
+from .generation_presets import refuse
+from .generation_prompt import Prompt
 
 ROWS = 64  # prompts at work at the same time
 TOKENS = 2**18  # and tokens that they may come to

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .prompt import ReasoningIds
+from .generation_prompt import ReasoningIds
 
 
 class Options:

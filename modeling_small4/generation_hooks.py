@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from .cache import FIRST_TOKENS, LatentCache
 from .cache_name import CACHE, one_cache
-from .presets import PromptDrafts
+from .generation_presets import PromptDrafts
 
 LONG_PROMPT = 4096  # tokens from which a prompt is read in chunks
 CHUNK = 2048

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from .options import Options
+from .generation_call import Options
 
 PRESETS = ("latency", "throughput")
 DRAFT = 4  # tokens checked in one step

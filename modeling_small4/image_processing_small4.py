@@ -12,8 +12,8 @@ from PIL import Image
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .images import ImageAccess, decoded, load_image, open_image
-from .resample import resample
+from .image_resample import resample
+from .image_sources import ImageAccess, decoded, load_image, open_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

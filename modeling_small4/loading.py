@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers.modeling_utils import PreTrainedModel
 
-from .pipeline import distribute
-from .quantization import finish_loading, prepare_loading
-from .weight_only import settle_experts
+from .loading_experts import choose_experts_implementation
+from .loading_fp8 import finish_loading, prepare_loading
+from .loading_stages import distribute
 
 SHOWN = 8
 
@@ -54,7 +54,7 @@ class Small4LoadingMixin:
         prepare_loading(model, checkpoint_files, load_config)
         out = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         finish_loading(model)
-        settle_experts(model, load_config.hf_quantizer)
+        choose_experts_implementation(model, load_config.hf_quantizer)
         return out
 
 

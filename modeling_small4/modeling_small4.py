@@ -28,15 +28,15 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import Small4Attention, four_dimensional_mask
-from .blocks import long_prefill
+from .attention_blocks import long_prefill
+from .attention_paged import PagedBatch
 from .cache import LatentCache
 from .cache_name import CACHE, NAMES, one_cache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+from .cpu_matmul import linear
 from .generation import Small4GenerationMixin
-from .grouped import linear
 from .loading import Small4LoadingMixin
 from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, router_losses, share_of_step
-from .paged import PagedBatch
 from .rope import Positions, text_positions
 from .vision import (
     Small4MultiModalProjector,

@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from .grouped import Small4ExpertsInterface, linear
+from .cpu_matmul import Small4ExpertsInterface, linear
 
 
 class Small4MLP(nn.Module):

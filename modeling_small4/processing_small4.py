@@ -11,10 +11,10 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
 from .chat import Piece, lay_out
+from .chat_responses import MarkSplitter
 from .image_processing_small4 import Small4ImageProcessor, flatten
-from .images import ImageAccess
+from .image_sources import ImageAccess
 from .reasoning import BOS, IMG, IMG_BREAK, IMG_END
-from .responses import MarkSplitter
 from .tokenization_small4 import Prompt, Small4Tokenizer, is_batch
 
 logger = logging.get_logger(__name__)

@@ -16,11 +16,11 @@ from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import logging
 
-from .answers import Decoded, Events, TokenReader, read, rows
 from .ascii_words import AsciiWords
 from .chat import Piece, lay_out
+from .chat_answers import Decoded, Events, TokenReader, read, rows
+from .chat_responses import MarkSplitter
 from .reasoning import IMG, check_reasoning_mode, resolve_reasoning_mode
-from .responses import MarkSplitter
 
 logger = logging.get_logger(__name__)
 

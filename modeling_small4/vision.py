@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import eager_attention
-from .grouped import linear
+from .cpu_matmul import linear
 from .moe import Small4MLP
 from .rope import image_positions, rotate_halves
 

@@ -177,7 +177,7 @@ def test_what_is_no_adapter_is_refused(trained: Path, tmp_path: Path) -> None:
 def test_experts_in_eight_bits(tmp_path: Path) -> None:
     """torchao holds fused experts in 8 bits; adapters on the rest train, on the experts they are refused beforehand."""
     pytest.importorskip("torchao")
-    from modeling_small4.weight_only import weight_only
+    from modeling_small4.quantize.weight_only import weight_only
 
     CASE.models()[0].save_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **weight_only("int8"))

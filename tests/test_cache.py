@@ -7,7 +7,7 @@ import torch
 from oracle import Case, image_inputs, text_ids
 from transformers import DynamicCache
 
-from modeling_small4 import LatentCache, Small4Config, Small4ForCausalLM, blocks, prefill
+from modeling_small4 import LatentCache, Small4Config, Small4ForCausalLM, attention_blocks, generation_hooks
 from modeling_small4.cache import LatentLayer
 
 CASE = Case(seed=31)
@@ -201,10 +201,10 @@ def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paths for long prompts, at lengths that a test can afford."""
     from modeling_small4 import attention
 
-    monkeypatch.setattr(blocks, "LONG", 1)
+    monkeypatch.setattr(attention_blocks, "LONG", 1)
     monkeypatch.setattr(attention, "BLOCK", 16)
-    monkeypatch.setattr(prefill, "LONG_PROMPT", 40)
-    monkeypatch.setattr(prefill, "CHUNK", 32)
+    monkeypatch.setattr(generation_hooks, "LONG_PROMPT", 40)
+    monkeypatch.setattr(generation_hooks, "CHUNK", 32)
 
 
 @pytest.mark.parametrize("lengths", [[90, 90], [90, 41], [90, 3]])
@@ -228,12 +228,12 @@ def test_attention_in_blocks_equals_one_forward(
 def test_a_part_of_attention_equals_its_definition(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CPU's fused kernel, and in plain torch as on other devices; with and without padding."""
     if kernel == "plain":
-        monkeypatch.setattr(blocks, "_fused", lambda device: False)
+        monkeypatch.setattr(attention_blocks, "_fused", lambda device: False)
     query, key, value = torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 6)
     padding = torch.tensor([[True] * 9, [False] * 5 + [True] * 4])
     for causal in (False, True):
         for shown in (None, padding):
-            part = blocks.attend_part(query, key, value, 0.3, shown, causal)
+            part = attention_blocks.attend_part(query, key, value, 0.3, shown, causal)
             mask = torch.ones(9, 9, dtype=torch.bool).tril() if causal else torch.ones(9, 9, dtype=torch.bool)
             mask = mask if shown is None else mask & shown[:, None, None, :]
             scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~mask, -torch.inf)

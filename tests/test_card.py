@@ -10,14 +10,15 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
-from small4_conversion.demo.data import TASKS
 
-from model_card import figures, page
+from model_card.card import context, figures
+from model_card.card.measures import MEASURES
+from model_card.card.render import HERE, TEMPLATE, body, render
+from model_card.card.results import RESULTS, MissingNumber, Results
+from model_card.demo_recipe.tasks.data import TASKS
 from model_card.evals.usage import run
-from model_card.measures import MEASURES
-from model_card.render import HERE, TEMPLATE, body, render
-from model_card.stored import RESULTS, MissingNumber, Results
-from modeling_small4 import card_command, cli
+from modeling_small4.commands import card as card_command
+from modeling_small4.commands import cli
 
 pytest.importorskip("matplotlib")
 MISSING = [name for name in MEASURES if not (RESULTS / f"{name}.json").exists()]
@@ -62,7 +63,7 @@ def edit(folder: Path, name: str, path: list[Any], value: Any) -> None:
 def test_the_command_writes_a_readme_and_the_pictures_it_shows(card: Path) -> None:
     text = (card / "README.md").read_text("utf-8")
     assert {file.name for file in card.iterdir()} == {"README.md", "figures"}
-    assert set(page.pictures(text)) == {file.name for file in (card / "figures").iterdir()}
+    assert set(context.pictures(text)) == {file.name for file in (card / "figures").iterdir()}
     assert all(f"\n| {task} | " in text for task in TASKS)
     assert not [mark for mark in ("{{", "{%", "Undefined", "None %", "nan") if mark in text]
     for file in (card / "figures").iterdir():
@@ -89,7 +90,7 @@ def test_sizes_are_the_planners_and_claims_are_marked_as_quoted(card: Path) -> N
     text = (card / "README.md").read_text("utf-8")
     assert "119,401,298,944" in text
     assert "23,040 B" in text
-    assert page.hardware() in text
+    assert context.hardware() in text
     section = text.split("## The 119 B release")[1].split("\n## ")[0]
     assert "Quoted, not measured here" in section
     claims = json.loads((HERE / "release.json").read_text("utf-8"))
@@ -113,8 +114,8 @@ def test_rendering_again_gives_the_same_bytes(card: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_the_code_it_shows_prints_what_it_says(card: Path) -> None:
     text = (card / "README.md").read_text("utf-8")
-    shown = page.examples(text)
-    assert shown == page.examples(TEXT)
+    shown = context.examples(text)
+    assert shown == context.examples(TEXT)
     for example in run(shown):
         after = text.split(example["code"], 1)[1]
         assert after.startswith(f"```\n\n```text\n{example['printed'].rstrip()}\n```")
@@ -242,7 +243,7 @@ def test_outside_a_clone_it_says_where_to_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        card_command, "__file__", str(tmp_path / "site-packages" / "modeling_small4" / "card_command.py")
+        card_command, "__file__", str(tmp_path / "site-packages" / "modeling_small4" / "commands" / "card.py")
     )
     monkeypatch.chdir(tmp_path)
     assert cli.main(["card"]) == 1
@@ -284,10 +285,10 @@ def test_measures_are_modules_that_exist() -> None:
 @pytest.mark.parametrize(
     ("form", "value", "text"),
     [
-        (page.percent, 0.98251, "98.3 %"), (page.whole, 119401298944, "119,401,298,944"), (page.billions, 119401298944, "119.40 B"),
-        (page.billions, 1743104, "1.7 M"), (page.gigabytes, 2.388e11, "238.8 GB"), (page.gigabytes, 512, "0.5 KB"),
-        (page.figures, 0.00012345, "0.000123"), (page.figures, 1234.5, "1,230"), (page.figures, 18.8, "18.8"), (page.figures, 0.0, "0"),
-        (page.commit, "a" * 40 + "-dirty", "a" * 12 + " and changes"),
+        (context.percent, 0.98251, "98.3 %"), (context.whole, 119401298944, "119,401,298,944"), (context.billions, 119401298944, "119.40 B"),
+        (context.billions, 1743104, "1.7 M"), (context.gigabytes, 2.388e11, "238.8 GB"), (context.gigabytes, 512, "0.5 KB"),
+        (context.figures, 0.00012345, "0.000123"), (context.figures, 1234.5, "1,230"), (context.figures, 18.8, "18.8"), (context.figures, 0.0, "0"),
+        (context.commit, "a" * 40 + "-dirty", "a" * 12 + " and changes"),
     ],
 )  # fmt: skip
 def test_formats(form: Any, value: Any, text: str) -> None:
@@ -298,7 +299,7 @@ def test_a_benchmarks_table_shows_what_it_is_told_and_no_more() -> None:
     rows = {"at 64": {"ours_ms": 2.0, "speedup_x": 1.5, "peak_bytes": 3e9}, "at 4k": {"ours_ms": 8.25}}
     columns = {"ms": "ours_ms", "speed-up": "speedup_x", "peak": "peak_bytes"}
     absent = ["at 4k: speedup_x", "at 4k: peak_bytes"]
-    lines = page.grid(rows, {"at 64": "64", "at 4k": "4k"}, columns, absent).split("\n")
+    lines = context.grid(rows, {"at 64": "64", "at 4k": "4k"}, columns, absent).split("\n")
     assert lines[2:] == ["| 64 | 2 | 1.5x | 3.0 GB |", "| 4k | 8.25 | - | - |"]
     with pytest.raises(KeyError):
-        page.grid(rows, {"at 4k": "4k"}, columns)
+        context.grid(rows, {"at 4k": "4k"}, columns)

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import pipeline
 
 import modeling_small4
-from modeling_small4.images import ImageAccess
+from modeling_small4.image_sources import ImageAccess
 from modeling_small4.processing_small4 import Small4Processor
 from tests.tekken_files import CONTROL
 from tests.tiny_checkpoint import write_tiny_checkpoint

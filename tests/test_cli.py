@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from tiny_checkpoint import write_tiny_checkpoint
 
-from modeling_small4 import Small4ForCausalLM, cli, demo_checkpoint
+from modeling_small4 import Small4ForCausalLM, demo_checkpoint
+from modeling_small4.commands import cli
+from modeling_small4.commands.session import Session
 from modeling_small4.processing_small4 import Small4Processor
-from modeling_small4.session import Session
 
 torch.set_num_threads(1)
 

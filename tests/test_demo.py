@@ -13,12 +13,12 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from PIL import Image, ImageDraw
-from small4_conversion.demo.data import corpus
-from small4_conversion.demo.judge import correct
-from small4_conversion.demo.vocabulary import CONTROL, write_tekken
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import modeling_small4
+from model_card.demo_recipe.tasks.data import corpus
+from model_card.demo_recipe.tasks.judge import correct
+from model_card.demo_recipe.vocabulary import CONTROL, write_tekken
 from model_card.evals.answers import answer
 from model_card.evals.demo_checkpoint import held_out
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small4_conversion.demo import arithmetic, data, puzzles, scenes, small_steps, tool_use
-from small4_conversion.demo.arithmetic import Problem
-from small4_conversion.demo.batches import chat
-from small4_conversion.demo.data import DRAW, TASKS, dataset, rows
-from small4_conversion.demo.item import Item, is_held_out
-from small4_conversion.demo.judge import correct
-from small4_conversion.demo.vocabulary import write_tekken
+
+from model_card.demo_recipe.batches import chat
+from model_card.demo_recipe.tasks import arithmetic, data, puzzles, scenes, small_steps, tool_use
+from model_card.demo_recipe.tasks.arithmetic import Problem
+from model_card.demo_recipe.tasks.data import DRAW, TASKS, dataset, rows
+from model_card.demo_recipe.tasks.item import Item, is_held_out
+from model_card.demo_recipe.tasks.judge import correct
+from model_card.demo_recipe.vocabulary import write_tekken
 
 numbers = st.integers(0, 9999)
 products = st.one_of(st.tuples(numbers, st.integers(0, 9)), st.tuples(st.integers(0, 99), st.integers(0, 99)))

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from small4_conversion.demo import drills, recalling
-from small4_conversion.demo.arithmetic import Problem, is_simple
-from small4_conversion.demo.arithmetic import key as arithmetic_key
-from small4_conversion.demo.batches import IGNORED
-from small4_conversion.demo.initial import TOKENS_BACK, new_model
-from small4_conversion.demo.item import Item, is_held_out
+
+from model_card.demo_recipe import recalling
+from model_card.demo_recipe.batches import IGNORED
+from model_card.demo_recipe.initial import TOKENS_BACK, new_model
+from model_card.demo_recipe.tasks import drills
+from model_card.demo_recipe.tasks.arithmetic import Problem, is_simple
+from model_card.demo_recipe.tasks.arithmetic import key as arithmetic_key
+from model_card.demo_recipe.tasks.item import Item, is_held_out
 
 VOCABULARY = 1400
 

@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 
 import torch
-from small4_conversion.demo.recipe import Looking, Recalling, Recipe, Stage
-from small4_conversion.demo.train import train
+from model_card.demo_recipe.recipe import Looking, Recalling, Recipe, Stage
+from model_card.demo_recipe.train import train
 
 torch.set_num_threads(1)
 tasks = {"picture": 0.5, "arithmetic": 0.5}

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small4_conversion.demo.batches import IGNORED, Parts, collate, cost, cut_thought, positions
-from small4_conversion.demo.muon import Muon, orthogonal
-from small4_conversion.demo.recipe import Stage
-from small4_conversion.demo.team import Team, run_as_team
+
+from model_card.demo_recipe.batches import IGNORED, Parts, collate, cost, cut_thought, positions
+from model_card.demo_recipe.muon import Muon, orthogonal
+from model_card.demo_recipe.recipe import Stage
+from model_card.demo_recipe.team import Team, run_as_team
 
 MARKS = {"[THINK]": 34, "[/THINK]": 35}
 

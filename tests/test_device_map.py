@@ -12,7 +12,7 @@ from accelerate import dispatch_model, infer_auto_device_map
 from oracle import Case, image_inputs, text_ids
 
 from modeling_small4 import Small4Config, Small4ForCausalLM
-from modeling_small4.memory import plan
+from modeling_small4.planner.layout import plan
 
 torch.set_num_threads(1)
 CASE = Case(seed=21)

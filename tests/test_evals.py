@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from small4_conversion.demo.batches import chat, tools
-from small4_conversion.demo.judge import correct
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from model_card.demo_recipe.batches import chat, tools
+from model_card.demo_recipe.tasks.judge import correct
 from model_card.evals import answers, lm_harness, scores
 from model_card.evals.demo_checkpoint import flat, held_out
 from model_card.evals.expert_use import expert_use

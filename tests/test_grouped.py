@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from modeling_small4 import Small4TextConfig, grouped
-from modeling_small4.grouped import grouped_experts, linear
+from modeling_small4 import Small4TextConfig, cpu_matmul
+from modeling_small4.cpu_matmul import grouped_experts, linear
 from modeling_small4.moe import Small4Experts
 
 EXPERTS, TOP_K, HIDDEN = 8, 3, 40
@@ -19,9 +19,9 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2, 
 @pytest.fixture(autouse=True)
 def always_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """However little work there is, and with more than one block of rows and of tokens."""
-    monkeypatch.setattr(grouped, "ENOUGH", 0)
-    monkeypatch.setattr(grouped, "ROWS", 32)
-    monkeypatch.setattr(grouped, "MANY", 50)
+    monkeypatch.setattr(cpu_matmul, "ENOUGH", 0)
+    monkeypatch.setattr(cpu_matmul, "ROWS", 32)
+    monkeypatch.setattr(cpu_matmul, "MANY", 50)
 
 
 def experts(dtype: torch.dtype = torch.float32, width: int = 27) -> Small4Experts:
@@ -95,9 +95,9 @@ def test_experts_of_another_rank_count_nothing() -> None:
 def test_one_token_takes_its_experts_one_by_one(
     dtype: torch.dtype, elsewhere: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouped, "LARGE", 0)
-    monkeypatch.setattr(grouped, "_slow", lambda dtype: dtype.itemsize < 4)
-    monkeypatch.setattr(grouped.GroupedLinear, "apply", None)  # not called
+    monkeypatch.setattr(cpu_matmul, "LARGE", 0)
+    monkeypatch.setattr(cpu_matmul, "_slow", lambda dtype: dtype.itemsize < 4)
+    monkeypatch.setattr(cpu_matmul.GroupedLinear, "apply", None)  # not called
     module, (hidden, index, weights) = experts(dtype), inputs(1, dtype)
     kept = [slot for slot in range(TOP_K) if slot not in elsewhere]
     exact = EAGER(module.double(), hidden.double(), index[:, kept], weights[:, kept].double())
@@ -120,8 +120,8 @@ def test_default_is_ours_and_the_switch_still_works(monkeypatch: pytest.MonkeyPa
     module, given = experts(), inputs(7, torch.float32)
     expected = EAGER(module, *given)
     calls: list[int] = []
-    forward = grouped.GroupedLinear.apply
-    monkeypatch.setattr(grouped.GroupedLinear, "apply", lambda *args: calls.append(1) or forward(*args))
+    forward = cpu_matmul.GroupedLinear.apply
+    monkeypatch.setattr(cpu_matmul.GroupedLinear, "apply", lambda *args: calls.append(1) or forward(*args))
     for name, count in (("grouped_mm", 2), ("eager", 0), ("batched_mm", 0)):
         calls.clear()
         module.config._experts_implementation = name
@@ -136,10 +136,10 @@ def test_default_is_ours_and_the_switch_still_works(monkeypatch: pytest.MonkeyPa
 
 
 def test_little_work_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped, "ENOUGH", 2**23)
+    monkeypatch.setattr(cpu_matmul, "ENOUGH", 2**23)
     expected = [EAGER(experts(width=width), *inputs(7, torch.float32)) for width in (24, 27)]
     torch.testing.assert_close(experts(width=27)(*inputs(7, torch.float32)), expected[1])  # whose kernel cannot do this
-    monkeypatch.setattr(grouped.GroupedLinear, "apply", None)
+    monkeypatch.setattr(cpu_matmul.GroupedLinear, "apply", None)
     torch.testing.assert_close(experts(width=24)(*inputs(7, torch.float32)), expected[0])
 
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_small4 import fetch
+from modeling_small4 import image_fetch
 from modeling_small4.image_processing_small4 import Small4ImageProcessor
-from modeling_small4.images import ImageAccess, load_image
+from modeling_small4.image_sources import ImageAccess, load_image
 
 LOCAL = ImageAccess(hosts=("127.0.0.1", "localhost", "allowed.test"), private_addresses=True, timeout=5.0)
 
@@ -243,7 +243,7 @@ def test_a_name_is_resolved_once_and_the_address_pinned(server: str, monkeypatch
         return [(2, 1, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", once)
-    monkeypatch.setattr(fetch, "is_public", lambda address: True)
+    monkeypatch.setattr(image_fetch, "is_public", lambda address: True)
     assert same(load_image(f"http://allowed.test:{port}/image.png", ImageAccess(hosts=("allowed.test",))))
     assert [host for host in calls if host == "allowed.test"] == ["allowed.test"]
 
@@ -257,12 +257,13 @@ def test_a_name_is_resolved_once_and_the_address_pinned(server: str, monkeypatch
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
-    assert not fetch.is_public(address)
+    assert not image_fetch.is_public(address)
 
 
 def test_addresses_that_are_public() -> None:
     assert all(
-        fetch.is_public(address) for address in ("8.8.8.8", "93.184.215.14", "2606:4700::1111", "64:ff9b::808:808")
+        image_fetch.is_public(address)
+        for address in ("8.8.8.8", "93.184.215.14", "2606:4700::1111", "64:ff9b::808:808")
     )
 
 

@@ -10,11 +10,11 @@ import naive
 import pytest
 import torch
 from oracle import Case, image_inputs, text_ids
-from small4_conversion.demo.data import TASKS
 from transformers import DynamicCache
 
+from model_card.demo_recipe.tasks.data import TASKS
 from model_card.evals.demo_checkpoint import THOUGHTFUL
-from modeling_small4 import LatentCache, Small4ForCausalLM, attention, blocks, prefill
+from modeling_small4 import LatentCache, Small4ForCausalLM, attention, attention_blocks, generation_hooks
 from modeling_small4.attention import Small4Attention
 from modeling_small4.cache import LatentLayer
 from modeling_small4.rope import text_positions
@@ -228,9 +228,9 @@ def test_an_image_across_the_border_of_two_chunks(
     border = 24
     assert border - 1 in places
     assert border in places
-    monkeypatch.setattr(prefill, "LONG_PROMPT", 8)
-    monkeypatch.setattr(prefill, "CHUNK", border)
-    monkeypatch.setattr(blocks, "LONG", 1)
+    monkeypatch.setattr(generation_hooks, "LONG_PROMPT", 8)
+    monkeypatch.setattr(generation_hooks, "CHUNK", border)
+    monkeypatch.setattr(attention_blocks, "LONG", 1)
     monkeypatch.setattr(attention, "BLOCK", 16)
     model.set_attn_implementation(kernel)
     try:
@@ -252,9 +252,9 @@ def test_padded_rows_of_long_prompts_with_images(model: Small4ForCausalLM, monke
         "image_sizes": torch.cat((one["image_sizes"], two["image_sizes"])),
     }
     expected = model.generate(**inputs, **GREEDY, max_new_tokens=12)
-    monkeypatch.setattr(prefill, "LONG_PROMPT", 8)
-    monkeypatch.setattr(prefill, "CHUNK", 17)
-    monkeypatch.setattr(blocks, "LONG", 1)
+    monkeypatch.setattr(generation_hooks, "LONG_PROMPT", 8)
+    monkeypatch.setattr(generation_hooks, "CHUNK", 17)
+    monkeypatch.setattr(attention_blocks, "LONG", 1)
     assert torch.equal(model.generate(**inputs, **GREEDY, max_new_tokens=12), expected)
 
 
@@ -268,7 +268,7 @@ def test_a_long_prompt_takes_the_memory_of_its_cache_and_one_chunk() -> None:
     row = json.loads(done.stdout.splitlines()[-1])["rows"]["24576 tokens"]
     assert row["within"]
     assert row["of_sum"] <= 1.5
-    unchunked = "import modeling_small4.prefill as p, runpy, sys; p.LONG_PROMPT = 10**9; sys.argv = ['long_prompt', *sys.argv[1:]]; "
+    unchunked = "import modeling_small4.generation_hooks as p, runpy, sys; p.LONG_PROMPT = 10**9; sys.argv = ['long_prompt', *sys.argv[1:]]; "
     unchunked += "runpy.run_module('model_card.bench.long_prompt', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", unchunked, "--threads", "1", "--alone", "24576"],

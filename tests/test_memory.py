@@ -13,12 +13,23 @@ from safetensors.torch import load_file
 from small4_conversion.convert import convert
 from tiny_checkpoint import write_tiny_checkpoint
 
-from modeling_small4 import Small4Config, Small4ForCausalLM, attention, blocks, cli, demo_checkpoint, sizes
-from modeling_small4.advice import alternatives, release_table, replicas
+from modeling_small4 import Small4Config, Small4ForCausalLM, attention, attention_blocks, demo_checkpoint
 from modeling_small4.cache import LatentCache
-from modeling_small4.hardware import parse_machine
-from modeling_small4.memory import plan
-from modeling_small4.sizes import BLOCK, LONG, PRECISIONS, Work, activation_bytes, cache_bytes, tensors, weight_bytes
+from modeling_small4.commands import cli
+from modeling_small4.planner import sizes
+from modeling_small4.planner.alternatives import alternatives, release_table, replicas
+from modeling_small4.planner.hardware import parse_machine
+from modeling_small4.planner.layout import plan
+from modeling_small4.planner.sizes import (
+    BLOCK,
+    LONG,
+    PRECISIONS,
+    Work,
+    activation_bytes,
+    cache_bytes,
+    tensors,
+    weight_bytes,
+)
 
 torch.set_num_threads(1)
 RELEASE = Small4Config()
@@ -115,10 +126,10 @@ def test_activations_bound_what_a_forward_pass_holds(
     text: dict[str, int], chunk: int, context: int, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never less than the tensors alive at one time, and not much more. Without a fused kernel: as on a GPU."""
-    for module in (attention, blocks, sizes):  # long prompts, but short ones
+    for module in (attention, attention_blocks, sizes):  # long prompts, but short ones
         monkeypatch.setattr(module, "BLOCK", 256)
         monkeypatch.setattr(module, "LONG", 2**14 if context == 1200 else LONG, raising=False)
-    monkeypatch.setattr(blocks, "_fused", lambda device: fused)
+    monkeypatch.setattr(attention_blocks, "_fused", lambda device: fused)
     model = reader(**text)
     inner = model.config.text_config
     cache = LatentCache(model.config, capacity=context)
@@ -135,7 +146,7 @@ def test_activations_bound_what_a_forward_pass_holds(
 
 
 def test_the_blocks_are_those_of_attention() -> None:
-    assert (BLOCK, LONG) == (blocks.BLOCK, blocks.LONG)
+    assert (BLOCK, LONG) == (attention_blocks.BLOCK, attention_blocks.LONG)
 
 
 def test_the_releases_table_comes_out() -> None:

@@ -11,9 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from small4_conversion.bundle import DOORS, reachable
 
 import modeling_small4
-from modeling_small4 import cli
+from modeling_small4.commands import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP = {"modeling_small4", "conversion", "tests", "model_card", "pyproject.toml", "README.md", "LICENSE"}
@@ -83,13 +84,21 @@ def test_imports_run_one_way(folder: str, forbidden: set[str]) -> None:
 
 
 def test_shipped_code_is_flat() -> None:
-    """Saved code is copied as flat files: every relative import names a file beside it, wherever the words stand."""
-    for file in (ROOT / "modeling_small4").glob("*.py"):
+    """Saved code is copied as flat files: what a shipped file imports from the package lies beside it, wherever the words stand."""
+    package = ROOT / "modeling_small4"
+    for file in (package / f"{name}.py" for name in reachable(package, DOORS)):
         for match in re.findall(
             r"^\s*from\s+(\.\S*)\s+import|^\s*import\s+(\.\S+)", file.read_text("utf-8"), re.MULTILINE
         ):
             target = "".join(match)
-            assert (file.parent / f"{target[1:]}.py").is_file(), f"{file}: {target}"
+            assert (package / f"{target[1:]}.py").is_file(), f"{file}: {target}"
+
+
+def test_every_flat_file_ships_and_nothing_else() -> None:
+    """What lies flat is what a checkpoint carries, but for four files that only the installed package needs; the rest lives in wings."""
+    package = ROOT / "modeling_small4"
+    flat = {file.stem for file in package.glob("*.py")}
+    assert flat - {"__init__", "__main__", "registration", "streaming"} == reachable(package, DOORS)
 
 
 @pytest.fixture(scope="module")

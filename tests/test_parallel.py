@@ -12,7 +12,7 @@ import pytest
 from generation_cases import tiny_model
 from parallel_worker import CASE, LAYOUTS
 
-from modeling_small4.memory import plan
+from modeling_small4.planner.layout import plan
 
 TESTS = Path(__file__).resolve().parent
 INNER = "model.language_model.layers.0"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model_card.plots import PLOTS, draw
+from model_card.card.plots import PLOTS, draw
 
 pytest.importorskip("matplotlib")
 

@@ -11,9 +11,9 @@ from tiny_checkpoint import write_tiny_checkpoint
 from transformers import CompileConfig, GenerationConfig, pipeline
 from transformers.generation.streamers import BaseStreamer
 
-from modeling_small4 import LatentCache, Small4ForCausalLM, blocks, prefill, presets
-from modeling_small4.cli import main
-from modeling_small4.presets import DRAFT, PromptDrafts
+from modeling_small4 import LatentCache, Small4ForCausalLM, attention_blocks, generation_hooks, generation_presets
+from modeling_small4.commands.cli import main
+from modeling_small4.generation_presets import DRAFT, PromptDrafts
 
 torch.set_num_threads(1)
 
@@ -184,10 +184,10 @@ def test_static_cache_by_name(model: Small4ForCausalLM) -> None:
 
 
 def test_static_room_comes_in_few_sizes() -> None:
-    sizes = {prefill.static_room(length) for length in range(1, 300_000, 7)}
+    sizes = {generation_hooks.static_room(length) for length in range(1, 300_000, 7)}
     assert len(sizes) < 26
     for length in (1, 512, 513, 16384, 16385, 262144):
-        assert length <= prefill.static_room(length) <= max(512, 2 * length)
+        assert length <= generation_hooks.static_room(length) <= max(512, 2 * length)
 
 
 # assisted decoding
@@ -197,9 +197,9 @@ def test_assisted_decoding_goes_on_from_a_filled_cache_in_chunks(
     model: Small4ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second turn reads only what is new; a long prompt never goes through the model at once."""
-    monkeypatch.setattr(prefill, "LONG_PROMPT", 40)
-    monkeypatch.setattr(prefill, "CHUNK", 32)
-    monkeypatch.setattr(blocks, "LONG", 1)
+    monkeypatch.setattr(generation_hooks, "LONG_PROMPT", 40)
+    monkeypatch.setattr(generation_hooks, "CHUNK", 32)
+    monkeypatch.setattr(attention_blocks, "LONG", 1)
     widths: list[int] = []
     handle = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -233,8 +233,8 @@ def test_assisted_decoding_of_long_prompts_with_images(
 ) -> None:
     inputs = image_inputs(CASE, [(56, 84), (112, 56)])
     expected = model.generate(**inputs, **GREEDY)
-    monkeypatch.setattr(prefill, "LONG_PROMPT", 40)
-    monkeypatch.setattr(prefill, "CHUNK", 16)
+    monkeypatch.setattr(generation_hooks, "LONG_PROMPT", 40)
+    monkeypatch.setattr(generation_hooks, "CHUNK", 16)
     for options in ({"preset": "latency"}, {"prompt_lookup_num_tokens": 4}):
         assert torch.equal(model.generate(**inputs, **GREEDY, **options), expected)
 
@@ -291,7 +291,7 @@ def test_generation_config_carries_the_preset_and_arguments_win(
     repeating: Small4ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = presets.check_preset
+    original = generation_presets.check_preset
     monkeypatch.setattr("modeling_small4.generation.check_preset", lambda value: seen.append(value) or original(value))
     inputs = batch(CHATS)
     expected = repeating.generate(**inputs, max_new_tokens=9)

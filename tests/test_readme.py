@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling_small4 import cli, demo_checkpoint
+from modeling_small4 import demo_checkpoint
+from modeling_small4.commands import cli
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text("utf-8")

@@ -21,7 +21,7 @@ from PIL import Image
 from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4ForCausalLM, Small4Processor
-from modeling_small4.serving import make_server
+from modeling_small4.commands.server import make_server
 
 torch.set_num_threads(1)
 QUESTION = [{"role": "user", "content": "What is 2 + 3?"}]

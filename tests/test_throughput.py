@@ -9,7 +9,7 @@ from oracle import Case, image_inputs, text_ids
 from preset_cases import CASE, CHATS, GREEDY
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from modeling_small4 import Small4ForCausalLM, batching, paged
+from modeling_small4 import Small4ForCausalLM, attention_paged, generation_batching
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,7 @@ def rows_of(sequences: torch.Tensor, width: int) -> list[list[int]]:
 def test_throughput_gives_the_tokens_of_a_plain_call(
     repeating: Small4ForCausalLM, mode: Any, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "ROWS", room)
+    monkeypatch.setattr(generation_batching, "ROWS", room)
     inputs = batch(CHATS)
     options = {"max_new_tokens": 20, "reasoning_mode": mode}
     expected = repeating.generate(**inputs, **options)
@@ -59,7 +59,7 @@ def test_throughput_gives_the_tokens_of_a_plain_call(
 def test_throughput_keeps_to_what_else_is_asked_for(
     repeating: Small4ForCausalLM, options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "ROWS", 2)
+    monkeypatch.setattr(generation_batching, "ROWS", 2)
     inputs = batch(CHATS)
     lengths = {} if {"max_length", "generation_config"} & options.keys() else {"max_new_tokens": 16}
     expected = repeating.generate(**inputs, **lengths, **options)
@@ -67,7 +67,7 @@ def test_throughput_keeps_to_what_else_is_asked_for(
 
 
 def test_throughput_deals_images_out_to_their_rows(model: Small4ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "ROWS", 1)
+    monkeypatch.setattr(generation_batching, "ROWS", 1)
     one, two = image_inputs(CASE, [(56, 84)]), image_inputs(CASE, [(112, 56), (28, 28)])
     width = max(part["input_ids"].shape[1] for part in (one, two)) + 3
     rows = [one["input_ids"][0].tolist(), text_ids(CASE, batch=1, length=7)[0].tolist(), two["input_ids"][0].tolist()]
@@ -115,8 +115,10 @@ def test_continuous_batching_holds_latents(shape: dict, kernel: str, monkeypatch
     expected = [model.generate(torch.tensor([row]), **GREEDY)[0, len(row) :].tolist() for row in rows]
     model.set_attn_implementation(kernel)
     made = []
-    original = paged.PagedBatch.of
-    monkeypatch.setattr(paged.PagedBatch, "of", lambda pages, *rest: made.append(pages) or original(pages, *rest))
+    original = attention_paged.PagedBatch.of
+    monkeypatch.setattr(
+        attention_paged.PagedBatch, "of", lambda pages, *rest: made.append(pages) or original(pages, *rest)
+    )
     settings = ContinuousBatchingConfig(page_size=16, num_blocks=24, max_batch_tokens=32, max_requests_per_batch=3)
     got = model.generate_batch(rows, GenerationConfig(**GREEDY), continuous_batching_config=settings)
     assert [request.generated_tokens for request in got.values()] == expected
@@ -132,7 +134,7 @@ def test_continuous_batching_reads_long_prompts_block_by_block(
 
     rows = [text_ids(CASE, batch=1, length=length)[0].tolist() for length in (90, 61)]
     expected = [model.generate(torch.tensor([row]), **GREEDY)[0, len(row) :].tolist() for row in rows]
-    monkeypatch.setattr(paged, "LONG", 1)
+    monkeypatch.setattr(attention_paged, "LONG", 1)
     monkeypatch.setattr(attention, "BLOCK", 16)
     settings = ContinuousBatchingConfig(page_size=16, num_blocks=24, max_batch_tokens=32)
     got = model.generate_batch(rows, GenerationConfig(**GREEDY), continuous_batching_config=settings)
@@ -140,8 +142,8 @@ def test_continuous_batching_reads_long_prompts_block_by_block(
 
 
 def test_room_for_continuous_batching_is_that_of_the_prompts() -> None:
-    settings = batching.continuous_batching_for([10, 1000, 100], 50)
+    settings = generation_batching.continuous_batching_for([10, 1000, 100], 50)
     assert 1000 + 100 + 10 + 150 <= settings.num_blocks * settings.page_size < 2000
-    many = batching.continuous_batching_for([10_000] * 1000, 50)
+    many = generation_batching.continuous_batching_for([10_000] * 1000, 50)
     assert many.num_blocks * many.page_size < 66 * 10_051 + 64 * 64
     assert many.max_requests_per_batch == 64 <= many.max_batch_tokens <= 1024

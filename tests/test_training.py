@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from modeling_small4 import AnswerCallback, ExpertLoadCallback, Small4DataCollator, Small4ForCausalLM, Small4Processor
-from modeling_small4.expert_load import ExpertLoad, relative
+from modeling_small4.training.expert_load import ExpertLoad, relative
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
 
@@ -270,7 +270,7 @@ def test_callback_logs_warns_and_draws(
 
 
 def test_a_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modeling_small4.expert_load.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("modeling_small4.training.expert_load.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install \"modeling-small4\[train\]\""):
         ExpertLoadCallback(picture="load.png")
     ExpertLoadCallback()

@@ -12,8 +12,8 @@ import torch
 from oracle import Case, text_ids
 
 from modeling_small4 import Small4ForCausalLM
-from modeling_small4.sizes import tensors, weight_bytes
-from modeling_small4.weight_only import weight_only
+from modeling_small4.planner.sizes import tensors, weight_bytes
+from modeling_small4.quantize.weight_only import weight_only
 
 torch.set_num_threads(1)
 CASE = Case(seed=4)

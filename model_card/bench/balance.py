@@ -18,7 +18,7 @@ import torch
 
 from model_card.evals.record import provenance
 from modeling_small4 import Small4Config, Small4ForCausalLM
-from modeling_small4.expert_load import ExpertLoad, relative
+from modeling_small4.training.expert_load import ExpertLoad, relative
 
 COEFFICIENT = 0.05
 SOURCES, SHARE_OF_FIRST, VOCABULARY, LENGTH, BATCH = 10, 0.9, 320, 32, 16

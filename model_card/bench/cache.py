@@ -13,9 +13,9 @@ import argparse
 from typing import Any
 
 import torch
-from small4_conversion.demo.data import TASKS
 
 from model_card.bench.harness import options, read, report
+from model_card.demo_recipe.tasks.data import TASKS
 from model_card.evals.answers import prompt
 from model_card.evals.demo_checkpoint import held_out
 from modeling_small4 import LatentCache, Small4Config, Small4ForCausalLM, Small4Processor, demo_checkpoint

@@ -21,16 +21,16 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from small4_conversion.demo import data
-from small4_conversion.demo.batches import chat, tools
-from small4_conversion.demo.judge import correct
 from transformers import AutoModelForCausalLM, AutoProcessor, Trainer, TrainingArguments, set_seed
 
 from model_card.bench import lunar
+from model_card.demo_recipe.batches import chat, tools
+from model_card.demo_recipe.tasks import data
+from model_card.demo_recipe.tasks.judge import correct
 from model_card.evals.record import provenance
 from model_card.evals.scores import share
 from modeling_small4 import Small4DataCollator, demo_checkpoint, lora_targets
-from modeling_small4.answer_evaluation import answer
+from modeling_small4.training.evaluation import answer
 
 RATES = {"full": 1.5e-4, "lora": 2e-3}
 RANK = 16

@@ -15,7 +15,7 @@ import torch
 from model_card.bench.decode import random_state
 from model_card.bench.harness import child, options, peak_bytes, read, report, seconds
 from modeling_small4 import Small4Config, Small4ForCausalLM
-from modeling_small4.prefill import CHUNK
+from modeling_small4.generation_hooks import CHUNK
 
 NEW = 4
 

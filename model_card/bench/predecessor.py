@@ -21,7 +21,7 @@ from transformers import DynamicCache, MistralConfig, MistralModel
 from model_card.bench.decode import VOCABULARY, filled, prefill, random_state, step
 from model_card.bench.harness import interleaved, options, read, relative_error, report
 from modeling_small4 import LatentCache, Small4TextConfig, Small4TextModel
-from modeling_small4.grouped import linear
+from modeling_small4.cpu_matmul import linear
 
 SMALL3 = {
     "hidden_size": 5120, "intermediate_size": 32768, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,

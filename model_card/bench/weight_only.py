@@ -16,8 +16,8 @@ import torch
 from model_card.bench.engines import continued, prompts, weights_hash, without_end
 from model_card.evals.record import provenance
 from modeling_small4 import Small4ForCausalLM, Small4Processor, demo_checkpoint
-from modeling_small4.sizes import weight_bytes
-from modeling_small4.weight_only import weight_only
+from modeling_small4.planner.sizes import weight_bytes
+from modeling_small4.quantize.weight_only import weight_only
 
 
 def held(parameter: Any) -> int:

@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model_card.measures import MEASURES
-from model_card.stored import MissingNumber, Results, Stored, sha256
+from model_card.card.measures import MEASURES
+from model_card.card.results import MissingNumber, Results, Stored, sha256
 from modeling_small4 import Small4Config, demo_checkpoint
-from modeling_small4.plan_command import table
-from modeling_small4.sizes import cache_bytes, tensors, weight_bytes
+from modeling_small4.commands.plan import table
+from modeling_small4.planner.sizes import cache_bytes, tensors, weight_bytes
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 OF_THE_WEIGHTS = ("demo_eval", "lm_eval", "usage", "weight_only")  # results that hold for the shipped weights alone
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model_card.stored import Results
+from model_card.card.results import Results
 
 COLOURS = {"none": "#9aa5b1", "high": "#d9480f"}  # of the reasoning modes
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # a legend right of its axes

@@ -1,6 +1,6 @@
 """Pictures of stored benchmarks: time against context, memory against context, prompts, experts, images. Knows result files, not how they came about.
 
-python -m model_card.plots [--results model_card/results] [--out model_card/plots]
+python -m model_card.card.plots [--results model_card/results] [--out model_card/plots]
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 OURS, THEIRS = "#d9480f", "#495057"  # the same side has the same colour in all pictures
 Rows = list[dict[str, Any]]
 

@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from model_card import figures, page, plots
-from model_card.stored import MissingNumber, Results
+from model_card.card import context, figures, plots
+from model_card.card.results import MissingNumber, Results
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 TEMPLATE = HERE / "card.md"
 NAME = "modeling-small4-demo"
 PICTURES = "figures"
@@ -35,7 +35,7 @@ def render(out: Path, results: Results | None = None) -> list[Path]:
     text = str(ModelCard(f"---\n{metadata(results).to_yaml()}\n---\n\n{body(results)}")).rstrip() + "\n"
     with tempfile.TemporaryDirectory() as folder:  # nothing is written where something is missing
         pictures = [*figures.draw(results, Path(folder)), *benchmarks(results, Path(folder))]
-        unknown = [name for name in page.pictures(text) if name not in {picture.name for picture in pictures}]
+        unknown = [name for name in context.pictures(text) if name not in {picture.name for picture in pictures}]
         if unknown:
             raise MissingNumber(f"The card shows {', '.join(unknown)}, which no result draws.")
         (out / PICTURES).mkdir(parents=True, exist_ok=True)
@@ -65,9 +65,9 @@ def body(results: Results, template: str | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= page.FILTERS
+    environment.filters |= context.FILTERS
     try:
-        return environment.get_template(TEMPLATE.name).render(page.names(results))
+        return environment.get_template(TEMPLATE.name).render(context.names(results))
     except jinja2.UndefinedError as error:
         raise MissingNumber(f"card.md: {error}") from error
 

@@ -13,8 +13,8 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 from modeling_small4 import Small4DataCollator
-from modeling_small4.collator import IGNORED
 from modeling_small4.reasoning import END_THINK, THINK
+from modeling_small4.training.collator import IGNORED
 
 LONGEST = 8000  # positions
 LONGEST_WITH_GAP = 700  # tokens: rows with gaps need a mask in memory

@@ -11,9 +11,9 @@ import math
 from typing import Any
 
 import torch
-from small4_conversion.demo.recipe import demo_config
 from torch import nn
 
+from model_card.demo_recipe.recipe import demo_config
 from modeling_small4 import Small4ForCausalLM
 
 TOKENS_BACK = (1, 2, 3)

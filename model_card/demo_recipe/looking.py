@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from small4_conversion.demo import scenes
-from small4_conversion.demo.item import is_held_out
-from small4_conversion.demo.muon import Muon, parameter_groups
-from small4_conversion.demo.recipe import Looking
-from small4_conversion.demo.scenes import Scene
-from small4_conversion.demo.team import Team
 from torch import nn
 from transformers import get_scheduler
 
+from model_card.demo_recipe.muon import Muon, parameter_groups
+from model_card.demo_recipe.recipe import Looking
+from model_card.demo_recipe.tasks import scenes
+from model_card.demo_recipe.tasks.item import is_held_out
+from model_card.demo_recipe.tasks.scenes import Scene
+from model_card.demo_recipe.team import Team
 from modeling_small4 import Small4ForCausalLM
 from modeling_small4.image_processing_small4 import Small4ImageProcessor
 

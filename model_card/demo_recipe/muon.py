@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from small4_conversion.demo.team import Team
 from torch import nn
+
+from model_card.demo_recipe.team import Team
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 

@@ -9,12 +9,13 @@ import random
 from typing import Any
 
 import torch
-from small4_conversion.demo.batches import IGNORED
-from small4_conversion.demo.muon import Muon, parameter_groups
-from small4_conversion.demo.recipe import Recalling
-from small4_conversion.demo.team import Team
-from small4_conversion.demo.vocabulary import NUM_SPECIAL
 from torch import nn
+
+from model_card.demo_recipe.batches import IGNORED
+from model_card.demo_recipe.muon import Muon, parameter_groups
+from model_card.demo_recipe.recipe import Recalling
+from model_card.demo_recipe.team import Team
+from model_card.demo_recipe.vocabulary import NUM_SPECIAL
 
 # Control ids that stand between the two halves of a row, one for each sort of row; they mean other things later.
 LOOK_UP, COPY, BACKWARDS = 4, 5, 6

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from small4_conversion.demo.data import TASKS
-from small4_conversion.demo.vocabulary import VISION
-
+from model_card.demo_recipe.tasks.data import TASKS
+from model_card.demo_recipe.vocabulary import VISION
 from modeling_small4 import Small4Config
 
 

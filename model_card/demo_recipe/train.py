@@ -1,6 +1,6 @@
 """Train the demo checkpoint from nothing but a seed, and write it as a folder that loads like the release.
 
-    python -m small4_conversion.demo.train --out DIR [--seed 0] [--workers 2]
+    python -m model_card.demo_recipe.train --out DIR [--seed 0] [--workers 2]
 
 The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in two stages (`recipe.py` holds
 all numbers).
@@ -20,15 +20,6 @@ from typing import Any
 import torch
 from datasets import Dataset, Sequence, Value, load_from_disk
 from safetensors.torch import load_file, save_file
-from small4_conversion.demo.batches import IGNORED, Parts, encode
-from small4_conversion.demo.data import dataset
-from small4_conversion.demo.initial import new_model
-from small4_conversion.demo.looking import learn_to_look
-from small4_conversion.demo.muon import Muon, parameter_groups
-from small4_conversion.demo.recalling import learn_to_recall
-from small4_conversion.demo.recipe import Recipe, Stage, demo_config
-from small4_conversion.demo.team import Team, run_as_team
-from small4_conversion.demo.vocabulary import VISION, write_tekken
 from small4_conversion.tokenizer import write_processor
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -36,6 +27,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.trainer_utils import get_last_checkpoint
 
+from model_card.demo_recipe.batches import IGNORED, Parts, encode
+from model_card.demo_recipe.initial import new_model
+from model_card.demo_recipe.looking import learn_to_look
+from model_card.demo_recipe.muon import Muon, parameter_groups
+from model_card.demo_recipe.recalling import learn_to_recall
+from model_card.demo_recipe.recipe import Recipe, Stage, demo_config
+from model_card.demo_recipe.tasks.data import dataset
+from model_card.demo_recipe.team import Team, run_as_team
+from model_card.demo_recipe.vocabulary import VISION, write_tekken
 from modeling_small4 import Small4DataCollator, Small4ForCausalLM
 from modeling_small4.moe import router_losses
 from modeling_small4.processing_small4 import Small4Processor

@@ -3,7 +3,7 @@
 The first 256 ranks are the bytes, as in every Tekken file, so any text can be written; a few hundred merges follow, learned
 by byte-pair encoding from generated questions and answers. Knows nothing of models.
 
-    python -m small4_conversion.demo.vocabulary OUT/tekken.json
+    python -m model_card.demo_recipe.vocabulary OUT/tekken.json
 """
 
 import base64
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from small4_conversion.demo.data import corpus
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from model_card.demo_recipe.tasks.data import corpus
 
 NUM_SPECIAL = 1000
 NUM_VOCABULARY = 1024

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from small4_conversion.demo.batches import chat, tools
+
+from model_card.demo_recipe.batches import chat, tools
 
 BATCH_TOKENS = 16384  # prompt tokens of a batch, padding included
 
@@ -16,7 +17,7 @@ def answer(
     """What the model says to each row's question.
 
     Args:
-        rows: of `small4_conversion.demo.data.dataset`; all but the last message, the answer to be found, is shown to the model.
+        rows: of `model_card.demo_recipe.tasks.data.dataset`; all but the last message, the answer to be found, is shown to the model.
         batch: most rows at once; long prompts go in smaller batches.
         mode, budget: `reasoning_mode` and `max_thinking_tokens` of `generate`.
 

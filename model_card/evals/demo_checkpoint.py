@@ -2,7 +2,7 @@
 
     python -m model_card.evals.demo_checkpoint [--rows 200] [--tasks arithmetic ...] [--out model_card/results/demo_eval.json]
 
-from the repository root, offline. Rows come from the held-out side of `small4_conversion.demo.data`, which no training run can draw.
+from the repository root, offline. Rows come from the held-out side of `model_card.demo_recipe.tasks.data`, which no training run can draw.
 Greedy, in the weights' own dtype. Prints tables, and one JSON line last. Must not know how the checkpoint was trained.
 """
 
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small4_conversion.demo.data import TASKS, dataset
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from model_card.card.results import sha256
+from model_card.demo_recipe.tasks.data import TASKS, dataset
 from model_card.evals.answers import answer
 from model_card.evals.expert_use import expert_use
 from model_card.evals.record import provenance
 from model_card.evals.scores import share, summary, valid_calls
-from model_card.stored import sha256
 from modeling_small4 import demo_checkpoint
 from modeling_small4.reasoning import REASONING_MODES
 

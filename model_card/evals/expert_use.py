@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from small4_conversion.demo.batches import chat, tools
 
+from model_card.demo_recipe.batches import chat, tools
 from model_card.evals.answers import alike
 
 

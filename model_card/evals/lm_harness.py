@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from model_card.stored import sha256
+from model_card.card.results import sha256
 
 TASKS = ("arithmetic", "word_problem", "puzzle", "program")  # a question and a short answer, nothing else
 FOLDER = Path(__file__).with_name("lm_eval")
@@ -26,7 +26,7 @@ SEED, ROWS = 3000, 100
 
 def lines() -> Iterator[str]:
     """The held-out questions and answers as JSON lines, `ROWS` of each task."""
-    from small4_conversion.demo.data import dataset
+    from model_card.demo_recipe.tasks.data import dataset
 
     for task in TASKS:
         for row in dataset("held_out", ROWS, SEED, tasks={task: 1.0}):

@@ -1,6 +1,6 @@
 """Scores of answers: accuracy with its interval through the metric beside this file, mean tokens, throughput, valid tool calls.
 
-What is right is judged by `small4_conversion.demo.judge`. Must not know: models, files of results.
+What is right is judged by `model_card.demo_recipe.tasks.judge`. Must not know: models, files of results.
 """
 
 import json
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import evaluate
-from small4_conversion.demo.judge import correct
+
+from model_card.demo_recipe.tasks.judge import correct
 
 METRIC = Path(__file__).with_name("wilson_accuracy.py")
 TYPES: dict[str, Any] = {

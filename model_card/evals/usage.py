@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from model_card.card.context import examples
+from model_card.card.results import sha256
 from model_card.evals.record import provenance
-from model_card.page import examples
-from model_card.stored import sha256
 from modeling_small4 import demo_checkpoint
 
 CARD = Path(__file__).resolve().parent.parent / "card.md"

@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> None:
     root = clone()
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    measures = importlib.import_module("model_card.measures").MEASURES
+    measures = importlib.import_module("model_card.card.measures").MEASURES
     for name in chosen(args.measure, measures):
         measure(name, measures[name], root)
-    written = importlib.import_module("model_card.render").render(args.out)
+    written = importlib.import_module("model_card.card.render").render(args.out)
     if args.json:
         print(json.dumps({"card": str(written[0]), "files": [str(file) for file in written]}))
     else:
@@ -55,8 +55,8 @@ def clone() -> Path:
     Raises:
         ValueError: Neither is a clone; a wheel carries no results.
     """
-    for root in (Path(__file__).resolve().parent.parent, Path.cwd()):
-        if (root / "model_card" / "render.py").is_file() and (root / "modeling_small4").is_dir():
+    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if (root / "model_card" / "card" / "render.py").is_file() and (root / "modeling_small4").is_dir():
             return root
     raise ValueError(
         "The card's template and results are in the repository, not in the installed package; run small4 card inside a clone of it."

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .reasoning import END_THINK, REASONING_MODES, THINK
+from ..reasoning import END_THINK, REASONING_MODES, THINK
 
 if TYPE_CHECKING:
     from .session import Answer, Session
@@ -143,7 +143,7 @@ def _session(args: argparse.Namespace) -> "Session":
     from transformers import set_seed
     from transformers.utils import logging
 
-    from .registration import demo_checkpoint
+    from ..registration import demo_checkpoint
     from .session import Session, load
 
     logging.set_verbosity_error()

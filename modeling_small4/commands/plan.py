@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .advice import alternatives, command, notes, release_table, replicas
-from .configuration_small4 import Small4Config
-from .hardware import GPUS, NODES, Machine, parse_machine, this_machine
-from .memory import CHUNK, LAYOUTS, Plan, plan
-from .sizes import PRECISIONS, cache_bytes, weight_bytes
+from ..configuration_small4 import Small4Config
+from ..planner.alternatives import alternatives, command, notes, release_table, replicas
+from ..planner.hardware import GPUS, NODES, Machine, parse_machine, this_machine
+from ..planner.layout import CHUNK, LAYOUTS, Plan, plan
+from ..planner.sizes import PRECISIONS, cache_bytes, weight_bytes
 
 EXAMPLES = ("4xH100", "2xH100", "8xH200", "4xH200", "2xH200", "1xH200", "2xB200", "1xB200", "1xDGX-B200", "4xA100", "4x24GB+64GB-ram",
             "2x24GB+64GB-ram", "24GB+64GB-ram", "24GB+128GB-ram", "128GB-ram", "64GB-ram")  # fmt: skip

@@ -5,7 +5,7 @@ import os
 import sys
 from contextlib import suppress
 
-from .reasoning import REASONING_MODES
+from ..reasoning import REASONING_MODES
 
 INSTALL = 'The server needs fastapi, uvicorn and openai: pip install "modeling-small4[serve]".'
 
@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from transformers.utils import logging
     from transformers.utils.import_utils import is_serve_available
 
-    from .registration import demo_checkpoint
+    from ..registration import demo_checkpoint
 
     if not is_serve_available():
         raise ValueError(INSTALL)
-    from .serving import make_server, served_name
+    from .server import make_server, served_name
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -27,7 +27,7 @@ from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
 from transformers.cli.serving.utils import GenerationState
 
-from .reasoning import check_reasoning_mode
+from ..reasoning import check_reasoning_mode
 
 MODE, BUDGET = "reasoning_effort", "max_thinking_tokens"
 

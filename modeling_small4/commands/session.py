@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from transformers.generation.streamers import BaseStreamer
 
-from .images import ImageAccess, load_image
-from .modeling_small4 import Small4ForCausalLM
-from .processing_small4 import Small4Processor
-from .reasoning import END_THINK, THINK
+from ..image_sources import ImageAccess, load_image
+from ..modeling_small4 import Small4ForCausalLM
+from ..processing_small4 import Small4Processor
+from ..reasoning import END_THINK, THINK
 
 Show = Callable[[str, str], None]
 

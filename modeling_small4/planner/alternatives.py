@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .hardware import GPUS, Device, Machine, parse_machine
-from .memory import Plan, Request, plan
+from .layout import Plan, Request, plan
 from .sizes import BITS
 
 CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096)

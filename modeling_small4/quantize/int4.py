@@ -17,8 +17,8 @@ from transformers.quantizers.auto import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .moe import Small4Experts
-from .sizes import int4_group
+from ..moe import Small4Experts
+from ..planner.sizes import int4_group
 
 METHOD = "small4_int4"
 

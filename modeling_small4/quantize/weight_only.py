@@ -9,11 +9,6 @@ transposed in three dimensions, as the grouped kernels want.
 import importlib.util
 from typing import Any
 
-import torch
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
-
 _LAYER = r"re:model\.language_model\.layers\.\d+\."
 _LINEARS, _EXPERTS = (
     _LAYER + r"(self_attn|mlp|mlp\.shared_experts)\.\w+_proj(_with_mqa)?",
@@ -33,7 +28,7 @@ def weight_only(kind: str = "int8") -> dict[str, Any]:
         ValueError: torchao is missing, or `kind` is one that no library holds fused experts in.
     """
     if kind == "int4":
-        from .four_bits import Int4Config, register
+        from .int4 import Int4Config, register
 
         register()
         return {"quantization_config": Int4Config()}
@@ -51,24 +46,3 @@ def weight_only(kind: str = "int8") -> dict[str, Any]:
         "quantization_config": TorchAoConfig(FqnToConfig({_LINEARS: eight, _EXPERTS: eight})),
         "experts_implementation": "eager",
     }
-
-
-def settle_experts(model: Any, quantizer: Any) -> None:
-    """After loading with a quantiser: choose the implementation that its experts work with, or say that experts were left out."""
-    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
-    experts = [p for name, p in model.named_parameters() if name.endswith("mlp.experts.gate_up_proj")]
-    if method == "bitsandbytes" and experts:
-        logger.warning(
-            "bitsandbytes quantises linear layers only and leaves the routed experts, nearly all of the weights, in "
-            f'{str(experts[0].dtype).removeprefix("torch.")}; to hold them in 8 bits, load with from_pretrained(..., **weight_only("int8")).'
-        )
-    if method != "torchao" or not experts:
-        return
-    if type(experts[0]) is torch.nn.Parameter:
-        logger.warning(
-            "This torchao configuration leaves the routed experts, nearly all of the weights, unquantised; "
-            'for int8 use from_pretrained(..., **weight_only("int8")).'
-        )
-    elif model.config.get_text_config()._experts_implementation != "eager":
-        logger.warning("torchao's experts run one after the other (experts_implementation='eager').")
-        model.set_experts_implementation("eager")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .images import ImageAccess
-from .reasoning import END_THINK, IMG, IMG_BREAK, IMG_END, THINK, resolve_reasoning_mode
+from ..image_sources import ImageAccess
+from ..reasoning import END_THINK, IMG, IMG_BREAK, IMG_END, THINK, resolve_reasoning_mode
 
 IGNORED = -100
 _OVERLONG = ("error", "truncate")

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from .moe import Small4TopkRouter
+from ..moe import Small4TopkRouter
 
 logger = logging.get_logger(__name__)
 

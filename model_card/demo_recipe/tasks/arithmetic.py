@@ -15,7 +15,7 @@ two numbers of several digits is a sum of products by one digit.
 import random
 from dataclasses import dataclass
 
-from small4_conversion.demo.item import Item, question_and_answer
+from model_card.demo_recipe.tasks.item import Item, question_and_answer
 
 SIGNS = {
     "+": ("+", "+", "+", " plus "),

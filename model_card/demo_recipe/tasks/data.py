@@ -15,7 +15,8 @@ from itertools import islice
 from typing import Any
 
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
-from small4_conversion.demo import (
+
+from model_card.demo_recipe.tasks import (
     arithmetic,
     drills,
     pictures,
@@ -27,7 +28,7 @@ from small4_conversion.demo import (
     tool_use,
     word_problems,
 )
-from small4_conversion.demo.item import Item
+from model_card.demo_recipe.tasks.item import Item
 
 # Tasks and how often training draws them. `DRAW` has more, for training alone: drills, and what is easily missed of a task.
 TASKS = {

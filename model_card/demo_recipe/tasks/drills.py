@@ -7,12 +7,12 @@ the attention that does it is learned sooner. Never evaluated. Knows nothing of 
 
 import random
 
-from small4_conversion.demo import small_steps
-from small4_conversion.demo.arithmetic import Problem, is_simple
-from small4_conversion.demo.arithmetic import key as arithmetic_key
-from small4_conversion.demo.item import Item, is_held_out, question_and_answer
-from small4_conversion.demo.puzzles import a_word
-from small4_conversion.demo.words import NAMES, OBJECTS
+from model_card.demo_recipe.tasks import small_steps
+from model_card.demo_recipe.tasks.arithmetic import Problem, is_simple
+from model_card.demo_recipe.tasks.arithmetic import key as arithmetic_key
+from model_card.demo_recipe.tasks.item import Item, is_held_out, question_and_answer
+from model_card.demo_recipe.tasks.puzzles import a_word
+from model_card.demo_recipe.tasks.words import NAMES, OBJECTS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # (kind, question, answer)

@@ -6,8 +6,8 @@ tokens or models.
 
 import random
 
-from small4_conversion.demo.item import Item, question_and_answer, vary
-from small4_conversion.demo.scenes import Scene, drawn_digit, one_shape, placed_shape, render, several_shapes
+from model_card.demo_recipe.tasks.item import Item, question_and_answer, vary
+from model_card.demo_recipe.tasks.scenes import Scene, drawn_digit, one_shape, placed_shape, render, several_shapes
 
 ASK_BOTH = (
     "What is in this picture?", "What is in this image?", "What is in the picture?", "What's in this picture?", "What do you see?",

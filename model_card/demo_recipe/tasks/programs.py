@@ -15,8 +15,8 @@ import io
 import random
 from collections.abc import Callable, Sequence
 
-from small4_conversion.demo.item import Item, question_and_answer
-from small4_conversion.demo.puzzles import a_word, counted, numbered, running, sorting
+from model_card.demo_recipe.tasks.item import Item, question_and_answer
+from model_card.demo_recipe.tasks.puzzles import a_word, counted, numbered, running, sorting
 
 VARIABLES = ("a", "b", "c", "d", "x", "y", "z", "n", "k", "m")
 ASK_BEFORE = (

@@ -11,8 +11,8 @@ Knows nothing of tokens or models.
 import random
 from collections.abc import Callable, Sequence
 
-from small4_conversion.demo.item import Item, question_and_answer, vary
-from small4_conversion.demo.words import OBJECTS, WORDS
+from model_card.demo_recipe.tasks.item import Item, question_and_answer, vary
+from model_card.demo_recipe.tasks.words import OBJECTS, WORDS
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 # (kind, question, answer, thought, what the problem is)

@@ -7,8 +7,8 @@ Text around the facts is made of unrelated sentences; each key occurs in one fac
 
 import random
 
-from small4_conversion.demo.item import Item, assistant, user
-from small4_conversion.demo.words import NAMES, OBJECTS
+from model_card.demo_recipe.tasks.item import Item, assistant, user
+from model_card.demo_recipe.tasks.words import NAMES, OBJECTS
 
 SUBJECTS = (
     "The old man",

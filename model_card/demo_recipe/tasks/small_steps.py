@@ -14,7 +14,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-from small4_conversion.demo.puzzles import ORDINALS, counted, numbered
+from model_card.demo_recipe.tasks.puzzles import ORDINALS, counted, numbered
 
 SIGNS: dict[type, str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Lt: "<", ast.Gt: ">"}
 

@@ -6,8 +6,8 @@ prompt may give the model a name, or say how an answer is to look. Plain strings
 
 import random
 
-from small4_conversion.demo.item import Item, question_and_answer
-from small4_conversion.demo.words import NAMES
+from model_card.demo_recipe.tasks.item import Item, question_and_answer
+from model_card.demo_recipe.tasks.words import NAMES
 
 ABOUT = (
     "I am a small demo of Small 4. I can do arithmetic, read small programs, call tools and look at simple pictures."

@@ -8,11 +8,11 @@ import json
 import random
 from typing import Any
 
-from small4_conversion.demo import talk
-from small4_conversion.demo.arithmetic import SIGNS
-from small4_conversion.demo.item import Item, assistant, user, vary
-from small4_conversion.demo.puzzles import a_word
-from small4_conversion.demo.words import CITIES, NAMES, OBJECTS, WORDS
+from model_card.demo_recipe.tasks import talk
+from model_card.demo_recipe.tasks.arithmetic import SIGNS
+from model_card.demo_recipe.tasks.item import Item, assistant, user, vary
+from model_card.demo_recipe.tasks.puzzles import a_word
+from model_card.demo_recipe.tasks.words import CITIES, NAMES, OBJECTS, WORDS
 
 OPERATIONS = {"+": "add", "-": "subtract", "x": "multiply"}
 # Lookup tool -> description, argument, its values, question, question about two, answer, possible results.

@@ -5,10 +5,10 @@ The thought is the arithmetic alone, in `arithmetic`'s form, one computation aft
 
 import random
 
-from small4_conversion.demo import arithmetic
-from small4_conversion.demo.arithmetic import Problem
-from small4_conversion.demo.item import Item, question_and_answer
-from small4_conversion.demo.words import NAMES, THINGS
+from model_card.demo_recipe.tasks import arithmetic
+from model_card.demo_recipe.tasks.arithmetic import Problem
+from model_card.demo_recipe.tasks.item import Item, question_and_answer
+from model_card.demo_recipe.tasks.words import NAMES, THINGS
 
 # Signs in the order in which they are worked out -> stories; n, m and k are names, o things, a, b and c numbers.
 STORIES: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,29 @@
+"""After loading: the implementation of experts that fits how a quantizer holds them. Knows no kernel."""
+
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+def choose_experts_implementation(model: Any, quantizer: Any) -> None:
+    """After loading with a quantiser: choose the implementation that its experts work with, or say that experts were left out."""
+    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    experts = [p for name, p in model.named_parameters() if name.endswith("mlp.experts.gate_up_proj")]
+    if method == "bitsandbytes" and experts:
+        logger.warning(
+            "bitsandbytes quantises linear layers only and leaves the routed experts, nearly all of the weights, in "
+            f'{str(experts[0].dtype).removeprefix("torch.")}; to hold them in 8 bits, load with from_pretrained(..., **weight_only("int8")).'
+        )
+    if method != "torchao" or not experts:
+        return
+    if type(experts[0]) is torch.nn.Parameter:
+        logger.warning(
+            "This torchao configuration leaves the routed experts, nearly all of the weights, unquantised; "
+            'for int8 use from_pretrained(..., **weight_only("int8")).'
+        )
+    elif model.config.get_text_config()._experts_implementation != "eager":
+        logger.warning("torchao's experts run one after the other (experts_implementation='eager').")
+        model.set_experts_implementation("eager")
