@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 DIM, PLAIN = "\033[2m", "\033[0m"
 OWN = {  # command -> module with its arguments, and what it does
-    "plan": ("plan_command", "say what fits on which machine, and how to lay it out"),
-    "serve": ("serve_command", "answer over HTTP as OpenAI's API does, with transformers' server"),
-    "card": ("card_command", "render the model card from the stored results, in a clone"),
+    "plan": ("plan", "say what fits on which machine, and how to lay it out"),
+    "serve": ("serve", "answer over HTTP as OpenAI's API does, with transformers' server"),
+    "card": ("card", "render the model card from the stored results, in a clone"),
 }
 CONVERSION = {  # command -> what it does; its arguments are declared by the module of that name
     "convert": "convert a checkpoint between Small 4's three layouts",
