@@ -33,7 +33,7 @@ class Leaf:
     rotary_heads: int = 0
 
 
-# (raw name, our name, shape as keys of `_sizes`); a trailing mark on the raw name: "*" quantised in FP8, "~" rotary rows.
+# (raw name, our name, shape as keys of `_sizes`); a trailing sign on the raw name: "*" quantised in FP8, "~" rotary rows.
 _Rows = tuple[tuple[str, str, str], ...]
 _TOP: _Rows = (("tok_embeddings.weight", TEXT + "embed_tokens.weight", "vocab dim"),)
 _LAST: _Rows = (("norm.weight", TEXT + "norm.weight", "dim"),)

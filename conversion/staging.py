@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .checkpoint import CheckpointError
 
-_MARKS = ("config.json", "params.json")
+_CHECKPOINT_FILES = ("config.json", "params.json")
 
 
 def check_destination(destination: Path, source: Path, overwrite: bool) -> None:
@@ -35,7 +35,7 @@ def check_destination(destination: Path, source: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(f"{destination}: exists already; choose another folder or add --overwrite")
-    if not entries.intersection(_MARKS):
+    if not entries.intersection(_CHECKPOINT_FILES):
         raise CheckpointError(f"{destination}: is no checkpoint folder, so --overwrite does not touch it")
 
 

@@ -286,3 +286,21 @@ def extend(cache: Cache, tokens: torch.Tensor, rank: int, layer_idx: int) -> tor
     if isinstance(cache, QuantizedCache):
         return torch.cat(cache.update(tokens[..., :rank], tokens[..., rank:], layer_idx), dim=-1)
     return cache.update(tokens, tokens[..., :0], layer_idx)[0]
+
+
+def given_cache(cache: Any, past_key_values: Any) -> Any:
+    """The cache that was passed as `cache` or, as callers of transformers before 5.24 do, as `past_key_values`; None without one.
+
+    Raises:
+        ValueError: Both were passed.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache and past_key_values are two names of one argument; pass one of them.")
+    return past_key_values if cache is None else cache
+
+
+def with_cache_name(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with their cache, if any, as `cache`. Raises ValueError for one under each name."""
+    rest = {name: value for name, value in arguments.items() if name not in ("cache", "past_key_values")}
+    cache = given_cache(arguments.get("cache"), arguments.get("past_key_values"))
+    return rest if cache is None else rest | {"cache": cache}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from .chat_messages import Chunk, Message, Picture, Text, Thought, ToolCall, check_conversation, read_messages
+from .chat_messages import Chunk, Image, Message, Text, Thought, ToolCall, check_conversation, read_messages
 from .chat_tools import tools_text
 from .reasoning import (
     ARGS,
@@ -200,7 +200,7 @@ def _content(content: str | list[Chunk] | None) -> list[Piece]:
     for chunk in [Text(content)] if isinstance(content, str) else content or ():
         if isinstance(chunk, Text):
             pieces.append(Piece("text", chunk.text))
-        elif isinstance(chunk, Picture):
+        elif isinstance(chunk, Image):
             pieces.append(Piece("image", chunk.source))
         else:
             pieces += [Piece("control", THINK), Piece("text", chunk.text)]

@@ -5,7 +5,7 @@ Must not know: how ids become text (the tokenizer's `events` says), prompts, mod
 
 from typing import Any, Protocol
 
-from .chat_responses import MarkSplitter, ResponseReader
+from .chat_responses import ResponseReader, SpecialTokenSplitter
 from .reasoning import BOS, END_INST, END_TOOL_RESULTS, PAD
 
 Events = list[tuple[bool, Any]]
@@ -53,7 +53,7 @@ class TokenReader:
     def __init__(self, tokenizer: Source, prefix: Any = None) -> None:
         self._tokenizer = tokenizer
         self._reader = ResponseReader()
-        self._splitter = MarkSplitter(tokenizer.control_ids)
+        self._splitter = SpecialTokenSplitter(tokenizer.control_ids)
         if prefix is not None and len(prefix):
             events = tokenizer.events(rows(prefix)[0][0])
             start = answer_start(events)

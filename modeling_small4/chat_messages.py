@@ -34,13 +34,13 @@ class Thought:
 
 
 @dataclass
-class Picture:
+class Image:
     """`source` is whatever the user gave (PIL image, array, bytes, URL, ...); None is a placeholder to be filled."""
 
     source: Any
 
 
-Chunk = Text | Thought | Picture
+Chunk = Text | Thought | Image
 
 
 @dataclass
@@ -242,7 +242,7 @@ def _read_chunk(chunk: Any, role: str) -> Chunk:
             raise ValueError(f"'closed' must be true or false, but is {closed!r}.")
         return Thought(_string(chunk, "thinking"), closed)
     if kind in ("image", "image_url") and role in ("user", "tool"):
-        return Picture(_image_source(chunk))
+        return Image(_image_source(chunk))
     allowed = {"assistant": "text and thinking", "system": "text"}.get(role, "text, image and image_url")
     raise ValueError(f"content of type {kind!r} cannot stand here; allowed are {allowed}.")
 

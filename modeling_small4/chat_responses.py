@@ -141,7 +141,7 @@ def _call_message(call: _Call, index: int) -> dict[str, Any]:
     return out
 
 
-class MarkSplitter:
+class SpecialTokenSplitter:
     """Cuts decoded text at control tokens, across any chunk borders. Feed it text; it yields `(is_control, text)`."""
 
     def __init__(self, tokens: Iterable[str]) -> None:

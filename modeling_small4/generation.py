@@ -22,7 +22,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from .attention_paged import LatentBatchingManager
-from .cache_name import CACHE, host_named
+from .cache import with_cache_name
 from .generation_batching import continuous_batching_for, generate_many
 from .generation_call import Options, shift_lengths
 from .generation_hooks import Small4PrefillMixin
@@ -75,7 +75,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 a filled cache, unknown control ids, or continuous batching, which can keep to neither argument. A preset
                 that does not exist, or one beside arguments that contradict it.
         """
-        call = host_named(kwargs) | {"inputs": inputs, "generation_config": generation_config}
+        call = with_cache_name(kwargs) | {"inputs": inputs, "generation_config": generation_config}
         call |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         call |= {"prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
         if (tokenizer := kwargs.get("tokenizer")) is not None:  # transformers' server hands over a processor
@@ -95,7 +95,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
 
     def _generate(self, call: dict[str, Any], options: Options, mode: Any, budget: int | None) -> Any:
         """One plain `generate` of transformers, with the reasoning arguments."""
-        record = _record_of(call.get(CACHE))
+        record = _record_of(call.get("cache"))
         if mode is None and budget is None and record is None:
             return super().generate(**call)
         if call.get("cache_implementation") == "paged":
@@ -105,7 +105,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         result = super().generate(**call)
         if rewritten is None:
             return result
-        _remember(call.get(CACHE), getattr(result, CACHE, None), record or rewritten)
+        _remember(call.get("cache"), getattr(result, "cache", None), record or rewritten)
         return _as_caller(result, rewritten)
 
     def generate_batch(
@@ -156,7 +156,7 @@ def _prepare(
         _check_whole(caller, mode, record)
         actual = caller if record is None else _resumed(caller, record)
         wanted = actual.with_modes(modes, known, pad or 0)
-        _check_cache(call.get(CACHE), changed=wanted is not actual, mode=mode)
+        _check_cache(call.get("cache"), changed=wanted is not actual, mode=mode)
         actual = wanted
     rewritten = None if actual is caller else RewrittenPrompt(caller, actual)
     if rewritten is not None:
@@ -255,7 +255,7 @@ def _resumed(prompt: Prompt, record: RewrittenPrompt) -> Prompt:
     resumed = record.as_read(prompt)
     if resumed is None:
         raise ValueError(
-            f"{CACHE} was filled under a rewritten prompt (reasoning_mode), and the ids passed now begin with "
+            "cache was filled under a rewritten prompt (reasoning_mode), and the ids passed now begin with "
             "neither that prompt nor the one it was made from. Pass the returned sequences with the new tokens behind "
             "them, or start with an empty cache."
         )
@@ -296,18 +296,18 @@ def _check_budget(budget: Any) -> None:
 def _check_whole(prompt: Prompt, mode: Any, record: RewrittenPrompt | None) -> None:
     """New tokens alone do not show what the cached part of the conversation says."""
     if prompt.mask.shape != prompt.ids.shape:
-        given = "reasoning_mode was given" if mode is not None else f"{CACHE} was filled under a reasoning_mode"
+        given = "reasoning_mode was given" if mode is not None else "cache was filled under a reasoning_mode"
         raise ValueError(
             f"{given}, but input_ids [{prompt.ids.shape[1]} tokens] hold only a part of what attention_mask "
             f"[{prompt.mask.shape[1]} tokens] covers, so the prompt's settings cannot be seen. Pass the ids of the "
-            f"whole conversation; what {CACHE} holds is not computed again."
+            f"whole conversation; what cache holds is not computed again."
         )
 
 
 def _check_cache(cache: Any, changed: bool, mode: Any) -> None:
     if changed and cache is not None and cache.get_seq_length() > 0:
         raise ValueError(
-            f"reasoning_mode is {mode!r}, but {CACHE} already holds {cache.get_seq_length()} tokens of a prompt "
+            f"reasoning_mode is {mode!r}, but cache already holds {cache.get_seq_length()} tokens of a prompt "
             "with other settings, and they stand at its beginning. Keep the mode the conversation began with, or start "
             "with an empty cache."
         )

@@ -1,7 +1,7 @@
 """`generate(preset="throughput")`: many prompts in one call, at the least cost for all of them together.
 
 Text prompts go through transformers' continuous batching: a request that is done makes room for the next, and no row is padded.
-What that cannot do (pictures, reasoning arguments, beams, processors of one's own, ...) is done in batches of prompts sorted by
+What that cannot do (images, reasoning arguments, beams, processors of one's own, ...) is done in batches of prompts sorted by
 length, each cut to its longest. Either way the result is that of one plain call. Must not know: the model's layers.
 """
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from .cache_name import CACHE
 from .generation_call import Options, shift_lengths
 from .generation_presets import refuse
 from .generation_prompt import Prompt
@@ -20,7 +19,7 @@ ROWS = 64  # prompts at work at the same time
 TOKENS = 2**18  # and tokens that they may come to
 PAGE = 64
 PER_PROCESSOR = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}  # what continuous batching keeps to
-PER_ROW = (CACHE, "inputs_embeds", "position_ids", "mm_encoder_outputs", "assistant_model", "streamer")
+PER_ROW = ("cache", "inputs_embeds", "position_ids", "mm_encoder_outputs", "assistant_model", "streamer")
 
 Run = Callable[[dict[str, Any], Options, Any, int | None], torch.Tensor]
 
@@ -124,9 +123,9 @@ def _by_sorted_batches(
         if images is not None:
             chosen = [image for row in rows for image in images[row]]
             for name in ("pixel_values", "image_sizes"):
-                pictures = own.pop(name)
+                values = own.pop(name)
                 if chosen:
-                    own[name] = pictures[chosen]
+                    own[name] = values[chosen]
         if (allowed := call.get("prefix_allowed_tokens_fn")) is not None:
             own["prefix_allowed_tokens_fn"] = lambda row, ids, rows=rows: allowed(rows[row], ids)
         shift_lengths(own, options, -cut)

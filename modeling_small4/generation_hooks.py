@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from .cache import FIRST_TOKENS, LatentCache
-from .cache_name import CACHE, one_cache
+from .cache import FIRST_TOKENS, LatentCache, given_cache
 from .generation_presets import PromptDrafts
 
 LONG_PROMPT = 4096  # tokens from which a prompt is read in chunks
@@ -65,17 +64,17 @@ class Small4PrefillMixin:
         max_cache_length: int,
     ) -> None:
         """A latent cache wherever transformers would have made a dynamic one."""
-        given = model_kwargs.get(CACHE)
+        given = model_kwargs.get("cache")
         super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        made = model_kwargs.get(CACHE)
+        made = model_kwargs.get("cache")
         if given is not None or not isinstance(made, DynamicCache):
             return
         bits = getattr(generation_config, "latent_cache_bits", None) or 16
         if getattr(generation_config, "latent_cache_static", False):
             room = static_room(max_cache_length + 1)
-            model_kwargs[CACHE] = LatentCache(self.config, bits, room, static=True)
+            model_kwargs["cache"] = LatentCache(self.config, bits, room, static=True)
             return
         if getattr(generation_config, "preset", None) == "latency" and not made.offloading:
             cache = self.cache_for(max_cache_length, "latency", bits, generation_config)
@@ -84,7 +83,7 @@ class Small4PrefillMixin:
             prompt = getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
             room = min(max_cache_length, prompt + FIRST_TOKENS)
             cache = LatentCache(self.config, bits, max(FIRST_TOKENS, room), made.offloading)
-        model_kwargs[CACHE] = cache
+        model_kwargs["cache"] = cache
 
     def cache_for(self, tokens: int, preset: str | None, bits: int = 16, generation_config: Any = None) -> LatentCache:
         """An empty cache for so many tokens: with the latency preset of fixed size where steps are compiled, else with all room made."""
@@ -92,7 +91,7 @@ class Small4PrefillMixin:
             return LatentCache(self.config, bits)
         fixed = LatentCache(self.config, bits, static_room(tokens + 1), static=True)
         settings = generation_config or self.generation_config
-        if self._valid_auto_compile_criteria({CACHE: fixed}, settings):
+        if self._valid_auto_compile_criteria({"cache": fixed}, settings):
             return fixed
         return LatentCache(self.config, bits, max(FIRST_TOKENS, tokens))
 
@@ -100,7 +99,7 @@ class Small4PrefillMixin:
         self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
     ) -> Any:
         """Long prompts in chunks, so that memory is bounded by the cache and one chunk."""
-        cache = model_kwargs.get(CACHE)
+        cache = model_kwargs.get("cache")
         long = input_ids.shape[1] > LONG_PROMPT and generation_config.prefill_chunk_size is None
         if long and cache is not None and model_kwargs.get("inputs_embeds") is None:
             generation_config = copy.copy(generation_config)
@@ -118,7 +117,7 @@ class Small4PrefillMixin:
         self, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
     ) -> Any:
         """All of the prompt but its last token goes into the cache first, unless the cache holds it or the prompt is short."""
-        cache: Any = kwargs.get(CACHE)
+        cache: Any = kwargs.get("cache")
         config = generation_config
         compiled = cache is not None and self._valid_auto_compile_criteria(kwargs, config)
         recorded = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
@@ -147,7 +146,7 @@ class Small4PrefillMixin:
         """
         mask = kwargs.get("attention_mask")
         length = generation_config._mask_length if mask is None else mask.shape[1]
-        if length - 1 > int(kwargs[CACHE].get_seq_length()):
+        if length - 1 > int(kwargs["cache"].get_seq_length()):
             ahead = kwargs | {"attention_mask": None if mask is None else mask[:, :-1]}
             if (positions := kwargs.get("position_ids")) is not None:
                 ahead["position_ids"] = positions[..., :-1]
@@ -169,7 +168,7 @@ class Small4PrefillMixin:
         **kwargs: Any,
     ) -> Any:
         """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the end."""
-        cache = one_cache(cache, past_key_values)
+        cache = given_cache(cache, past_key_values)
         before = getattr(cache, "before_ids", None)
         if next_sequence_length is None and before is not None:
             next_sequence_length = before + input_ids.shape[1] - int(cache.get_seq_length())
@@ -177,7 +176,7 @@ class Small4PrefillMixin:
             input_ids,
             next_sequence_length=next_sequence_length,
             inputs_embeds=inputs_embeds,
-            **{CACHE: cache},
+            cache=cache,
             **kwargs,
         )
 

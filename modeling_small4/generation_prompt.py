@@ -1,6 +1,6 @@
 """Chat prompts as token ids: which reasoning mode they carry, how to change it, where their answer begins.
 
-Works on plain lists of ids and on whole left-padded batches; knows the marks of the chat format by id only. Must not
+Works on plain lists of ids and on whole left-padded batches; knows the special tokens of the chat format by id only. Must not
 know: models, decoding, tokenization of anything but the two settings texts.
 """
 
@@ -30,7 +30,7 @@ class ReasoningIds:
 
     @classmethod
     def from_mapping(cls, ids: Mapping[str, Any]) -> "ReasoningIds":
-        """Reads the mapping; a required mark the vocabulary lacks is a ValueError that lists what is missing."""
+        """Reads the mapping; a required special token the vocabulary lacks is a ValueError that lists what is missing."""
         missing = [name for name in _REQUIRED if ids.get(name) is None]
         missing += [f"settings_{mode}" for mode in REASONING_MODES if not ids.get(f"settings_{mode}")]
         if missing:
@@ -46,7 +46,7 @@ class ReasoningIds:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> "ReasoningIds":
-        """Looks the marks up in a transformers tokenizer, or in the tokenizer of a processor."""
+        """Looks the special tokens up in a transformers tokenizer, or in the tokenizer of a processor."""
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         vocabulary = tokenizer.get_vocab()
         ids: dict[str, Any] = {name: vocabulary.get(token) for name, token in REASONING_TOKENS.items()}
@@ -55,7 +55,7 @@ class ReasoningIds:
         return cls.from_mapping(ids)
 
     def settings_blocks(self, row: Sequence[int]) -> list[tuple[int, int]]:
-        """(start, stop) of every settings block of one row, marks included."""
+        """(start, stop) of every settings block of one row, special tokens included."""
         blocks: list[tuple[int, int]] = []
         for start, token in enumerate(row):
             if token == self.settings:

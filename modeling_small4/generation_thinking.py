@@ -21,7 +21,7 @@ class ThinkingProcessor(LogitsProcessor):
         starts: index of the answer's first token in the ids of each prompt, which may lie inside the prompt.
         modes: "none", "high" or None, for each prompt.
         budget: most tokens between `[THINK]` and `[/THINK]`; None for no limit.
-        think, end_think: ids of the two marks.
+        think, end_think: ids of the two special tokens.
         eos: ids that end the message.
     """
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer, PipelineStage
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalLMOutputWithPast
 
-from .cache_name import CACHE, host_named
+from .cache import with_cache_name
 
 _INNER = "model.language_model."
 _SIGHT = ("vision_tower", "multi_modal_projector")
@@ -110,8 +110,8 @@ def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
 
     def forward(*args: Any, **kwargs: Any) -> MoeCausalLMOutputWithPast:
         given = dict(signature.bind_partial(*args, **kwargs).arguments)
-        given = host_named(given | given.pop("kwargs", {}))
-        cache = given.get(CACHE)
+        given = with_cache_name(given | given.pop("kwargs", {}))
+        cache = given.get("cache")
         if isinstance(cache, Cache):
             del cache.layers[layers:]
         weight = next(model.parameters())
@@ -127,9 +127,7 @@ def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
         else:
             output = model.model(**{name: value for name, value in given.items() if name not in _HEAD_ONLY})
             stage.communicate("send_forward", tensor=output.last_hidden_state, **where)
-        return MoeCausalLMOutputWithPast(
-            logits=stage.broadcast_from_last(logits, **where), **{CACHE: getattr(output, CACHE)}
-        )
+        return MoeCausalLMOutputWithPast(logits=stage.broadcast_from_last(logits, **where), cache=output.cache)
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward

@@ -30,13 +30,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention import Small4Attention, four_dimensional_mask
 from .attention_blocks import long_prefill
 from .attention_paged import PagedBatch
-from .cache import LatentCache
-from .cache_name import CACHE, NAMES, one_cache
+from .cache import LatentCache, given_cache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .cpu_matmul import linear
 from .generation import Small4GenerationMixin
 from .loading import Small4LoadingMixin
-from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, router_losses, share_of_step
+from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, batch_weight, router_losses
 from .rope import Positions, text_positions
 from .vision import (
     Small4MultiModalProjector,
@@ -84,7 +83,7 @@ class Small4DecoderLayer(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> torch.Tensor:
         """`[batch, length, hidden_size]` to the same. The cache has transformers' name, by which checkpointing takes it away."""
-        cache = kwargs.pop(CACHE, None)
+        cache = kwargs.pop("cache", None)
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), positions, attention_mask, cache, **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
@@ -98,7 +97,7 @@ class Small4PreTrainedModel(Small4LoadingMixin, PreTrainedModel):
     input_modalities: tuple[str, ...] = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["Small4DecoderLayer", "Small4VisionLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = list(NAMES)  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -165,7 +164,7 @@ class Small4TextModel(Small4PreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        cache, packed = one_cache(cache, past_key_values), None
+        cache, packed = given_cache(cache, past_key_values), None
         if position_ids is not None and cache is None:
             packed = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask is not None)
         if use_cache and cache is None and packed is None and not self.training:
@@ -185,11 +184,11 @@ class Small4TextModel(Small4PreTrainedModel):
                 positions,
                 attention_mask=mask,
                 position_ids=position_ids,
-                **{CACHE: cache},
+                cache=cache,
                 **kwargs,
             )
         return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), **{CACHE: None if isinstance(cache, PagedBatch) else cache}
+            last_hidden_state=self.norm(hidden_states), cache=None if isinstance(cache, PagedBatch) else cache
         )
 
     def _mask(
@@ -358,7 +357,7 @@ class Small4Model(Small4PreTrainedModel):
         output = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=one_cache(cache, past_key_values),
+            cache=given_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -446,7 +445,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=one_cache(cache, past_key_values),
+            cache=given_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             image_sizes=image_sizes,
@@ -466,7 +465,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=text_config.vocab_size, **kwargs)
             if aux_loss is not None:
-                share = share_of_step(labels, kwargs.get("num_items_in_batch"))
+                share = batch_weight(labels, kwargs.get("num_items_in_batch"))
                 loss = loss + (router_loss * share).to(loss.device)
         return Small4CausalLMOutputWithPast(
             loss=loss,
@@ -476,7 +475,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             attentions=output.attentions,
             router_logits=output.router_logits,
             image_hidden_states=output.image_hidden_states,
-            **{CACHE: getattr(output, CACHE)},
+            cache=output.cache,
         )
 
 

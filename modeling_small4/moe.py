@@ -146,7 +146,7 @@ def router_losses(
     return balance, added
 
 
-def share_of_step(labels: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor | float:
+def batch_weight(labels: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor | float:
     """What part of an optimiser step a batch is: its predicted labels over the step's `items`, 1 when that is None.
 
     Cross-entropy is summed over a batch and divided by the items of all batches that are accumulated; a mean such as the router

@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
 from .chat import Piece, lay_out
-from .chat_responses import MarkSplitter
+from .chat_responses import SpecialTokenSplitter
 from .image_processing_small4 import Small4ImageProcessor, flatten
 from .image_sources import ImageAccess
 from .reasoning import BOS, IMG, IMG_BREAK, IMG_END
@@ -163,7 +163,7 @@ class Small4Processor(ProcessorMixin):
                 )
             return [Piece("control", BOS), *[Piece("image", None) for _ in images], Piece("text", text)]
         pieces = []
-        for is_control, value in MarkSplitter(self.tokenizer.control_ids).feed(text, final=True):
+        for is_control, value in SpecialTokenSplitter(self.tokenizer.control_ids).feed(text, final=True):
             kind = "text" if not is_control else "image" if value == IMG else "control"
             pieces.append(Piece(kind, None if kind == "image" else value))
         if not pieces or pieces[0] != Piece("control", BOS):

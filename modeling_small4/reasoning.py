@@ -1,6 +1,6 @@
 """The two reasoning modes and the control tokens of the chat format, as plain strings.
 
-Shared by the processor (which writes the marks), generation (which looks for them in prompt ids) and the converter
+Shared by the processor (which writes the special tokens), generation (which looks for them in prompt ids) and the converter
 (which stores their ids). Must not know: torch, tokenizers, how a conversation is laid out.
 """
 

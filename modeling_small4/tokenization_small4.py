@@ -19,7 +19,7 @@ from transformers.utils import logging
 from .ascii_words import AsciiWords
 from .chat import Piece, lay_out
 from .chat_answers import Decoded, Events, TokenReader, read, rows
-from .chat_responses import MarkSplitter
+from .chat_responses import SpecialTokenSplitter
 from .reasoning import IMG, check_reasoning_mode, resolve_reasoning_mode
 
 logger = logging.get_logger(__name__)
@@ -147,14 +147,14 @@ class Small4Tokenizer(TokenizersBackend):
         for pieces, images in zip(prompts, image_ids, strict=True):
             ids: list[int] = []
             generated: list[int] = []
-            pictures = iter(images)
+            next_images = iter(images)
             for piece in pieces:
                 if piece.kind == "control":
                     new = [self.control_id(piece.value)]
                 elif piece.kind == "text":
                     new = next(texts)
-                elif (picture := next(pictures, None)) is not None:
-                    new = picture
+                elif (image := next(next_images, None)) is not None:
+                    new = image
                 else:
                     raise ValueError(
                         "The tokenizer alone cannot encode images; use the processor (AutoProcessor) or "
@@ -335,7 +335,7 @@ class Small4Tokenizer(TokenizersBackend):
         if isinstance(source, Decoded):
             return list(source.events)
         if isinstance(source, str):
-            return MarkSplitter(self.control_ids).feed(source, final=True)
+            return SpecialTokenSplitter(self.control_ids).feed(source, final=True)
         out: Events = []
         for index in source:
             token = self.control_tokens.get(index)

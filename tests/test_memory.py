@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import raw_checkpoint as rc
 import torch
-from live_bytes import peak_bytes
 from oracle import Case
+from peak_memory import peak_bytes
 from safetensors.torch import load_file
 from small4_conversion.convert import convert
 from tiny_checkpoint import write_tiny_checkpoint

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         default=Path("build/card"),
-        help="where README.md and pictures go (default: build/card)",
+        help="where README.md and charts go (default: build/card)",
     )
     parser.add_argument(
         "--measure", metavar="NAME", nargs="+", default=[],

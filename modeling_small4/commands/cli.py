@@ -80,7 +80,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="a picture to show with the first message",
+        help="an image to show with the first message",
     )
     parser.add_argument(
         "--reasoning-mode", choices=REASONING_MODES, help="think first (high) or answer directly (none)"
@@ -173,7 +173,7 @@ def _as_json(answer: "Answer") -> dict[str, Any]:
 
 
 class Printer:
-    """Prints pieces as they come; a thought is dim on a terminal, and between the model's own marks elsewhere."""
+    """Prints pieces as they come; a thought is dim on a terminal, and between the model's own special tokens elsewhere."""
 
     def __init__(self, terminal: bool) -> None:
         self.opens, self.closes = (DIM, PLAIN) if terminal else (f"{THINK}\n", f"\n{END_THINK}")

@@ -55,21 +55,21 @@ class Session:
     _cached: list[int] = field(default_factory=list)
 
     def ask(self, text: str, images: Sequence[Path] = (), show: Show = lambda channel, piece: None) -> Answer:
-        """Says `text`, with pictures from files before it, and returns the answer, which joins the conversation.
+        """Says `text`, with images from files before it, and returns the answer, which joins the conversation.
 
         Args:
             show: called with (channel, text) while the answer is generated; channel is "thinking", "content" or
                 "tool_calls".
 
         Raises:
-            ValueError: a file that is no picture, or pictures for a model that has no eyes.
+            ValueError: a file that is no image, or images for a model that has no eyes.
         """
         content: list[dict[str, Any]] = [
             {"type": "image", "image": load_image(path, ImageAccess(paths=True))} for path in images
         ]
         content.append({"type": "text", "text": text})
         if images and self.model.config.vision_config is None:
-            raise ValueError("This model reads no pictures (its configuration has no vision tower); leave them out.")
+            raise ValueError("This model reads no images (its configuration has no vision tower); leave them out.")
         self.messages.append({"role": "user", "content": content if images else text})
         try:
             answer = self._answer(show)
@@ -89,7 +89,7 @@ class Session:
         prompt = inputs["input_ids"][0].tolist()
         new = self.max_new_tokens or settings.max_new_tokens or 4096
         self._go_back_to(prompt, new)
-        if self._cached:  # pictures are in the part that is cached
+        if self._cached:  # images are in the part that is cached
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         streamer = _Streamer(self.processor.tokenizer, prompt, show)
         begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Conversations to training batches: ids, labels on what the assistant says, pictures; padded or packed.
+"""Conversations to training batches: ids, labels on what the assistant says, images; padded or packed.
 
 What the assistant says is known by position, from the layout of the conversation, never by searching for text. Must not
 know: models, trainers, where a data set comes from.
@@ -16,7 +16,7 @@ from ..reasoning import END_THINK, IMG, IMG_BREAK, IMG_END, THINK, resolve_reaso
 
 IGNORED = -100
 _OVERLONG = ("error", "truncate")
-_PICTURES = ("pixel_values", "image_sizes")
+_IMAGE_FIELDS = ("pixel_values", "image_sizes")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Small4DataCollator:
         packing: no padding: one row of all conversations, `position_ids` starting anew with each, no attention mask; the model then keeps
             them apart.
         max_length: most tokens of one conversation.
-        overlong: for longer ones, "error", or "truncate": the end is cut off, and with it pictures that do not fit whole.
+        overlong: for longer ones, "error", or "truncate": the end is cut off, and with it images that do not fit whole.
         pad_to_multiple_of: pad to a multiple of so many tokens; not when packing, where nothing could tell the router losses of padding.
         reasoning_mode: mode of rows that name none.
         image_access: what images may be read from.
@@ -71,7 +71,7 @@ class Small4DataCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels` [batch, length] (-100: not trained on), `attention_mask` or `position_ids` of the same shape, and for
-        pictures `pixel_values` [pictures, 3, H, W] with `image_sizes` [pictures, 2]."""
+        images `pixel_values` [images, 3, H, W] with `image_sizes` [images, 2]."""
         examples = []
         for number, row in enumerate(rows):
             try:
@@ -79,10 +79,10 @@ class Small4DataCollator:
             except ValueError as error:
                 raise ValueError(f"Row {number} of the batch: {error}") from None
         batch = self._packed(examples) if self.packing else self._padded(examples)
-        return batch | _join_pictures(examples)
+        return batch | _join_images(examples)
 
     def encode(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """One row as lists `input_ids` and `labels`, with its `pixel_values` and `image_sizes` if it has pictures."""
+        """One row as lists `input_ids` and `labels`, with its `pixel_values` and `image_sizes` if it has images."""
         encoded, mask = self._conversation(row, row_messages(row), answered=True)
         labels = self._labels(encoded["input_ids"], mask, self._mode(row))
         example = encoded | {"labels": labels}
@@ -115,7 +115,7 @@ class Small4DataCollator:
                 messages.pop()
             encoded, _ = self._conversation(row, messages, answered=False)
             examples.append(encoded | {"labels": encoded["input_ids"]})
-        batch = self._padded(examples, "left") | _join_pictures(examples)
+        batch = self._padded(examples, "left") | _join_images(examples)
         del batch["labels"]
         return batch
 
@@ -133,7 +133,7 @@ class Small4DataCollator:
     def _conversation(
         self, row: Mapping[str, Any], messages: Sequence[Any], answered: bool
     ) -> tuple[dict[str, Any], list[int]]:
-        """Ids as a list, pictures, and for each id whether the assistant wrote it."""
+        """Ids as a list, images, and for each id whether the assistant wrote it."""
         tools = row.get("tools")
         options: dict[str, Any] = {
             "tools": json.loads(tools) if isinstance(tools, str) else tools,
@@ -146,11 +146,11 @@ class Small4DataCollator:
             return {"input_ids": encoded["input_ids"]}, encoded["assistant_masks"]
         images = row.get("images")
         encoded = self.processor.apply_chat_template(messages, images=images, image_access=self.image_access, **options)
-        pictures = {name: encoded[name] for name in _PICTURES if name in encoded}
-        return {"input_ids": encoded["input_ids"][0].tolist(), **pictures}, encoded["assistant_masks"][0].tolist()
+        images = {name: encoded[name] for name in _IMAGE_FIELDS if name in encoded}
+        return {"input_ids": encoded["input_ids"][0].tolist(), **images}, encoded["assistant_masks"][0].tolist()
 
     def _labels(self, ids: list[int], mask: list[int], mode: str | None) -> list[int]:
-        think, end_think = (self.tokenizer.control_ids.get(mark) for mark in (THINK, END_THINK))
+        think, end_think = (self.tokenizer.control_ids.get(token) for token in (THINK, END_THINK))
         first = 0
         if self.last_turn_only and 1 in mask:
             last = len(mask) - 1 - mask[::-1].index(1)
@@ -169,15 +169,15 @@ class Small4DataCollator:
         return labels
 
     def _cut(self, example: dict[str, Any]) -> dict[str, Any]:
-        """The first `max_length` tokens; a picture is kept whole or not at all."""
+        """The first `max_length` tokens; an image is kept whole or not at all."""
         assert self.max_length is not None
         ids, kept = example["input_ids"], self.max_length
-        inside = {self.tokenizer.control_ids.get(mark) for mark in (IMG, IMG_BREAK)}
+        inside = {self.tokenizer.control_ids.get(token) for token in (IMG, IMG_BREAK)}
         while kept and ids[kept - 1] in inside:
             kept -= 1
-        pictures = ids[:kept].count(self.tokenizer.control_ids.get(IMG_END))
+        images = ids[:kept].count(self.tokenizer.control_ids.get(IMG_END))
         out = {"input_ids": ids[:kept], "labels": example["labels"][:kept]}
-        return out | {name: example[name][:pictures] for name in _PICTURES if pictures and name in example}
+        return out | {name: example[name][:images] for name in _IMAGE_FIELDS if images and name in example}
 
     def _padded(self, examples: list[dict[str, Any]], side: str | None = None) -> dict[str, torch.Tensor]:
         unit = self.pad_to_multiple_of or 1
@@ -226,11 +226,11 @@ def _read(row: Mapping[str, Any]) -> dict[str, Any]:
     if "labels" not in row:
         raise ValueError("the row has input_ids, but no labels; give messages, or rows made by collator.encode.")
     out: dict[str, Any] = {name: torch.as_tensor(row[name]).tolist() for name in ("input_ids", "labels")}
-    return out | {name: torch.as_tensor(row[name]) for name in _PICTURES if row.get(name) is not None}
+    return out | {name: torch.as_tensor(row[name]) for name in _IMAGE_FIELDS if row.get(name) is not None}
 
 
-def _join_pictures(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """All pictures in the order of the rows, padded with zeros on the right and below to the largest."""
+def _join_images(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """All images in the order of the rows, padded with zeros on the right and below to the largest."""
     seen = [example for example in examples if "pixel_values" in example]
     if not seen:
         return {}
