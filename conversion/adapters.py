@@ -133,5 +133,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise ValueError('Adapters need PEFT: pip install "modeling-small4[train]"') from None
+        raise ValueError('Adapters need PEFT: pip install ".[train]"') from None
     return peft

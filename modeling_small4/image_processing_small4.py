@@ -17,6 +17,7 @@ from .image_sources import ImageAccess, decoded, load_image, open_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+_SETTINGS = ("patch_size", "spatial_merge_size", "max_image_size", "image_mean", "image_std")
 
 
 class Small4ImageProcessor(BaseImageProcessor):
@@ -54,6 +55,11 @@ class Small4ImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self._access = ImageAccess()
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; settings of its Pixtral image processor, which a release in its layout carries, are read too."""
+        return super().from_dict(_from_pixtral(image_processor_dict), **kwargs)
 
     @property
     def access(self) -> ImageAccess:
@@ -131,3 +137,16 @@ def flatten(images: Any) -> list[Any]:
     if isinstance(images, (list, tuple)):
         return [leaf for item in images for leaf in flatten(item)]
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+
+def _from_pixtral(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same settings with our names: `patch_size` as one number, `size["longest_edge"]` as `max_image_size`."""
+    out = dict(settings)
+    patch, size = out.get("patch_size"), out.pop("size", None)
+    if isinstance(patch, dict) and patch.get("height") == patch.get("width"):
+        out["patch_size"] = patch.get("height")
+    if isinstance(size, dict) and "longest_edge" in size:
+        out.setdefault("max_image_size", size["longest_edge"])
+    if str(out.get("image_processor_type", "")).startswith("Pixtral"):
+        out = {key: out[key] for key in _SETTINGS if key in out}
+    return out

@@ -236,8 +236,12 @@ class Small4Processor(ProcessorMixin):
             if key in kwargs
         }
         tokenizer = Small4Tokenizer.from_pretrained(pretrained_model_name_or_path, **known)
-        settings = (processor_dict or {}).get("image_processor")
-        return [None if settings is None else Small4ImageProcessor.from_dict(settings), tokenizer]
+        given = processor_dict or {}
+        settings = given.get("image_processor")
+        if settings is None:
+            return [None, tokenizer]
+        above = {"spatial_merge_size": given["spatial_merge_size"]} if "spatial_merge_size" in given else {}
+        return [Small4ImageProcessor.from_dict(above | settings), tokenizer]
 
     @classmethod
     def get_attributes(cls) -> list[str]:

@@ -1,25 +1,21 @@
-"""README's scripts for fine-tuning, each run as a reader would: saved to a file and started, in a folder of its own."""
+"""The scripts of the fine-tuning guide, each run as a reader would: saved to a file and started, in a folder of its own."""
 
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documents import scripts
 from peft import PeftModel
 from PIL import Image
 from transformers import Mistral3ForConditionalGeneration
 
 from modeling_small4 import Small4ForCausalLM
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
-SCRIPTS = {
-    match[1]: match[0]
-    for match in ((block, re.match(r"# (\w+\.py)", block)[1]) for block in re.findall(r"```py\n(# \w+\.py: .*?)```", README, re.DOTALL))
-}  # fmt: skip
+SCRIPTS = scripts()
 pytestmark = pytest.mark.slow
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import raw_checkpoint as rc
 import torch
+from documents import text_of
 from oracle import Case
 from peak_memory import peak_bytes
 from safetensors.torch import load_file
@@ -302,9 +303,8 @@ def test_command_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| 2xH100 | no |" in text
 
 
-def test_readme_has_the_planners_table(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-    told = readme.split("## What fits where")[1].split("\n### ")[0].replace(", no GPU |", " |")
+def test_the_guide_has_the_planners_table(capsys: pytest.CaptureFixture[str]) -> None:
+    told = text_of("what-fits-where.md").split("## The full model")[1].split("\n## ")[0].replace(", no GPU |", " |")
     rows = [line for line in told.splitlines() if line.startswith("| ")]
     printed = small4(capsys, "--table")[1].splitlines()
     assert len(rows) > 15

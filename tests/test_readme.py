@@ -1,6 +1,6 @@
-"""README's examples, run as a reader would: the Python ones in order in one session, the `console` ones with the answers they show.
+"""README and the guides, run as a reader would: Python blocks in order, `console` blocks with the answers they show, commands parsed.
 
-`python tests/test_readme.py` puts the answers of the commands into README's `console` blocks, for the shipped weights.
+`python tests/test_readme.py` puts the answers of the commands into the `console` blocks, for the shipped weights.
 """
 
 import ast
@@ -9,28 +9,26 @@ import io
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from documents import CONTRIBUTING, DOCUMENTS, GUIDES, NAMES, ROOT, blocks, commands, text_of
 
 from modeling_small4 import demo_checkpoint
 from modeling_small4.commands import cli
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-TEXT = README.read_text("utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 CONSOLE = re.compile(r"(?<=```console\n).*?(?=\n```)", re.DOTALL)
+PATHS = re.compile(r"(?:modeling_small4|conversion|model_card|tests|\.github|\.ci)/[\w./*-]*\w")
 
 
-def run_examples() -> list[str]:
-    """What each Python example prints."""
+def run_examples(name: str) -> list[str]:
+    """What each Python block of a document prints; they share one session and the current folder."""
     session: dict[str, object] = {}
     printed = []
-    for number, example in enumerate(EXAMPLES):
+    for number, example in enumerate(blocks(text_of(name), "python")):
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile(example, f"README.md, example {number + 1}", "exec"), session)
+            exec(compile(example, f"{name}, example {number + 1}", "exec"), session)
         printed.append(out.getvalue())
     return printed
 
@@ -51,31 +49,43 @@ def answered(text: str) -> str:
     return CONSOLE.sub(run, text)
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """The examples' prints; what they write, such as a drawing, is there for the commands after them."""
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader's empty folder, with the demo checkpoint at hand."""
     try:
         demo_checkpoint()
     except FileNotFoundError:
         pytest.skip("the demo checkpoint is not there")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as place:
-        place.chdir(tmp_path_factory.mktemp("reader"))
-        yield run_examples()
 
 
-def test_examples_run(printed: list[str]) -> None:
-    assert "624" in printed[0]
-    direct, thought = ast.literal_eval(printed[1])
-    assert direct["reasoning_content"] is None
-    assert thought["reasoning_content"]
-    assert thought["content"]
-    assert "red" in printed[2]
-    assert printed[-2:] == ["168\n", "True\n"]
+WANTED = {  # document -> number of its block -> what it prints
+    "README.md": {0: "624", 1: "red", 2: "84", 3: "15"},
+    "chat-and-reasoning.md": {0: "624", 1: "42", 3: "content", 4: "15"},
+    "images.md": {0: "red", 1: "red", 2: "red"},
+    "tools.md": {0: "168", 1: "'multiply'"},
+    "what-fits-where.md": {0: "True 7"},
+}
 
 
-def test_commands_answer_as_shown(printed: list[str]) -> None:
-    assert answered(TEXT) == TEXT
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(text_of(name), "python")])
+def test_examples_run(name: str, reader: None) -> None:
+    printed = run_examples(name)
+    for number, wanted in WANTED.get(name, {}).items():
+        assert wanted in printed[number], (number, printed[number])
+    if name == "chat-and-reasoning.md":
+        direct, thought = ast.literal_eval(printed[2])
+        assert direct["reasoning_content"] is None
+        assert thought["reasoning_content"]
+        assert thought["content"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(text_of(name), "console")])
+def test_commands_answer_as_shown(name: str, reader: None) -> None:
+    run_examples(name)  # they may write what the commands read
+    assert answered(text_of(name)) == text_of(name)
 
 
 def test_blocks_are_filled_command_by_command() -> None:
@@ -89,7 +99,51 @@ def test_blocks_are_filled_command_by_command() -> None:
     assert len(first) == len(second) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "command"), [(name, line) for name in NAMES for line in commands(name)], ids=lambda part: part[:40]
+)
+def test_commands_are_spelled_right(name: str, command: str) -> None:
+    words = shlex.split(command)[1:]
+    assert callable(cli._parser(words[0]).parse_args(words).run), command
+
+
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, *([CONTRIBUTING] if CONTRIBUTING.exists() else [])], ids=lambda path: path.name
+)
+def test_what_it_names_exists(document: Path) -> None:
+    """Files, folders, links, modules to run, and tests."""
+    text = document.read_text("utf-8")
+    for path in PATHS.findall(text):
+        assert list(ROOT.glob(path)), path
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
+        assert (document.parent / link).exists(), link
+    for module in re.findall(r"python -m ((?:model_card|modeling_small4)[\w.]*)", text):
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
+    for file, word in re.findall(r"pytest (tests/\w+\.py)(?: -k (\w+))?", text):
+        assert re.search(rf"def test_\w*{word}", (ROOT / file).read_text("utf-8")), (file, word)
+
+
+def test_readme_is_short_and_leads_to_every_guide() -> None:
+    text = text_of("README.md")
+    assert len(text.encode()) < 11_000
+    for guide in GUIDES:
+        assert f"(model_card/guides/{guide.name})" in text, guide.name
+
+
+def test_extras_are_installed_from_a_clone() -> None:
+    """The package is not on PyPI, so its name in a `pip install` would fail."""
+    wrong = re.compile(r"pip install \S*modeling[-_]small4")
+    sources = [
+        *DOCUMENTS,
+        *(file for top in ("modeling_small4", "conversion", "model_card") for file in (ROOT / top).rglob("*.py")),
+    ]
+    assert [file.name for file in sources if wrong.search(file.read_text("utf-8"))] == []
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        run_examples()
-        README.write_text(answered(TEXT), encoding="utf-8")
+        for document in DOCUMENTS:
+            if blocks(document.read_text("utf-8"), "console"):
+                run_examples(document.name)
+                document.write_text(answered(document.read_text("utf-8")), encoding="utf-8")

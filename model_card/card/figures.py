@@ -23,7 +23,7 @@ def draw(results: Results, out: Path) -> list[Path]:
         ValueError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('The card\'s pictures need matplotlib: pip install "modeling-small4[eval]".')
+        raise ValueError('The card\'s pictures need matplotlib: pip install ".[eval]".')
     found = results["demo_eval"]
     tasks = list(found["tasks"])
     return [

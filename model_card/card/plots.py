@@ -25,7 +25,7 @@ def draw(results: Path, out: Path) -> list[Path]:
         ValueError: matplotlib is missing.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('Plots need matplotlib: pip install "modeling-small4[eval]".')
+        raise ValueError('Plots need matplotlib: pip install ".[eval]".')
     out.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, (source, plot) in PLOTS.items():

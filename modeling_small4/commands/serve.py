@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from ..reasoning import REASONING_MODES
 
-INSTALL = 'The server needs fastapi, uvicorn and openai: pip install "modeling-small4[serve]".'
+INSTALL = 'The server needs fastapi, uvicorn and openai: pip install ".[serve]".'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -114,9 +114,7 @@ class ExpertLoadCallback(TrainerCallback):
 
     def __init__(self, picture: str | Path | None = None, starving: float = 0.1) -> None:
         if picture is not None and importlib.util.find_spec("matplotlib") is None:
-            raise ValueError(
-                'A picture of expert load needs matplotlib: pip install "modeling-small4[train]", or leave picture out.'
-            )
+            raise ValueError('A picture of expert load needs matplotlib: pip install ".[train]", or leave picture out.')
         self.picture, self.starving = picture, starving
         self.load: ExpertLoad | None = None
         self.layers: list[int] = []
