@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..reasoning import END_THINK, REASONING_MODES, THINK
+from .env import PACKAGE, installed
 
 if TYPE_CHECKING:
     from .session import Answer, Session
 
 DIM, PLAIN = "\033[2m", "\033[0m"
-OWN = {  # command -> module with its arguments, and what it does
-    "plan": ("plan", "say what fits on which machine, and how to lay it out"),
-    "serve": ("serve", "answer over HTTP as OpenAI's API does, with transformers' server"),
-    "card": ("card", "render the model card from the stored results, in a clone"),
+OWN = {  # command -> what it does; its arguments are declared by the module of that name beside this one
+    "plan": "say what fits on which machine, and how to lay it out",
+    "serve": "answer over HTTP as OpenAI's API does, with transformers' server",
+    "env": "print what a bug report needs: versions, devices, CPU instructions",
+    "card": "render the model card from the stored results, in a clone",
 }
 CONVERSION = {  # command -> what it does; its arguments are declared by the module of that name
     "convert": "convert a checkpoint between Small 4's three layouts",
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """All commands; the arguments of another package's only when it is `command`, for that imports it."""
     parser = argparse.ArgumentParser(prog="small4", description="Mistral Small 4: ask it, talk to it, convert it.")
+    parser.add_argument("--version", action="version", version=f"small4 {installed(PACKAGE) or '(not installed)'}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate = commands.add_parser("generate", help="answer a prompt", description="Answer a prompt, streaming.")
     generate.add_argument("prompt", metavar="PROMPT", help="what to say to the model")
@@ -54,10 +57,10 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", help="talk in turns", description=about)
     _add_model_arguments(chat)
     chat.set_defaults(run=lambda args: _reported("chat", _chat, args))
-    for name, (file, about) in OWN.items():
+    for name, about in OWN.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         if name == command:
-            module = importlib.import_module(f"{__package__}.{file}")
+            module = importlib.import_module(f"{__package__}.{name}")
             module.add_arguments(sub)
             sub.set_defaults(run=partial(_reported, name, module.run))
     for name, about in CONVERSION.items():
