@@ -12,6 +12,7 @@ GUIDES = sorted((ROOT / "model_card" / "guides").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *GUIDES]
 NAMES = [document.name for document in DOCUMENTS]
 CONTRIBUTING = ROOT / ".github" / "CONTRIBUTING.md"
+FOR_CONTRIBUTORS = [CONTRIBUTING, ROOT / ".github" / "CHANGELOG.md"]
 
 
 def text_of(name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from documents import CONTRIBUTING, DOCUMENTS, GUIDES, NAMES, ROOT, blocks, commands, text_of
+from documents import CONTRIBUTING, DOCUMENTS, FOR_CONTRIBUTORS, GUIDES, NAMES, ROOT, blocks, commands, text_of
 
 from modeling_small4 import demo_checkpoint
 from modeling_small4.commands import cli
@@ -107,9 +107,7 @@ def test_commands_are_spelled_right(name: str, command: str) -> None:
     assert callable(cli._parser(words[0]).parse_args(words).run), command
 
 
-@pytest.mark.parametrize(
-    "document", [*DOCUMENTS, *([CONTRIBUTING] if CONTRIBUTING.exists() else [])], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *FOR_CONTRIBUTORS], ids=lambda path: path.name)
 def test_what_it_names_exists(document: Path) -> None:
     """Files, folders, links, modules to run, and tests."""
     text = document.read_text("utf-8")
@@ -122,6 +120,26 @@ def test_what_it_names_exists(document: Path) -> None:
         assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
     for file, word in re.findall(r"pytest (tests/\w+\.py)(?: -k (\w+))?", text):
         assert re.search(rf"def test_\w*{word}", (ROOT / file).read_text("utf-8")), (file, word)
+
+
+def test_the_map_leads_to_what_it_names() -> None:
+    """Each row of the map in CONTRIBUTING: the file has what to look for."""
+    rows = re.findall(r"^\| .+ \| `([\w./]+)`.* \| (`.+`) \|$", CONTRIBUTING.read_text("utf-8"), re.MULTILINE)
+    assert len(rows) > 30
+    for file, symbols in rows:
+        text = (ROOT / file).read_text("utf-8")
+        for symbol in re.findall(r"`([^`]+)`", symbols):
+            place = rf"(def|class) {symbol}\b|^{symbol}\b.* =" if file.endswith(".py") else re.escape(symbol)
+            assert re.search(place, text, re.MULTILINE), f"{file} has no {symbol}; update the map"
+
+
+def test_hooks_run_what_the_tests_run() -> None:
+    """The tests of the package run the same three programs."""
+    hooks = re.findall(r"entry: python -m (.*)", (ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert hooks == ["ruff check .", "ruff format --check .", "mypy"]
+    checks = (ROOT / "tests" / "test_package.py").read_text("utf-8")
+    assert '(["check"], ["format", "--check"])' in checks
+    assert 'python("-m", "mypy")' in checks
 
 
 def test_readme_is_short_and_leads_to_every_guide() -> None:
