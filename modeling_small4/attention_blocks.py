@@ -45,6 +45,7 @@ def long_prefill(
         cache is None
         or config._attn_implementation != "sdpa"
         or wanted.get("output_attentions")
+        or wanted.get("is_causal") is False
         or is_torchdynamo_compiling()
     ):
         return None

@@ -5,7 +5,7 @@ caller sees (returned sequences, streamer, own processors and criteria, lengths)
 Must not know: the model's layers, how prompts are worded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -22,9 +22,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from .attention_paged import LatentBatchingManager
-from .cache import with_cache_name
+from .cache import note_rewritten_prompt, rewritten_prompt_of
 from .generation_batching import continuous_batching_for, generate_many
-from .generation_call import Options, shift_lengths
+from .generation_call import GenerateCall, Modes
 from .generation_hooks import Small4PrefillMixin
 from .generation_presets import check_preset, for_latency
 from .generation_prompt import Prompt, RewrittenPrompt
@@ -45,7 +45,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         stopping_criteria: StoppingCriteriaList | None = None,
         prefix_allowed_tokens_fn: PrefixFn | None = None,
         *,
-        reasoning_mode: str | Sequence[str] | None = None,
+        reasoning_mode: Modes = None,
         max_thinking_tokens: int | None = None,
         preset: str | None = None,
         **kwargs: Any,
@@ -75,37 +75,34 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 a filled cache, unknown control ids, or continuous batching, which can keep to neither argument. A preset
                 that does not exist, or one beside arguments that contradict it.
         """
-        call = with_cache_name(kwargs) | {"inputs": inputs, "generation_config": generation_config}
-        call |= {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
-        call |= {"prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
-        if (tokenizer := kwargs.get("tokenizer")) is not None:  # transformers' server hands over a processor
-            call["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
-        options = Options(call, generation_config, self.generation_config)
-        mode = options.get("reasoning_mode", reasoning_mode)
-        budget = options.get("max_thinking_tokens", max_thinking_tokens)
+        given = {"inputs": inputs, "generation_config": generation_config, "logits_processor": logits_processor}
+        given |= {"stopping_criteria": stopping_criteria, "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
+        given |= {"reasoning_mode": reasoning_mode, "max_thinking_tokens": max_thinking_tokens, "preset": preset}
+        call = GenerateCall.of(kwargs | given, self.generation_config)
         # An assistant's drafts are governed by the processor, and the preset, of the model it drafts for.
         if getattr(generation_config, "is_assistant", False):
-            return super().generate(**call)
-        preset = check_preset(options.get("preset", preset))
-        if preset == "throughput":
-            return generate_many(self, self._generate, call, options, mode, budget)
-        if preset == "latency":
-            call |= for_latency(call, options)
-        return self._generate(call, options, mode, budget)
+            return super().generate(**call.arguments)
+        check_preset(call.preset)
+        if call.preset == "throughput":
+            return generate_many(self, call, self._generate)
+        if call.preset == "latency":
+            call.arguments |= for_latency(call)
+        return self._generate(call)
 
-    def _generate(self, call: dict[str, Any], options: Options, mode: Any, budget: int | None) -> Any:
+    def _generate(self, call: GenerateCall) -> Any:
         """One plain `generate` of transformers, with the reasoning arguments."""
-        record = _record_of(call.get("cache"))
-        if mode is None and budget is None and record is None:
-            return super().generate(**call)
-        if call.get("cache_implementation") == "paged":
-            _refuse_continuous_batching(mode, budget)
-        _check_budget(budget)
-        rewritten = _prepare(call, options, mode, budget, record)
-        result = super().generate(**call)
+        record = rewritten_prompt_of(call.cache)
+        if call.mode is None and call.budget is None and record is None:
+            return super().generate(**call.arguments)
+        if call.arguments.get("cache_implementation") == "paged":
+            _refuse_continuous_batching(call)
+        _check_budget(call.budget)
+        rewritten = _prepare(call, record)
+        result = super().generate(**call.arguments)
         if rewritten is None:
             return result
-        _remember(call.get("cache"), getattr(result, "cache", None), record or rewritten)
+        for cache in (call.cache, getattr(result, "cache", None)):
+            note_rewritten_prompt(cache, record or rewritten)
         return _as_caller(result, rewritten)
 
     def generate_batch(
@@ -115,13 +112,14 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
 
         Without a `continuous_batching_config`, room is made for these prompts, where transformers would take most of the memory.
         """
-        options = Options(kwargs, generation_config, self.generation_config)
-        mode = options.get("reasoning_mode", kwargs.pop("reasoning_mode", None))
-        budget = options.get("max_thinking_tokens", kwargs.pop("max_thinking_tokens", None))
-        _refuse_continuous_batching(mode, budget)
+        call = GenerateCall.of(kwargs | {"generation_config": generation_config}, self.generation_config)
+        _refuse_continuous_batching(call)
+        kwargs = {
+            name: value for name, value in kwargs.items() if name not in ("reasoning_mode", "max_thinking_tokens")
+        }
         if not args and kwargs.get("continuous_batching_config") is None and inputs:
-            lengths, new = [len(row) for row in inputs], options.get("max_new_tokens", kwargs.get("max_new_tokens"))
-            kwargs["continuous_batching_config"] = continuous_batching_for(lengths, new)
+            lengths = [len(row) for row in inputs]
+            kwargs["continuous_batching_config"] = continuous_batching_for(lengths, call.get("max_new_tokens"))
         return super().generate_batch(inputs, generation_config, *args, **kwargs)
 
     def init_continuous_batching(
@@ -131,8 +129,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         workload_hints: Any = None,
     ) -> Any:
         """transformers' manager for continuous batching, holding latents; refused like `generate_batch`."""
-        options = Options({}, generation_config, self.generation_config)
-        _refuse_continuous_batching(options.get("reasoning_mode"), options.get("max_thinking_tokens"))
+        _refuse_continuous_batching(GenerateCall.of({"generation_config": generation_config}, self.generation_config))
         if getattr(self, "_cached_continuous_batching_manager", None) is not None:
             return super().init_continuous_batching(generation_config, continuous_batching_config, workload_hints)
         settings = copy(generation_config or self.generation_config)
@@ -143,53 +140,54 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         )
 
 
-def _prepare(
-    call: dict[str, Any], options: Options, mode: Any, budget: int | None, record: RewrittenPrompt | None
-) -> RewrittenPrompt | None:
+def _prepare(call: GenerateCall, record: RewrittenPrompt | None) -> RewrittenPrompt | None:
     """Edits `call` so that transformers' `generate` does what was asked; returns the rewrite if the prompt changed."""
-    ids = _ids_of(call)
+    ids, mode = _ids_of(call), call.mode
     modes = _modes_of_rows(mode, ids.shape[0])
-    known, eos, pad = options.reasoning_ids(), options.eos(), options.get("pad_token_id")
-    caller = Prompt.of(ids, call.get("attention_mask"), pad, eos)
+    known, eos, pad = call.reasoning_ids(), call.eos(), call.get("pad_token_id")
+    caller = Prompt.of(ids, call.arguments.get("attention_mask"), pad, eos)
     actual = caller
-    if call.get("inputs_embeds") is None and (mode is not None or record is not None):
+    if call.arguments.get("inputs_embeds") is None and (mode is not None or record is not None):
         _check_whole(caller, mode, record)
         actual = caller if record is None else _resumed(caller, record)
         wanted = actual.with_modes(modes, known, pad or 0)
-        _check_cache(call.get("cache"), changed=wanted is not actual, mode=mode)
+        _check_cache(call.cache, changed=wanted is not actual, mode=mode)
         actual = wanted
     rewritten = None if actual is caller else RewrittenPrompt(caller, actual)
     if rewritten is not None:
-        _hand_over(call, options, rewritten)
-    if mode is not None or budget is not None:
+        _hand_over(call, rewritten)
+    if mode is not None or call.budget is not None:
         rows = actual.ids.tolist()
         starts = [known.answer_start(row, eos) for row in rows]
         ruled = modes if mode is not None else [known.mode_of(row) for row in rows]
-        rules = ThinkingProcessor(starts, ruled, budget, known.think, known.end_think, eos)
-        call["logits_processor"] = LogitsProcessorList([*(call["logits_processor"] or []), rules])
+        rules = ThinkingProcessor(starts, ruled, call.budget, known.think, known.end_think, eos)
+        processors = call.arguments["logits_processor"] or []
+        call.arguments["logits_processor"] = LogitsProcessorList([*processors, rules])
     return rewritten
 
 
-def _hand_over(call: dict[str, Any], options: Options, rewritten: RewrittenPrompt) -> None:
+def _hand_over(call: GenerateCall, rewritten: RewrittenPrompt) -> None:
     """Puts the rewritten prompt into `call`, and translates whatever in it is meant for the caller's own."""
-    if call.get("position_ids") is not None:
+    arguments = call.arguments
+    if arguments.get("position_ids") is not None:
         raise ValueError(
             "position_ids were passed with a reasoning_mode that changes the prompt's ids, so they no longer fit. Leave "
             "them out (generate derives them from attention_mask), or put the mode into the prompt yourself."
         )
-    call["inputs" if call["inputs"] is not None else "input_ids"] = rewritten.actual.ids
-    call["attention_mask"] = rewritten.actual.mask
-    shift_lengths(call, options, rewritten.added)
-    if (processors := call["logits_processor"]) is not None:
-        call["logits_processor"] = [_CallersProcessor(each, rewritten) for each in processors]
-    if (criteria := call["stopping_criteria"]) is not None:
-        call["stopping_criteria"] = StoppingCriteriaList(_CallersCriterion(each, rewritten) for each in criteria)
-    if (streamer := call.get("streamer")) is not None:
-        call["streamer"] = _CallersStreamer(streamer, rewritten)
-    if (allowed := call["prefix_allowed_tokens_fn"]) is not None:
-        beams, returned = options.get("num_beams") or 1, options.get("num_return_sequences") or 1
+    call.set_prompt(rewritten.actual.ids, rewritten.actual.mask)
+    call.shift_lengths(rewritten.added)
+    if (processors := arguments["logits_processor"]) is not None:
+        arguments["logits_processor"] = [_CallersProcessor(each, rewritten) for each in processors]
+    if (criteria := arguments["stopping_criteria"]) is not None:
+        arguments["stopping_criteria"] = StoppingCriteriaList(_CallersCriterion(each, rewritten) for each in criteria)
+    if (streamer := arguments.get("streamer")) is not None:
+        arguments["streamer"] = _CallersStreamer(streamer, rewritten)
+    if (allowed := arguments["prefix_allowed_tokens_fn"]) is not None:
+        beams, returned = call.get("num_beams") or 1, call.get("num_return_sequences") or 1
         repeats = 1 if beams > 1 else returned  # transformers counts beams of one prompt as one batch entry
-        call["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(row, rewritten.row_as_caller(row // repeats, ids))
+        arguments["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
+            row, rewritten.row_as_caller(row // repeats, ids)
+        )
 
 
 class _CallersProcessor(LogitsProcessor):
@@ -234,20 +232,6 @@ def _as_caller(result: Any, rewritten: RewrittenPrompt) -> Any:
     return result
 
 
-def _remember(passed: Any, returned: Any, rewritten: RewrittenPrompt) -> None:
-    """Notes on the cache what its beginning was rewritten from, for calls that go on with it."""
-    for cache in (passed, returned):
-        if cache is not None:
-            cache.rewritten_prompt = rewritten
-
-
-def _record_of(cache: Any) -> RewrittenPrompt | None:
-    """The rewrite a filled cache was filled under, if there was one; an emptied cache forgets it."""
-    if cache is not None and cache.get_seq_length() == 0:
-        cache.rewritten_prompt = None
-    return getattr(cache, "rewritten_prompt", None)
-
-
 def _resumed(prompt: Prompt, record: RewrittenPrompt) -> Prompt:
     """The prompt as the cache has read its beginning."""
     if record.begins_as_read(prompt):
@@ -262,18 +246,17 @@ def _resumed(prompt: Prompt, record: RewrittenPrompt) -> Prompt:
     return resumed
 
 
-def _ids_of(call: dict[str, Any]) -> torch.Tensor:
+def _ids_of(call: GenerateCall) -> torch.Tensor:
     """The prompt's ids; [batch, 0] for a prompt of embeddings alone."""
-    ids = call.get("input_ids") if call["inputs"] is None else call["inputs"]
-    if ids is not None:
-        return ids
-    embeds = call.get("inputs_embeds")
+    if call.ids is not None:
+        return call.ids
+    embeds = call.arguments.get("inputs_embeds")
     if embeds is None:
         raise ValueError("reasoning_mode and max_thinking_tokens need a prompt: pass input_ids or inputs_embeds.")
     return torch.zeros(embeds.shape[0], 0, dtype=torch.long, device=embeds.device)
 
 
-def _modes_of_rows(mode: Any, rows: int) -> list[str | None]:
+def _modes_of_rows(mode: Modes, rows: int) -> list[str | None]:
     if mode is None:
         return [None] * rows
     if not isinstance(mode, (list, tuple)):
@@ -293,7 +276,7 @@ def _check_budget(budget: Any) -> None:
         )
 
 
-def _check_whole(prompt: Prompt, mode: Any, record: RewrittenPrompt | None) -> None:
+def _check_whole(prompt: Prompt, mode: Modes, record: RewrittenPrompt | None) -> None:
     """New tokens alone do not show what the cached part of the conversation says."""
     if prompt.mask.shape != prompt.ids.shape:
         given = "reasoning_mode was given" if mode is not None else "cache was filled under a reasoning_mode"
@@ -304,7 +287,7 @@ def _check_whole(prompt: Prompt, mode: Any, record: RewrittenPrompt | None) -> N
         )
 
 
-def _check_cache(cache: Any, changed: bool, mode: Any) -> None:
+def _check_cache(cache: Any, changed: bool, mode: Modes) -> None:
     if changed and cache is not None and cache.get_seq_length() > 0:
         raise ValueError(
             f"reasoning_mode is {mode!r}, but cache already holds {cache.get_seq_length()} tokens of a prompt "
@@ -313,10 +296,10 @@ def _check_cache(cache: Any, changed: bool, mode: Any) -> None:
         )
 
 
-def _refuse_continuous_batching(mode: Any, budget: Any) -> None:
-    if mode is None and budget is None:
+def _refuse_continuous_batching(call: GenerateCall) -> None:
+    if call.mode is None and call.budget is None:
         return
-    given = {"reasoning_mode": mode, "max_thinking_tokens": budget}
+    given = {"reasoning_mode": call.mode, "max_thinking_tokens": call.budget}
     named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
     raise ValueError(
         f"{named} cannot be kept to in continuous batching, which shows logits processors no history. Call generate, or "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from .generation_call import Options, shift_lengths
+from .generation_call import GenerateCall
 from .generation_presets import refuse
 from .generation_prompt import Prompt
 
@@ -21,36 +21,37 @@ PAGE = 64
 PER_PROCESSOR = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}  # what continuous batching keeps to
 PER_ROW = ("cache", "inputs_embeds", "position_ids", "mm_encoder_outputs", "assistant_model", "streamer")
 
-Run = Callable[[dict[str, Any], Options, Any, int | None], torch.Tensor]
+Run = Callable[[GenerateCall], torch.Tensor]
 
 
-def generate_many(model: Any, run: Run, call: dict[str, Any], options: Options, mode: Any, budget: int | None) -> Any:
+def generate_many(model: Any, call: GenerateCall, run: Run) -> torch.Tensor:
     """The sequences of all prompts, as `generate` returns them.
 
     Args:
-        run: A plain call of `generate`, given its arguments, options, reasoning mode and budget.
-        call: Arguments of `generate`; prompts `[rows, length]` are padded on the left.
+        call: Its prompts `[rows, length]` are padded on the left.
+        run: Answers a plain call.
 
     Raises:
         ValueError: Arguments that only fit one call with one batch.
     """
     alone = "give it to a plain call, or the prompts without it"
-    refuse("throughput", options, {name: alone for name in PER_ROW if name in call})
-    refuse("throughput", options, dict.fromkeys(("return_dict_in_generate", "prompt_lookup_num_tokens"), alone))
-    ids = call.get("input_ids") if call.get("inputs") is None else call["inputs"]
+    refuse("throughput", call, {name: alone for name in PER_ROW if name in call.arguments})
+    refuse("throughput", call, dict.fromkeys(("return_dict_in_generate", "prompt_lookup_num_tokens"), alone))
+    ids = call.ids
     if ids is None or ids.ndim != 2:
         raise ValueError('preset="throughput" needs the prompts as input_ids [rows, length], padded on the left.')
-    prompts = Prompt.of(ids, call.get("attention_mask"), options.get("pad_token_id"), options.eos())
+    prompts = Prompt.of(ids, call.arguments.get("attention_mask"), call.get("pad_token_id"), call.eos())
     if prompts.mask.shape != ids.shape or not bool(prompts.mask[:, -1].all()):
         raise ValueError(
             f'preset="throughput" needs prompts padded on the left and an attention_mask of their shape {list(ids.shape)}.'
         )
-    settings = None if mode is not None or budget is not None else _continuous(model, call, options, ids)
+    ruled = call.mode is not None or call.budget is not None
+    settings = None if ruled else _continuous(model, call, ids)
     if settings is not None:
         answers = _by_continuous_batching(model, prompts, settings)
     else:
-        answers = _by_sorted_batches(model, run, call, options, prompts, mode, budget)
-    return _joined(ids, answers, options)
+        answers = _by_sorted_batches(model, call, run, prompts)
+    return _joined(ids, answers, call)
 
 
 def continuous_batching_for(lengths: Sequence[int], new: int | None) -> ContinuousBatchingConfig:
@@ -64,11 +65,11 @@ def continuous_batching_for(lengths: Sequence[int], new: int | None) -> Continuo
     )
 
 
-def _continuous(model: Any, call: dict[str, Any], options: Options, ids: torch.Tensor) -> GenerationConfig | None:
+def _continuous(model: Any, call: GenerateCall, ids: torch.Tensor) -> GenerationConfig | None:
     """The settings for continuous batching, or None where it could not do what was asked for."""
     known = {"inputs", "input_ids", "attention_mask", "generation_config", "tokenizer", "use_model_defaults"}
-    rest = {name: value for name, value in call.items() if name not in known}
-    settings, left = model._prepare_generation_config(call.get("generation_config"), **rest)
+    rest = {name: value for name, value in call.arguments.items() if name not in known}
+    settings, left = model._prepare_generation_config(call.arguments.get("generation_config"), **rest)
     spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1 or hasattr(model, "_pp_stage")
     if (
         any(value is not None for value in left.values())
@@ -85,7 +86,7 @@ def _continuous(model: Any, call: dict[str, Any], options: Options, ids: torch.T
     if {type(processor).__name__ for processor in processors} - PER_PROCESSOR:
         return None
     if settings.max_new_tokens is None:
-        explicit = options.get("max_length")
+        explicit = call.get("max_length")
         settings.max_new_tokens = 20 if explicit is None else explicit - ids.shape[1]
     return settings if settings.max_new_tokens > 0 else None
 
@@ -109,29 +110,24 @@ def _by_continuous_batching(model: Any, prompts: Prompt, settings: GenerationCon
     return answers
 
 
-def _by_sorted_batches(
-    model: Any, run: Run, call: dict[str, Any], options: Options, prompts: Prompt, mode: Any, budget: int | None
-) -> list[list[int]]:
-    returned = options.get("num_return_sequences") or 1
+def _by_sorted_batches(model: Any, call: GenerateCall, run: Run, prompts: Prompt) -> list[list[int]]:
+    returned = call.get("num_return_sequences") or 1
     images = _images_of_rows(model.config, call, prompts.ids)
     answers: list[list[int]] = [[]] * (prompts.ids.shape[0] * returned)
-    for rows in _batches(prompts.mask.sum(dim=-1).tolist(), options.get("max_new_tokens") or 0):
+    for rows in _batches(prompts.mask.sum(dim=-1).tolist(), call.get("max_new_tokens") or 0):
         cut = int(prompts.mask[rows].argmax(dim=-1).min())
-        own = dict(call)
-        own["inputs" if call.get("inputs") is not None else "input_ids"] = prompts.ids[rows, cut:]
-        own["attention_mask"] = prompts.mask[rows, cut:]
+        part = call.of_rows(dict(call.arguments), rows)
+        part.set_prompt(prompts.ids[rows, cut:], prompts.mask[rows, cut:])
+        part.shift_lengths(-cut)
         if images is not None:
             chosen = [image for row in rows for image in images[row]]
             for name in ("pixel_values", "image_sizes"):
-                values = own.pop(name)
+                values = part.arguments.pop(name)
                 if chosen:
-                    own[name] = values[chosen]
-        if (allowed := call.get("prefix_allowed_tokens_fn")) is not None:
-            own["prefix_allowed_tokens_fn"] = lambda row, ids, rows=rows: allowed(rows[row], ids)
-        shift_lengths(own, options, -cut)
-        own_mode = [mode[row] for row in rows] if isinstance(mode, (list, tuple)) else mode
-        own_options = Options(own, own.get("generation_config"), model.generation_config)
-        sequences = run(own, own_options, own_mode, budget)[:, prompts.ids.shape[1] - cut :].tolist()
+                    part.arguments[name] = values[chosen]
+        if (allowed := call.arguments.get("prefix_allowed_tokens_fn")) is not None:
+            part.arguments["prefix_allowed_tokens_fn"] = lambda row, ids, rows=rows: allowed(rows[row], ids)
+        sequences = run(part)[:, prompts.ids.shape[1] - cut :].tolist()
         for index, sequence in enumerate(sequences):
             answers[rows[index // returned] * returned + index % returned] = sequence
     return answers
@@ -146,16 +142,18 @@ def _batches(lengths: list[int], new: int) -> Iterator[list[int]]:
         order = order[size:]
 
 
-def _images_of_rows(config: Any, call: dict[str, Any], ids: torch.Tensor) -> list[list[int]] | None:
+def _images_of_rows(config: Any, call: GenerateCall, ids: torch.Tensor) -> list[list[int]] | None:
     """Which images each row shows: they stand in the order of their tokens. None without images."""
-    if call.get("pixel_values") is None:
+    if call.arguments.get("pixel_values") is None:
         return None
-    if call.get("image_sizes") is None:
+    if call.arguments.get("image_sizes") is None:
         raise ValueError(
             'preset="throughput" needs image_sizes beside pixel_values, to tell which row shows which image.'
         )
     unit = config.vision_config.patch_size * config.spatial_merge_size
-    tokens = [(height // unit) * (width // unit) for height, width in torch.as_tensor(call["image_sizes"]).tolist()]
+    tokens = [
+        (height // unit) * (width // unit) for height, width in torch.as_tensor(call.arguments["image_sizes"]).tolist()
+    ]
     rows: list[list[int]] = []
     image = 0
     for wanted in (ids == config.image_token_index).sum(dim=-1).tolist():
@@ -173,11 +171,11 @@ def _images_of_rows(config: Any, call: dict[str, Any], ids: torch.Tensor) -> lis
     return rows
 
 
-def _joined(ids: torch.Tensor, answers: list[list[int]], options: Options) -> torch.Tensor:
+def _joined(ids: torch.Tensor, answers: list[list[int]], call: GenerateCall) -> torch.Tensor:
     """Prompts with their answers behind them, padded to the longest."""
-    pad = options.get("pad_token_id")
+    pad = call.get("pad_token_id")
     if pad is None:
-        pad = next(iter(torch.as_tensor(options.get("eos_token_id") or 0).flatten().tolist()))
+        pad = next(iter(torch.as_tensor(call.get("eos_token_id") or 0).flatten().tolist()))
     width = max(map(len, answers))
     padded = torch.tensor([answer + [pad] * (width - len(answer)) for answer in answers], dtype=ids.dtype).view(
         -1, width

@@ -1,27 +1,87 @@
-"""Settings of one call of `generate`, wherever they were given. Must not know: what any of them does."""
+"""One call of `generate`: its arguments and the settings that Small 4 adds, resolved once. Must not know: what any of them does."""
 
+from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from .cache import with_cache_name
 from .generation_prompt import ReasoningIds
 
+Modes = str | Sequence[str] | None
 
-class Options:
-    """A setting's value as `generate` would resolve it: argument, then the config passed in, then the model's own."""
 
-    def __init__(self, call: dict[str, Any], passed: GenerationConfig | None, own: GenerationConfig) -> None:
-        self.call, self.configs = call, [config for config in (passed, own) if config is not None]
+@dataclass
+class GenerateCall:
+    """What one call was asked for. Nothing of it is kept on the model, so that calls in several threads do not meet.
 
-    def get(self, name: str, given: Any = None) -> Any:
-        values = [given, self.call.get(name), *(getattr(config, name, None) for config in self.configs)]
+    Attributes:
+        arguments: As transformers' `generate` takes them; the call's own dict, edited on the way there.
+        own: The model's `generation_config`.
+        mode: `reasoning_mode`, as given: one for all rows, or one for each.
+        budget: `max_thinking_tokens`.
+        preset: "latency", "throughput" or None.
+    """
+
+    arguments: dict[str, Any]
+    own: GenerationConfig
+    mode: Modes = None
+    budget: int | None = None
+    preset: str | None = None
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any], own: GenerationConfig) -> "GenerateCall":
+        """Takes Small 4's own settings out of the arguments; each that is missing comes from a configuration.
+
+        Raises:
+            ValueError: A cache under both of its names.
+        """
+        given = with_cache_name(arguments)
+        mode, budget, preset = (given.pop(name, None) for name in ("reasoning_mode", "max_thinking_tokens", "preset"))
+        if (tokenizer := given.get("tokenizer")) is not None:  # transformers' server hands over a processor
+            given["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
+        call = cls(given, own)
+        call.mode = call.get("reasoning_mode") if mode is None else mode
+        call.budget = call.get("max_thinking_tokens") if budget is None else budget
+        call.preset = call.get("preset") if preset is None else preset
+        return call
+
+    def of_rows(self, arguments: dict[str, Any], rows: Sequence[int]) -> "GenerateCall":
+        """The call for some rows of its batch, whose arguments are given."""
+        mode = [self.mode[row] for row in rows] if isinstance(self.mode, (list, tuple)) else self.mode
+        return replace(self, arguments=arguments, mode=mode)
+
+    @property
+    def configs(self) -> list[GenerationConfig]:
+        """Where settings are looked up: the configuration passed in, then the model's."""
+        return [config for config in (self.arguments.get("generation_config"), self.own) if config is not None]
+
+    @property
+    def cache(self) -> Any:
+        return self.arguments.get("cache")
+
+    @property
+    def ids(self) -> torch.Tensor | None:
+        """The prompts `[rows, length]`; None for a prompt of embeddings alone."""
+        inputs = self.arguments.get("inputs")
+        return self.arguments.get("input_ids") if inputs is None else inputs
+
+    def set_prompt(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        """Other prompts, under the name under which the call has its own."""
+        self.arguments["input_ids" if self.arguments.get("inputs") is None else "inputs"] = ids
+        self.arguments["attention_mask"] = mask
+
+    def get(self, name: str) -> Any:
+        """A setting as `generate` resolves it: the argument, else that of the configuration passed in, else the model's own."""
+        values = [self.arguments.get(name), *(getattr(config, name, None) for config in self.configs)]
         return next((value for value in values if value is not None), None)
 
     def eos(self) -> list[int]:
         """Every id that may end a message: what stops this call, and what ends one for the checkpoint."""
-        values = [self.call.get("eos_token_id"), *(config.eos_token_id for config in self.configs)]
+        values = [self.arguments.get("eos_token_id"), *(config.eos_token_id for config in self.configs)]
         found: set[int] = set()
         for value in values:
             if isinstance(value, torch.Tensor):
@@ -30,7 +90,12 @@ class Options:
         return sorted(found)
 
     def reasoning_ids(self) -> ReasoningIds:
-        mapping, tokenizer = self.get("reasoning_token_ids"), self.call.get("tokenizer")
+        """The ids of the control tokens that reasoning needs.
+
+        Raises:
+            ValueError: Neither a configuration nor a tokenizer says them.
+        """
+        mapping, tokenizer = self.get("reasoning_token_ids"), self.arguments.get("tokenizer")
         if mapping is not None:
             return ReasoningIds.from_mapping(mapping)
         if tokenizer is not None:
@@ -41,15 +106,15 @@ class Options:
             "written by `small4 convert`."
         )
 
-
-def shift_lengths(call: dict[str, Any], options: Options, added: int) -> None:
-    """Lengths that count the prompt count the caller's: lengthen them in `call` by what was added to it (less than 0: was cut off)."""
-    for name in ("max_length", "min_length"):
-        length = options.get(name)
-        if length is None:
-            continue
-        if call.get(name) is None and call["generation_config"] is not None:
-            call["generation_config"] = copy(call["generation_config"])
-            setattr(call["generation_config"], name, length + added)
-        else:
-            call[name] = length + added
+    def shift_lengths(self, added: int) -> None:
+        """Lengths that count the prompt count the caller's: lengthen them by what was added to it (less than 0: was cut off)."""
+        for name in ("max_length", "min_length"):
+            length = self.get(name)
+            if length is None:
+                continue
+            passed = self.arguments.get("generation_config")
+            if self.arguments.get(name) is None and passed is not None:
+                self.arguments["generation_config"] = copy(passed)
+                setattr(self.arguments["generation_config"], name, length + added)
+            else:
+                self.arguments[name] = length + added

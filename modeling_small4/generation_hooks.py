@@ -5,8 +5,7 @@ same way as any prompt.
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -111,6 +110,9 @@ class Small4PrefillMixin:
         """The latency preset's own drafts, else transformers' generators."""
         if getattr(generation_config, "prompt_drafts", False):
             return PromptDrafts(generation_config.max_length)
+        if "model_kwargs" in kwargs:  # an assistant's arguments are made of them
+            kept = {name: value for name, value in kwargs["model_kwargs"].items() if name != "cached_only"}
+            kwargs["model_kwargs"] = kept
         return super()._get_candidate_generator(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def _assisted_decoding(
@@ -127,16 +129,10 @@ class Small4PrefillMixin:
             return super()._assisted_decoding(  # type: ignore[misc]
                 input_ids, logits_processor, stopping_criteria, config, **kwargs
             )
-        cache.before_ids = self._read_ahead(input_ids, config, kwargs)
-        config = copy.copy(config)
-        config.disable_compile = True  # by transformers, which does so from 5.24 on, but for the first draft
-        try:
-            with self._compiled_forward(generation_config) if compiled else nullcontext():
-                return super()._assisted_decoding(  # type: ignore[misc]
-                    input_ids, logits_processor, stopping_criteria, config, **kwargs
-                )
-        finally:
-            del cache.before_ids
+        kwargs["cached_only"] = self._read_ahead(input_ids, config, kwargs)
+        return super()._assisted_decoding(  # type: ignore[misc]
+            input_ids, logits_processor, stopping_criteria, config, **kwargs
+        )
 
     def _read_ahead(self, input_ids: torch.Tensor, generation_config: Any, kwargs: dict[str, Any]) -> int:
         """Fills the cache with the prompt up to its last token, and takes the images out of `kwargs`.
@@ -165,13 +161,17 @@ class Small4PrefillMixin:
         cache: Any = None,
         inputs_embeds: Any = None,  # named, for transformers looks for it here
         past_key_values: Any = None,
+        cached_only: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the end."""
+        """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the end.
+
+        Args:
+            cached_only: Tokens that are in the cache and not in `input_ids`; where `_assisted_decoding` filled the cache.
+        """
         cache = given_cache(cache, past_key_values)
-        before = getattr(cache, "before_ids", None)
-        if next_sequence_length is None and before is not None:
-            next_sequence_length = before + input_ids.shape[1] - int(cache.get_seq_length())
+        if next_sequence_length is None and cached_only is not None:
+            next_sequence_length = cached_only + input_ids.shape[1] - int(cache.get_seq_length())
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -179,21 +179,3 @@ class Small4PrefillMixin:
             cache=cache,
             **kwargs,
         )
-
-    @contextmanager
-    def _compiled_forward(self, generation_config: Any) -> Iterator[None]:
-        """What assisted decoding of transformers calls is compiled meanwhile."""
-        settings = generation_config.compile_config or self._default_compile_config()
-        original = self.__dict__.get("forward")
-        kept = self.__dict__.get("_compiled_forward_of")
-        if kept is None or kept[0] != settings:
-            kept = (settings, torch.compile(self.forward, **settings.to_dict()))
-            self.__dict__["_compiled_forward_of"] = kept
-        self.__dict__["forward"] = kept[1]
-        try:
-            yield
-        finally:
-            if original is None:
-                del self.__dict__["forward"]
-            else:
-                self.__dict__["forward"] = original

@@ -1,4 +1,4 @@
-"""`generate(preset=...)`: the names, and what "latency" is made of; "throughput" is in `batching`.
+"""`generate(preset=...)`: the names, and what "latency" is made of; "throughput" is in `generation_batching`.
 
 "latency" is for one prompt at a time. The cache has its full size from the start. Where transformers compiles (GPUs; elsewhere when
 `compile_config` asks for all devices) it is static and the decoding step is compiled. A single greedy answer is drafted from the
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from .generation_call import Options
+from .generation_call import GenerateCall
 
 PRESETS = ("latency", "throughput")
 DRAFT = 4  # tokens checked in one step
@@ -18,19 +18,15 @@ SHORTEST, LONGEST = 3, 24  # tokens that must have occurred before, in a row, fo
 LATENT = (None, "dynamic", "latent", "latent_8bit")  # values of `cache_implementation` that go with a preset
 
 
-def check_preset(preset: Any) -> str | None:
-    """The preset itself.
-
-    Raises:
-        ValueError: There is none of this name.
-    """
+def check_preset(preset: object) -> None:
+    """Raises ValueError where there is no preset of this name; None is no preset."""
     if preset is None or preset in PRESETS:
-        return preset
+        return
     allowed = ", ".join(map(repr, PRESETS))
     raise ValueError(f"preset is {preset!r}, but there are only {allowed}; leave it out for a plain call.")
 
 
-def refuse(preset: str, options: Options, contradicting: dict[str, str]) -> None:
+def refuse(preset: str, call: GenerateCall, contradicting: dict[str, str]) -> None:
     """
     Args:
         contradicting: Name of an argument, and what to do about it.
@@ -38,13 +34,13 @@ def refuse(preset: str, options: Options, contradicting: dict[str, str]) -> None
     Raises:
         ValueError: One of the arguments is given, or the cache is off or of a kind of its own.
     """
-    for name, advice in contradicting.items():
-        given = options.get(name)
+    for name, remedy in contradicting.items():
+        given = call.get(name)
         if given is not None and given is not False:
-            raise ValueError(f"preset={preset!r} and {name} contradict each other; {advice}.")
-    if options.get("use_cache") is False:
+            raise ValueError(f"preset={preset!r} and {name} contradict each other; {remedy}.")
+    if call.get("use_cache") is False:
         raise ValueError(f"preset={preset!r} and use_cache=False contradict each other; leave one of them out.")
-    cache = options.get("cache_implementation")
+    cache = call.get("cache_implementation")
     if cache not in LATENT:
         raise ValueError(
             f"preset={preset!r} makes its own cache, which contradicts cache_implementation={cache!r}; leave one of them "
@@ -52,15 +48,17 @@ def refuse(preset: str, options: Options, contradicting: dict[str, str]) -> None
         )
 
 
-def for_latency(call: dict[str, Any], options: Options) -> dict[str, Any]:
+def for_latency(call: GenerateCall) -> dict[str, Any]:
     """What the preset adds to a call of `generate`."""
-    refuse("latency", options, {})
-    ids = call.get("input_ids") if call.get("inputs") is None else call["inputs"]
-    several = (options.get("num_beams") or 1) > 1 or (options.get("num_return_sequences") or 1) > 1
-    single = ids is not None and ids.shape[0] == 1 and not several and not options.get("do_sample")
-    helped = call.get("assistant_model") is not None or options.get("prompt_lookup_num_tokens") is not None
-    stops = call.get("stopping_criteria") or options.get("stop_strings")  # asked after each step, so of one token
-    drafts = single and not helped and not stops and call.get("inputs_embeds") is None
+    refuse("latency", call, {})
+    ids = call.ids
+    several = (call.get("num_beams") or 1) > 1 or (call.get("num_return_sequences") or 1) > 1
+    single = ids is not None and ids.shape[0] == 1 and not several and not call.get("do_sample")
+    helped = call.arguments.get("assistant_model") is not None or call.get("prompt_lookup_num_tokens") is not None
+    stops = call.arguments.get("stopping_criteria") or call.get(
+        "stop_strings"
+    )  # asked after each step, so of one token
+    drafts = single and not helped and not stops and call.arguments.get("inputs_embeds") is None
     return {"preset": "latency", "drafts": drafts}
 
 

@@ -6,6 +6,7 @@
 transformers decides features by searching this file's text: experts dispatch needs "@use_experts_implementation" (in `moe`).
 """
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -135,7 +136,6 @@ class Small4TextModel(Small4PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -156,6 +156,7 @@ class Small4TextModel(Small4PreTrainedModel):
             position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed sequences, which do not
                 see one another; no cache is made then. Positions left out do so too, unless there is a mask.
             cache, or past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
+            use_cache: Default `config.use_cache`.
 
         Raises:
             ValueError: Both or none of `input_ids` and `inputs_embeds`, or a cache under both names.
@@ -165,6 +166,9 @@ class Small4TextModel(Small4PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         cache, packed = given_cache(cache, past_key_values), None
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if (is_causal := kwargs.get("is_causal", getattr(self.config, "is_causal", None))) is not None:
+            kwargs["is_causal"] = is_causal  # False: attention in both directions
         if position_ids is not None and cache is None:
             packed = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask is not None)
         if use_cache and cache is None and packed is None and not self.training:
@@ -204,7 +208,13 @@ class Small4TextModel(Small4PreTrainedModel):
         if blocks is not None:
             return blocks
         apart = None if packed is None else packed_sequence_mask_function(packed)
-        mask = create_causal_mask(self.config, inputs_embeds, given, cache, and_mask_function=apart)
+        config, is_causal = self.config, wanted.get("is_causal", True)
+        if is_causal != getattr(
+            config, "is_causal", True
+        ):  # transformers reads it there, and other threads read the model's own
+            config = copy(config)
+            config.is_causal = is_causal
+        mask = create_causal_mask(config, inputs_embeds, given, cache, and_mask_function=apart)
         return four_dimensional_mask(mask, self.config._attn_implementation, inputs_embeds.dtype)
 
 
@@ -241,7 +251,6 @@ class Small4VisionModel(Small4PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.patch_conv
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, image_sizes: Any = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         """
@@ -315,7 +324,6 @@ class Small4Model(Small4PreTrainedModel):
         output.pooler_output = tokens.split([rows * columns // merge**2 for rows, columns in grids])
         return output
 
-    @merge_with_config_defaults
     @can_return_tuple
     def forward(
         self,
@@ -344,6 +352,10 @@ class Small4Model(Small4PreTrainedModel):
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:
             raise ValueError("Give pixel_values or mm_encoder_outputs, not both.")
+        if use_cache is None:
+            use_cache = getattr(
+                self.config, "use_cache", None
+            )  # set there by trainers; the text model has its own default
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:

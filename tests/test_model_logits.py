@@ -85,6 +85,27 @@ def test_every_attention_kernel_agrees(pair: tuple, kernel: str) -> None:
         ours.set_attn_implementation("sdpa")
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("where", ["argument", "configuration", "argument over configuration"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_in_both_directions(kernel: str, where: str, padded: bool) -> None:
+    """For embeddings: `is_causal`, which transformers also reads off the configuration."""
+    models, ids = CASES["default"].models(), text_ids(CASES["default"])
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :11] = 0
+    wanted, found = {"configuration": {}}.get(where, {"is_causal": where == "argument over configuration"}), []
+    for model in models:
+        model.set_attn_implementation(kernel)
+        if where != "argument":
+            model.config.text_config.is_causal = False
+        with torch.no_grad():
+            found.append(model.model.language_model(ids, attention_mask=mask, **wanted).last_hidden_state[mask.bool()])
+            causal = model.model.language_model(ids, attention_mask=mask, is_causal=True).last_hidden_state[mask.bool()]
+        assert torch.equal(found[-1], causal) == (where == "argument over configuration")
+    torch.testing.assert_close(*found, atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("name", ["default", "expert groups", "three of twelve experts"])
 def test_every_experts_implementation_agrees_with_the_naive_one(name: str, implementation: str) -> None:
