@@ -24,6 +24,9 @@ DTYPES = {
     "F16": torch.float16,
     "F32": torch.float32,
     "U8": torch.uint8,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 _WIDTHS = {
     "BOOL": 1,
@@ -230,8 +233,9 @@ def header_bytes(entries: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write everything; `os.write` may stop early."""
+def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    """Write everything from byte `position` on; `os.write` may stop early."""
+    os.lseek(descriptor, position, os.SEEK_SET)
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

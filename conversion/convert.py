@@ -22,12 +22,13 @@ from . import hub, raw, shards
 from .bundle import copy_code, write_tokenizer
 from .checkpoint import CheckpointError, Reader, read_json
 from .console import add_json, describe_bytes, progress_bar, run_command
+from .entries import params_entry, quantization_entry
 from .llama_cpp import arguments as llama_cpp_arguments
 from .memory import peak_rss_bytes
-from .plan import Output, plan
-from .source import Checkpoint, open_checkpoint
+from .plan import Plan, plan
+from .source import open_checkpoint
 from .staging import check_destination, new_folder
-from .transformers_layout import quantization_entry, transformers_config
+from .transformers_layout import transformers_config
 
 LAYOUTS = ("small4", "mistral", "transformers")
 PRECISIONS = ("keep", "bfloat16", "float32")
@@ -134,18 +135,18 @@ def convert(
     note(f"layout: {source.layout}, {source.precision()} -> {options.to}, {options.dtype}")
     note(f"softmax scale: {source.scale_note}")
     with Reader() as reader:
-        outputs, remarks = plan(source, options.to, options.dtype, reader)
-        for remark in remarks + _warnings(source, options):
+        planned = plan(source, options.to, options.dtype, reader)
+        for remark in sorted(planned.remarks) + _warnings(planned):
             note(remark)
-        configuration = _configuration(source, options)
-        _check_space(dst, sum(output.nbytes for output in outputs))
+        configuration = _configuration(planned)
+        _check_space(dst, sum(output.nbytes for output in planned.outputs))
         with _full_disk_named(dst), new_folder(dst, options.overwrite) as partial:
             for name, content in configuration.items():
                 (partial / name).write_bytes(content)
             write_tokenizer(source, partial, options.to, note)
             if options.with_code:
                 copy_code(partial)
-            written = _write_weights(partial, outputs, options, reader, progress)
+            written = _write_weights(partial, planned, options.shard_size, reader, progress)
     return Summary(written.tensors, written.bytes, time.perf_counter() - started, peak_rss_bytes())
 
 
@@ -162,41 +163,34 @@ def _full_disk_named(dst: Path) -> Iterator[None]:
 
 
 def _write_weights(
-    folder: Path, outputs: list[Output], options: Options, reader: Reader, progress: Callable[[int, int], None]
+    folder: Path, planned: Plan, shard_size: int, reader: Reader, progress: Callable[[int, int], None]
 ) -> shards.Written:
-    stem = "consolidated" if options.to == "mistral" else "model"
-    total = sum(output.nbytes for output in outputs)
-    parts = shards.split(outputs, options.shard_size, stem)
+    stem = "consolidated" if planned.layout == "mistral" else "model"
+    total = sum(output.nbytes for output in planned.outputs)
+    parts = shards.split(planned.outputs, shard_size, stem)
     return shards.write(folder, parts, stem, reader, lambda done: progress(done, total))
 
 
-def _warnings(source: Checkpoint, options: Options) -> list[str]:
+def _warnings(planned: Plan) -> list[str]:
     out = []
-    precision = source.precision()
-    if precision == "nvfp4" and options.dtype == "keep":
+    if planned.layout == "transformers" and planned.held:
         out.append(
-            f"NVFP4 experts are dequantised to {_NAMES[source.plain_dtype()]}: no layout written here holds NVFP4"
-        )
-    if precision == "fp8" and options.dtype == "keep" and options.to == "transformers":
-        out.append(
-            "transformers (up to 5.24) drops the experts' scales when it dequantises (on CPU and older GPUs) and computes garbage; "
+            "transformers (up to 5.24) drops the experts' scales when it dequantizes FP8 (on CPU and older GPUs) and computes garbage; "
             "use --dtype bfloat16 for it, or load this folder with modeling_small4"
         )
-    words = llama_cpp_arguments(source.config) if options.to == "transformers" else ""
-    if words and source.config.vision_config is not None:  # it does not know the text-only form
+    config = planned.source.config
+    words = llama_cpp_arguments(config) if planned.layout == "transformers" else ""
+    if words and config.vision_config is not None:  # it does not know the text-only form
         out.append(f"for llama.cpp, whose converter cannot read all of it: llama-quantize or llama-server {words}")
     return out
 
 
-def _configuration(source: Checkpoint, options: Options) -> dict[str, bytes]:
+def _configuration(planned: Plan) -> dict[str, bytes]:
     """The configuration files of the output by name; refuses what the target layout cannot say."""
-    kept = source.precision() == "fp8" and options.dtype == "keep"
-    dtype = options.dtype if options.dtype != "keep" else _NAMES[source.plain_dtype()]
-    if options.to == "mistral":
-        return {"params.json": _params(source, kept)}
-    static = any(values.activation for values in source.values.values())
-    entry = quantization_entry(static, source.config.vision_config is None) if kept else None
-    if options.to == "transformers":
+    source, dtype = planned.source, _NAMES[planned.plain_dtype()]
+    if planned.layout == "mistral":
+        return {"params.json": _params(planned)}
+    if planned.layout == "transformers":
         content = transformers_config(source.config, dtype)
     else:
         config = source.config
@@ -204,7 +198,7 @@ def _configuration(source: Checkpoint, options: Options) -> dict[str, bytes]:
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         content = config.to_diff_dict()
-    if entry:
+    if entry := quantization_entry(planned):
         content["quantization_config"] = entry
     out = {"config.json": _dump(content)}
     if source.params is not None:
@@ -213,16 +207,11 @@ def _configuration(source: Checkpoint, options: Options) -> dict[str, bytes]:
     return out
 
 
-def _params(source: Checkpoint, fp8: bool) -> bytes:
+def _params(planned: Plan) -> bytes:
     """params.json: the original's bytes where it still holds, otherwise made from the configuration."""
+    source = planned.source
     file = source.folder / ("params.json" if source.layout == "mistral" else raw.KEPT)
-    params = raw.params_from_config(source.config, source.params, source.config_file)
-    if fp8:
-        static = any(values.activation for values in source.values.values())
-        params["quantization"] = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR" if static else "NO_SCALES"}
-        told = (source.params or {}).get("quantization")
-        if isinstance(told, dict) and told.items() >= params["quantization"].items():
-            params["quantization"] = told
+    params = raw.params_from_config(source.config, source.params, source.config_file) | params_entry(planned)
     if source.params is not None and params == read_json(file):
         return file.read_bytes()
     return _dump(params)

@@ -33,6 +33,42 @@ class Leaf:
     rotary_heads: int = 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a weight, or all weights of a fused tensor, stand in one layout. `weight` is the name of the plain tensor.
+
+    `index` is that of a `Leaf` where the tensor is fused, else empty; `experts` is then the number of experts in it.
+    """
+
+    weight: str
+    index: tuple[int, ...] = ()
+    experts: int = 0
+
+    @property
+    def matrices(self) -> int:
+        """Matrices of one expert that stand in the fused tensor: 2 for gate and up, 1 for down; 0 where it is not fused."""
+        return len(self.index)
+
+    @property
+    def number(self) -> int:
+        """Matrices in the fused tensor before this one."""
+        expert, half = (*self.index, 0, 0)[:2]
+        return expert * self.matrices + half
+
+    def on(self, part: str) -> str:
+        """Name of a tensor that belongs to the weight itself: `X.weight` and "scale" give `X.weight_scale`, `P` gives `P_scale`."""
+        return f"{self.weight}_{part}"
+
+    def beside(self, part: str) -> str:
+        """Name of a tensor that belongs to the module: `X.weight` and "activation_scale" give `X.activation_scale`; `P` gives
+        `P_activation_scale`."""
+        return f"{self.weight}_{part}" if self.index else f"{self.weight.removesuffix('.weight')}.{part}"
+
+    def stacked(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor that holds a matrix of `shape` for every expert, or `shape` itself."""
+        return (self.experts, self.matrices * shape[0], *shape[1:]) if self.index else shape
+
+
 # (raw name, our name, shape as keys of `_sizes`); a trailing sign on the raw name: "*" quantised in FP8, "~" rotary rows.
 _Rows = tuple[tuple[str, str, str], ...]
 _TOP: _Rows = (("tok_embeddings.weight", TEXT + "embed_tokens.weight", "vocab dim"),)
@@ -162,23 +198,34 @@ def _sizes(config: Small4Config) -> dict[str, int]:
     return out
 
 
+_UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
+
+def place_raw(leaf: Leaf) -> Place:
+    """Where `leaf` stands in the raw layout."""
+    return Place(leaf.raw)
+
+
+def place_fused(leaf: Leaf, experts: int) -> Place:
+    """Where `leaf` stands in our layout and in transformers'."""
+    return Place(leaf.name, leaf.index, experts if leaf.index else 0)
+
+
+def place_unfused(leaf: Leaf) -> Place:
+    """Where `leaf` stands in a transformers layout with one tensor an expert, as quantizers write it."""
+    if not leaf.index:
+        return Place(leaf.name)
+    stem, _, projection = leaf.name.rpartition(".")
+    expert, half = (*leaf.index, 0)[:2]
+    return Place(f"{stem}.{expert}.{_UNFUSED[projection][half]}.weight")
+
+
 def fused_shape(leaf: Leaf, experts: int) -> tuple[int, ...]:
     """Shape of the whole tensor in our layout that `leaf` is, or is a slice of."""
     if not leaf.index:
         return leaf.shape
     halves = len(leaf.index)  # (expert, half): gate and up rows stand in one matrix
     return (experts, leaf.shape[0] * halves, leaf.shape[1])
-
-
-def scale_names(leaf: Leaf, raw: bool) -> tuple[str, str]:
-    """Names of the weight scale and the activation scale of a quantised leaf, in the raw layout or in ours."""
-    if raw:
-        stem = leaf.raw.removesuffix(".weight")
-        return f"{stem}.qscale_weight", f"{stem}.qscale_act"
-    if leaf.index:
-        return f"{leaf.name}_scale_inv", f"{leaf.name}_activation_scale"
-    stem = leaf.name.removesuffix(".weight")
-    return f"{stem}.weight_scale_inv", f"{stem}.activation_scale"
 
 
 # transformers' spellings of our prefixes. Published files use the first column, files saved by transformers since 4.52 ours.

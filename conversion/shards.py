@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .checkpoint import Reader, header_bytes, width, write_all
-from .plan import Output, emit
+from .checkpoint import Reader, header_bytes, width, write_at
+from .plan import Output
+from .steps import Step
 
 
 class Shard(NamedTuple):
@@ -27,21 +28,34 @@ class Written(NamedTuple):
 def split(outputs: list[Output], limit: int, stem: str) -> list[Shard]:
     """Fill shards in order up to `limit` bytes each; a tensor above the limit gets a shard of its own.
 
-    Within a shard wider dtypes come first, so that every body starts at a multiple of its own width.
+    Tensors that are computed together stand together. Within a shard wider dtypes come first, so that every body starts at a multiple
+    of its own width.
     """
     groups: list[list[Output]] = [[]]
     size = 0
-    for output in outputs:
-        if groups[-1] and size + output.nbytes > limit:
+    for together in _computed_together(outputs):
+        added = sum(output.nbytes for output in together)
+        if groups[-1] and size + added > limit:
             groups.append([])
             size = 0
-        groups[-1].append(output)
-        size += output.nbytes
+        groups[-1] += together
+        size += added
     ordered = [sorted(group, key=lambda o: -width(o.dtype)) for group in groups]
     if len(ordered) == 1:
         return [Shard(f"{stem}.safetensors", ordered[0])]
     total = len(ordered)
     return [Shard(f"{stem}-{i:05d}-of-{total:05d}.safetensors", group) for i, group in enumerate(ordered, 1)]
+
+
+def _computed_together(outputs: list[Output]) -> list[list[Output]]:
+    """Runs of tensors that share a step, which therefore go into one file."""
+    runs: list[list[Output]] = []
+    for output in outputs:
+        if runs and runs[-1][-1].pieces[0].step is output.pieces[0].step:
+            runs[-1].append(output)
+        else:
+            runs.append([output])
+    return runs
 
 
 def write(folder: Path, shards: list[Shard], stem: str, reader: Reader, progress: Callable[[int], None]) -> Written:
@@ -54,9 +68,8 @@ def write(folder: Path, shards: list[Shard], stem: str, reader: Reader, progress
     for shard in shards:
         descriptor = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
-            write_all(descriptor, header_bytes([(o.name, o.dtype, o.shape) for o in shard.outputs]))
-            for output in shard.outputs:
-                done += _write_tensor(descriptor, output, reader)
+            for written in _write_shard(descriptor, shard.outputs, reader):
+                done += written
                 progress(done)
             os.fsync(descriptor)
         except OSError as error:
@@ -71,11 +84,21 @@ def write(folder: Path, shards: list[Shard], stem: str, reader: Reader, progress
     return Written(sum(len(shard.outputs) for shard in shards), done)
 
 
-def _write_tensor(descriptor: int, output: Output, reader: Reader) -> int:
-    written = 0
-    for piece in output.pieces:
-        for data in emit(reader, piece):
-            write_all(descriptor, data)
-            written += len(data)
-    assert written == output.nbytes, f"{output.name}: {written} bytes written of {output.nbytes}"
-    return written
+def _write_shard(descriptor: int, outputs: list[Output], reader: Reader) -> Iterator[int]:
+    """Write one file, step after step, each piece at its place; yields bytes of bodies written."""
+    header = header_bytes([(o.name, o.dtype, o.shape) for o in outputs])
+    write_at(descriptor, header, 0)
+    position = len(header)
+    places: dict[Step, dict[str, tuple[int, int]]] = {}  # where the bytes of each role begin and end
+    for output in outputs:
+        for piece in output.pieces:
+            places.setdefault(piece.step, {})[piece.role] = (position, position + piece.nbytes)
+            position += piece.nbytes
+    for step, roles in places.items():
+        done = {role: begin for role, (begin, _) in roles.items()}
+        for role, data in step.run(reader):
+            write_at(descriptor, data, done[role])
+            done[role] += len(data)
+            yield len(data)
+        ends = {role: end for role, (_, end) in roles.items()}
+        assert done == ends, f"bytes written up to {done}, expected {ends}"

@@ -116,32 +116,3 @@ def _text(text: Small4TextConfig, dtype: str) -> dict[str, Any]:
         rope["llama_4_scaling_beta"] = 0.0
     fields = {name: getattr(text, name) for name in _TEXT_FIELDS}
     return {"model_type": "mistral4", "dtype": dtype, **fields, "rope_parameters": rope, "rope_interleave": True}
-
-
-_FP8 = {"quant_method": "fp8", "weight_block_size": None, "dequantize": False}
-
-
-def quantization_entry(static: bool, text_only: bool) -> dict[str, Any]:
-    """`quantization_config` of an FP8 folder: per-tensor scales, activation scales stored (static) or not."""
-    skipped = ["lm_head"] if text_only else ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-    return {**_FP8, "activation_scheme": "static" if static else "dynamic", "modules_to_not_convert": skipped}
-
-
-def is_fp8(entry: Any, file: Path) -> bool:
-    """Whether a `quantization_config` announces per-tensor FP8; None announces nothing.
-
-    Raises:
-        CheckpointError: Another way of quantising.
-    """
-    if entry is None:
-        return False
-    if not isinstance(entry, dict) or entry.get("quant_method") != "fp8":
-        method = entry.get("quant_method") if isinstance(entry, dict) else entry
-        raise CheckpointError(
-            f"{file}: quantization_config says {method!r}; only per-tensor 'fp8' is read in this layout"
-        )
-    if entry.get("weight_block_size") is not None:
-        raise CheckpointError(
-            f"{file}: FP8 with weight_block_size {entry['weight_block_size']}; only per-tensor scales are read"
-        )
-    return True

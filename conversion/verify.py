@@ -16,9 +16,9 @@ import torch
 from . import hub
 from .checkpoint import Reader, Stored
 from .console import add_json, progress_bar, run_command
+from .formats.values import INPUT_ROLES, Values
 from .naming import Leaf, leaves
-from .plan import numbers_of
-from .source import Checkpoint, Values, open_checkpoint
+from .source import Checkpoint, open_checkpoint
 from .transforms import halves_to_interleaved
 
 
@@ -130,15 +130,15 @@ def _largest_difference(
     if not turned and _same_codes(reader, *values):
         return 0.0
     rounded = not (values[0].quantized and values[1].quantized)
-    streams = []
+    streams: list[Iterator[torch.Tensor]] = []
     for side, table, value in zip(sides, tables, values, strict=True):
         heads = table[raw].rotary_heads if raw in table else 0
         if heads and side.layout != "mistral":
-            streams.append(iter([halves_to_interleaved(reader.tensor(value.body), heads).reshape(-1)]))
+            streams.append(iter([halves_to_interleaved(torch.cat(list(value.numbers(reader))), heads)]))
         elif heads:
-            streams.append(iter([reader.tensor(value.body).view(-1)]))
+            streams.append(iter([torch.cat(list(value.numbers(reader)))]))
         else:
-            streams.append(numbers_of(reader, value, rounded))
+            streams.append(value.numbers(reader, rounded))
     largest = 0.0
     for one, other in zip(*streams, strict=True):
         wide = torch.float64 if torch.float32 in (one.dtype, other.dtype) else torch.float32
@@ -152,20 +152,35 @@ def _largest_difference(
 
 def _same_codes(reader: Reader, one: Values, other: Values) -> bool:
     """Whether two leaves hold the same bytes, scales included; the quick answer for most tensors of most comparisons."""
-    if (one.nvfp4 or one.scale or other.nvfp4 or other.scale) and not (one.scale and other.scale):
+    if one.quantized != other.quantized:
         return False
-    if one.scale and other.scale and not reader.same_bytes(one.scale, other.scale):
+    if not one.quantized:
+        return reader.same_bytes(one.body, other.body)
+    pairs = [_weight_parts(one), _weight_parts(other)]
+    if pairs[0].keys() != pairs[1].keys() or not pairs[0]:
         return False
-    return reader.same_bytes(one.body, other.body)
+    return all(_same_part(reader, mine, pairs[1][role]) for role, mine in pairs[0].items())
+
+
+def _same_part(reader: Reader, one: Stored | None, other: Stored | None) -> bool:
+    return one is not None and other is not None and reader.same_bytes(one, other)
+
+
+def _weight_parts(value: Values) -> dict[tuple[str, str], Stored | None]:
+    """What the numbers of a held weight are made of, as it is stored; empty if that is not known by its parts."""
+    held = value.held()
+    if held is None or held.encode:
+        return {}
+    return {(held.form, role): p.stored for role, p in held.parts().items() if role not in INPUT_ROLES}
 
 
 def _compare_activation(
     reader: Reader, sides: list[Checkpoint], raw: str, values: tuple[Values, Values]
 ) -> Iterator[Difference]:
-    """Static activation scales, where both sides are FP8. A layout with one for gate and up together holds the larger."""
-    if values[0].scale is None or values[1].scale is None:
+    """Static scales of inputs, where both sides have the same format. A layout with one for gate and up together holds the larger."""
+    if not (values[0].quantized and values[0].form == values[1].form):
         return
-    first, second = (value.activation for value in values)
+    first, second = (_input_scale(value) for value in values)
     if first is None or second is None:
         for side, mine, other in ((sides[0], first, second), (sides[1], second, first)):
             if mine is None and other is not None:
@@ -181,13 +196,17 @@ def _compare_activation(
         yield Difference(first.tensor, "activation scales differ", abs(numbers[0] - numbers[1]))
 
 
+def _input_scale(value: Values | None) -> Stored | None:
+    parts = held.parts() if value and (held := value.held()) else {}
+    return next((parts[role].stored for role in INPUT_ROLES if role in parts), None)
+
+
 def _partner(side: Checkpoint, raw: str) -> Stored | None:
     """The activation scale of the up projection for a routed expert's gate projection, and the reverse."""
     if ".experts." not in raw or ".w2." in raw:
         return None
     other = raw.replace(".w1.", ".w3.") if ".w1." in raw else raw.replace(".w3.", ".w1.")
-    values = side.values.get(other)
-    return values.activation if values else None
+    return _input_scale(side.values.get(other))
 
 
 def _number(reader: Reader, stored: Stored) -> float:

@@ -133,10 +133,11 @@ def to_fp8(raw: Tensors, seed: int = 0, static: bool = True, shape: tuple[int, .
 
 
 def to_nvfp4(raw: Tensors) -> tuple[Tensors, Tensors]:
-    """NVFP4 experts; returns what is stored and, worked out number by number, what it stands for."""
+    """NVFP4 routed and shared experts, as the release stores them (the input's scale in bfloat16 for shared ones); returns what is
+    stored and, worked out number by number, what it stands for."""
     stored, plain = {}, {}
     for name, tensor in raw.items():
-        if ".experts." not in name:
+        if ".experts." not in name and ".shared_experts." not in name:
             stored[name] = plain[name] = tensor
             continue
         out, inner = tensor.shape
@@ -149,7 +150,8 @@ def to_nvfp4(raw: Tensors) -> tuple[Tensors, Tensors]:
         codes = nearest.view(out, inner).to(torch.uint8)
         stored[name + "_packed"] = codes[:, 0::2] | (codes[:, 1::2] << 4)
         stored[name + "_scale"], stored[name + "_global_scale"] = scales, divisor
-        stored[name.removesuffix(".weight") + ".input_global_scale"] = torch.tensor([123.0])
+        given = torch.tensor([123.0], dtype=torch.bfloat16 if ".shared_experts." in name else torch.float32)
+        stored[name.removesuffix(".weight") + ".input_global_scale"] = given
         plain[name] = (table[nearest] * scales.float()[..., None] / divisor).view(out, inner).bfloat16()
     return stored, plain
 
@@ -192,6 +194,29 @@ def write_raw(folder: Path, p: dict[str, Any], raw: Tensors, shards: int = 2, in
 def fp8_params(p: dict[str, Any], static: bool = True) -> dict[str, Any]:
     """The same with FP8 announced."""
     return p | {"quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR" if static else "NO_SCALES"}}
+
+
+def nvfp4_params(p: dict[str, Any]) -> dict[str, Any]:
+    """The same with NVFP4 announced."""
+    weights = {
+        "num_bits": 4,
+        "type": "float",
+        "strategy": "tensor_group",
+        "group_size": 16,
+        "symmetric": True,
+        "dynamic": False,
+    }
+    group = {"format": "nvfp4-pack-quantized", "targets": ["Linear"], "weights": weights, "output_activations": None}
+    group["input_activations"] = weights | {"dynamic": "local"}
+    entry = {
+        "config_groups": {"group_0": group},
+        "format": "nvfp4-pack-quantized",
+        "quant_method": "compressed-tensors",
+    }
+    return p | {
+        "quantization_config": entry
+        | {"ignore": ["re:.*attention.*", "re:vision.*"], "quantization_status": "compressed"}
+    }
 
 
 def read_all(folder: Path) -> Tensors:

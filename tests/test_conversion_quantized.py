@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import raw_checkpoint as rc
@@ -102,18 +103,58 @@ def test_fp8_is_dequantised_as_the_release_does(tmp_path: Path, to: str, dtype: 
         assert config["dtype"] == dtype
 
 
-@pytest.mark.parametrize("to", ["small4", "mistral"])
-def test_nvfp4_experts_are_read(tmp_path: Path, to: str) -> None:
-    p = rc.params() | {"quantization_config": {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}}
+@pytest.fixture
+def nvfp4(tmp_path: Path) -> tuple[dict[str, Any], rc.Tensors, rc.Tensors]:
+    """A raw folder as the NVFP4 release has it, tokenizer.json beside; its params, what is stored, what it stands for."""
+    p = rc.nvfp4_params(rc.params())
     stored, plain = rc.to_nvfp4(rc.weights(p, seed=9))
     rc.write_raw(tmp_path / "raw", p, stored)
+    (tmp_path / "raw" / "tokenizer.json").write_text("{}")
+    return p, stored, plain
+
+
+def test_the_nvfp4_release_is_kept_bit_for_bit(
+    tmp_path: Path, nvfp4: tuple[dict[str, Any], rc.Tensors, rc.Tensors]
+) -> None:
+    p, stored, _ = nvfp4
+    run(tmp_path / "raw", tmp_path / "ours")
+    ours = rc.read_all(tmp_path / "ours")
+    base = "model.language_model.layers.1.mlp"
+    for part, suffix, shape in (
+        ("packed", "weight_packed", (4, 64, 32)),
+        ("scale", "weight_scale", (4, 64, 4)),
+        ("global_scale", "weight_global_scale", (4, 2)),
+        ("input_global_scale", "input_global_scale", (4, 2)),
+    ):
+        each = [stored[f"layers.1.experts.{e}.{w}.{suffix}"] for e in range(4) for w in ("w1", "w3")]
+        found = ours[f"{base}.experts.gate_up_proj_{part}"]
+        assert found.shape == shape
+        assert torch.equal(found.view(torch.uint8), torch.cat(each).view(shape).view(torch.uint8))
+    assert ours[f"{base}.shared_experts.up_proj.input_global_scale"].dtype == torch.bfloat16
+    entry = json.loads((tmp_path / "ours" / "config.json").read_text())["quantization_config"]
+    assert entry == p["quantization_config"]
+    run(tmp_path / "ours", tmp_path / "back", to="mistral")
+    rc.same_bits(rc.read_all(tmp_path / "back"), stored)
+    assert (tmp_path / "back" / "params.json").read_bytes() == (tmp_path / "raw" / "params.json").read_bytes()
+    assert equal(tmp_path / "raw", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("to", ["small4", "mistral", "transformers"])
+@pytest.mark.parametrize("through", ["raw", "ours"])
+def test_nvfp4_is_expanded(
+    tmp_path: Path, to: str, through: str, nvfp4: tuple[dict[str, Any], rc.Tensors, rc.Tensors]
+) -> None:
+    p, _, plain = nvfp4
+    run(tmp_path / "raw", tmp_path / "ours")
     notes: list[str] = []
-    convert(tmp_path / "raw", tmp_path / "out", Options(to=to), notes.append)
-    assert any("NVFP4" in note and "bfloat16" in note for note in notes)
+    dtype = "keep" if to == "transformers" else "bfloat16"
+    convert(tmp_path / through, tmp_path / "out", Options(to=to, dtype=dtype), notes.append)
+    assert (to == "transformers") == any("nvfp4 weights are expanded" in note for note in notes)
     rc.same_bits(rc.read_all(tmp_path / "out"), plain if to == "mistral" else rc.host_state(p, plain))
-    if to == "mistral":
-        assert "quantization_config" not in json.loads((tmp_path / "out" / "params.json").read_text())
-    assert equal(tmp_path / "raw", tmp_path / "out")
+    for file in ("params.json", "config.json"):
+        if (tmp_path / "out" / file).exists():
+            assert "quantization_config" not in json.loads((tmp_path / "out" / file).read_text())
+    assert equal(tmp_path / through, tmp_path / "out")
 
 
 @pytest.mark.parametrize("to", ["small4", "transformers"])

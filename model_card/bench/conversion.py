@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small4_conversion.checkpoint import CHUNK, Reader, header_bytes, read_headers, width, write_all
+from small4_conversion.checkpoint import CHUNK, Reader, header_bytes, read_headers, width
 from small4_conversion.memory import peak_rss_bytes
-from small4_conversion.naming import leaves, scale_names
+from small4_conversion.naming import leaves, place_raw
 from small4_conversion.raw import config_from_params
 from small4_conversion.verify import compare
 
@@ -53,7 +53,9 @@ def write_source(folder: Path, layers: int, shards: int = 3) -> None:
     entries: list[tuple[str, str, tuple[int, ...]]] = []
     for leaf in leaves(config_from_params(params, folder / "params.json")):
         entries.append((leaf.raw, "F8_E4M3" if leaf.linear else "BF16", leaf.shape))
-        entries += [(name, "BF16", ()) for name in scale_names(leaf, raw=True) if leaf.linear]
+        entries += [
+            (place_raw(leaf).beside(name), "BF16", ()) for name in ("qscale_weight", "qscale_act") if leaf.linear
+        ]
     generator = torch.Generator().manual_seed(0)
     for i in range(shards):
         part = sorted(entries[i::shards], key=lambda e: -width(e[1]))
@@ -116,7 +118,7 @@ def copy(source: Path, target: Path) -> None:
         with file.open("rb", buffering=0) as old, (target / file.name).open("wb", buffering=0) as new:
             buffer = memoryview(bytearray(CHUNK))
             while got := old.readinto(buffer):
-                write_all(new.fileno(), buffer[:got])
+                new.write(buffer[:got])
             os.fsync(new.fileno())
 
 

@@ -1,0 +1,133 @@
+"""What a written configuration says about quantization: the counterpart of `formats/announced.py`. Knows no tensors' bytes."""
+
+from typing import Any
+
+from .formats.fp8 import BLOCK, Fp8
+from .formats.int4 import Int4
+from .formats.nvfp4 import GROUP
+from .formats.values import Held
+from .plan import Plan
+
+_FP8 = {"quant_method": "fp8", "weight_block_size": None, "dequantize": False}
+_NUMBERS: dict[str, Any] = {
+    "actorder": None,
+    "block_structure": None,
+    "dynamic": False,
+    "observer": "minmax",
+    "symmetric": True,
+}
+_IGNORED = ["lm_head", "re:.*vision.*", "re:.*multi_modal_projector.*", "re:.*patch_merger.*", r"re:.*\.gate$"]
+_ATTENTION = ["re:.*self_attn.*", "re:.*attention.*"]
+
+
+def quantization_entry(out: Plan) -> dict[str, Any] | None:
+    """`quantization_config` of the config.json that goes with a plan; None where no codes are written."""
+    if not out.held:
+        return None
+    told = _told(out)
+    values = list(out.held.values())
+    if not all(isinstance(value, Fp8) for value in values):
+        return told or _compressed(out)
+    arrangements = {value.arrangement for value in values if isinstance(value, Fp8)}
+    skipped = (
+        ["lm_head"]
+        if out.source.config.vision_config is None
+        else ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    )
+    scheme = "static" if _static(values) else "dynamic"
+    blocks = {"weight_block_size": [BLOCK, BLOCK]} if arrangements == {"block"} else {}
+    return {**_FP8, **blocks, "activation_scheme": scheme, "modules_to_not_convert": skipped}
+
+
+def params_entry(out: Plan) -> dict[str, Any]:
+    """The keys of params.json that announce what a plan writes; empty where no codes are written.
+
+    FP8 with one scale a tensor is said as the FP8 release says it, everything else as the NVFP4 release does.
+    """
+    values = list(out.held.values())
+    if not values:
+        return {}
+    if not all(isinstance(value, Fp8) and value.arrangement == "tensor" for value in values):
+        return {"quantization_config": _original(out) or _told(out) or _compressed(out)}
+    entry = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR" if _static(values) else "NO_SCALES"}
+    told = (out.source.params or {}).get("quantization")
+    if isinstance(told, dict) and told.items() >= entry.items():
+        entry = told
+    return {"quantization": entry}
+
+
+def _static(values: list[Held]) -> bool:
+    return any(isinstance(value, Fp8) and value.activation for value in values)
+
+
+def _told(out: Plan) -> dict[str, Any] | None:
+    """What the source announces in the words of compressed-tensors, if all of it is kept as it was."""
+    entry, quantized = out.source.announced.entry, [raw for raw, v in out.source.values.items() if v.quantized]
+    same = all(raw in out.held and not out.held[raw].encode for raw in quantized) and len(quantized) == len(out.held)
+    if (
+        not same
+        or "config_groups" not in entry
+        or entry.get("quant_method", "compressed-tensors") != "compressed-tensors"
+    ):
+        return None
+    return {"quant_method": "compressed-tensors", **entry}
+
+
+def _original(out: Plan) -> dict[str, Any] | None:
+    """The entry of the params.json that the checkpoint once came with, if it says the same."""
+    entry = (out.source.params or {}).get("quantization_config")
+    same = isinstance(entry, dict) and {"quant_method": "compressed-tensors", **entry} == _told(out)
+    return entry if same else None
+
+
+def _compressed(out: Plan) -> dict[str, Any]:
+    """An entry in the words of compressed-tensors, made from what is written. One scheme for all weights."""
+    first = next(iter(out.held.values()))
+    word, weights = _scheme(first)
+    group = {
+        "format": word,
+        "input_activations": None,
+        "output_activations": None,
+        "targets": ["Linear"],
+        "weights": weights,
+    }
+    attention = any(".attention." in raw for raw in out.held)
+    return {
+        "config_groups": {"group_0": group},
+        "format": word,
+        "global_compression_ratio": None,
+        "ignore": _IGNORED + ([] if attention else _ATTENTION),
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
+
+
+def _scheme(value: Held) -> tuple[str, dict[str, Any]]:
+    if isinstance(value, Int4):
+        sizes = {
+            "group_size": value.group,
+            "num_bits": 4,
+            "strategy": "group",
+            "type": "int",
+            "symmetric": value.zeros is None,
+        }
+        return "pack-quantized", {**_NUMBERS, **sizes}
+    if isinstance(value, Fp8):
+        strategy = {"tensor": "tensor", "row": "channel", "block": "block"}[value.arrangement]
+        block = {"block_structure": [BLOCK, BLOCK]} if strategy == "block" else {}
+        return "float-quantized", {
+            **_NUMBERS,
+            "group_size": None,
+            "num_bits": 8,
+            "strategy": strategy,
+            "type": "float",
+            **block,
+        }
+    return "nvfp4-pack-quantized", {
+        **_NUMBERS,
+        "group_size": GROUP,
+        "num_bits": 4,
+        "strategy": "tensor_group",
+        "type": "float",
+    }

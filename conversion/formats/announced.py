@@ -1,0 +1,107 @@
+"""What a configuration says about quantization: which formats it announces. What it says and what is stored must agree.
+
+Knows the entries `quantization` and `quantization_config` of params.json and config.json; no tensors.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import CheckpointError
+from .fp8 import BLOCK
+
+# compressed-tensors: its word for a format -> ours. "mixed-precision" announces what its groups do.
+_COMPRESSED = {
+    "float-quantized": "fp8",
+    "naive-quantized": "fp8",
+    "nvfp4-pack-quantized": "nvfp4",
+    "pack-quantized": "int4",
+}
+HELD = ("fp8", "nvfp4", "int4")
+_WORDS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4": "4-bit groups"}
+
+
+@dataclass(frozen=True)
+class Announced:
+    """The formats that a configuration announces; none where it announces no quantization.
+
+    entry: what it says, word for word. arrangements: those of FP8 scales that fit it (see `Fp8.arrangement`).
+    """
+
+    forms: frozenset[str] = frozenset()
+    entry: dict[str, Any] = field(default_factory=dict)
+    arrangements: frozenset[str] = frozenset(("tensor", "row", "block"))
+
+    @property
+    def words(self) -> str:
+        """The formats for people."""
+        return " or ".join(_WORDS.get(form, form) for form in sorted(self.forms))
+
+    @property
+    def blocks(self) -> bool:
+        """Whether FP8 scales are those of blocks."""
+        return self.arrangements == {"block"}
+
+    def says(self) -> str:
+        """The entry's word on FP8 scales."""
+        size = self.entry.get("weight_block_size")
+        return "one for each tensor" if "quant_method" not in self.entry else f"weight_block_size {size!r}"
+
+
+def announced(content: dict[str, Any], file: Path) -> Announced:
+    """What params.json or config.json announces.
+
+    Raises:
+        CheckpointError: A format that is not read; the message names it and the nearest one that is.
+    """
+    entry = content.get("quantization")
+    if entry is not None:
+        return _mistral(entry, file)
+    entry = content.get("quantization_config")
+    if entry is None:
+        return Announced()
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{file}: quantization_config is {entry!r}, it must be an object")
+    method = entry.get("quant_method", "compressed-tensors")
+    if method == "fp8":
+        return _fine_grained(entry, file)
+    if method == "compressed-tensors":
+        return Announced(_compressed(entry, file), entry)
+    raise CheckpointError(
+        f"{file}: quantization_config says {method!r}, which is not read; nearest are {', '.join(_WORDS.values())}"
+    )
+
+
+def _mistral(entry: Any, file: Path) -> Announced:
+    fp8 = isinstance(entry, dict) and entry.get("qformat_weight") == "fp8_e4m3"
+    if not fp8 or entry.get("qscheme_act", "NO_SCALES") not in ("TENSOR", "NO_SCALES"):
+        raise CheckpointError(f"{file}: quantization is {entry!r}; known is fp8_e4m3 with TENSOR or NO_SCALES")
+    return Announced(frozenset({"fp8"}), entry, frozenset({"tensor"}))
+
+
+def _fine_grained(entry: dict[str, Any], file: Path) -> Announced:
+    """transformers' `fp8`: scales for tensors or rows, or for blocks where `weight_block_size` says so."""
+    block = entry.get("weight_block_size")
+    if block is None:
+        return Announced(frozenset({"fp8"}), entry, frozenset({"tensor", "row"}))
+    if block != [BLOCK, BLOCK]:
+        raise CheckpointError(
+            f"{file}: FP8 with weight_block_size {block!r}; only blocks of [{BLOCK}, {BLOCK}] are read"
+        )
+    return Announced(frozenset({"fp8"}), entry, frozenset({"block"}))
+
+
+def _compressed(entry: dict[str, Any], file: Path) -> frozenset[str]:
+    groups = entry.get("config_groups") or {}
+    inner = (
+        [group.get("format") for group in groups.values() if isinstance(group, dict)]
+        if isinstance(groups, dict)
+        else []
+    )
+    words = {str(word) for word in (entry.get("format"), *inner) if word not in (None, "mixed-precision")}
+    for word in words:
+        if word not in _COMPRESSED:
+            raise CheckpointError(
+                f"{file}: compressed-tensors format {word!r} is not read; read are {', '.join(_COMPRESSED)}"
+            )
+    return frozenset(_COMPRESSED[word] for word in words) or frozenset(HELD)

@@ -1,0 +1,162 @@
+"""4-bit groups: codes 0 to 15 packed into int32, a scale and a zero for each group of neighbors of a row.
+
+The layout of compressed-tensors (`pack-quantized`; W4A16, also what llm-compressor writes after AWQ and GPTQ). Value =
+(code - zero) * scale in float32, rounded once; a symmetric weight stores no zeros, they are 8. Codes of 8 bits (W8A16) are read too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..checkpoint import Reader, Stored
+from ..naming import Place
+from .finder import Finder
+from .values import PLAIN, Held, Part, Values, row_steps
+
+
+def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """int32 [rows, n] -> the codes in them, lowest bits first, uint8 [rows, n * 32 / bits]. Inverse: `pack`."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    return ((words.unsqueeze(-1) >> shifts) & (2**bits - 1)).to(torch.uint8).view(words.shape[0], -1)
+
+
+def pack(codes: torch.Tensor, bits: int = 4) -> torch.Tensor:
+    """Codes [rows, columns], any integer dtype -> int32 [rows, ceil(columns * bits / 32)]. Inverse of `unpack`."""
+    factor = 32 // bits
+    rows, columns = codes.shape
+    padded = torch.nn.functional.pad(codes.long(), (0, -columns % factor)).view(rows, -1, factor)
+    words = (padded << torch.arange(0, 32, bits)).sum(-1)
+    return words.where(words < 2**31, words - 2**32).to(torch.int32)
+
+
+def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | int) -> torch.Tensor:
+    """Codes [rows, columns], scales and zeros [rows, groups] -> float32 [rows, columns]. Inverse up to rounding: `quantize`."""
+    grouped = codes.float().unflatten(1, (scales.shape[1], -1))
+    zeros = zeros.float().unsqueeze(-1) if isinstance(zeros, torch.Tensor) else zeros
+    return ((grouped - zeros) * scales.float().unsqueeze(-1)).flatten(1)
+
+
+@dataclass(frozen=True)
+class Int4(Held):
+    """A weight in 4-bit groups. zeros: packed along the rows, int32 [ceil(out / 8), groups]."""
+
+    packed: Part
+    scale: Part
+    zeros: Part | None = None
+
+    form = "int4"
+    error = 0.15
+
+    @property
+    def group(self) -> int:
+        """Neighbors that share a scale."""
+        return self.shape[1] // self.scale.shape[1]
+
+    def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
+        """See `Values.pieces`."""
+        assert self.scale.stored is not None
+        zeros = reader.tensor(self.zeros.stored) if self.zeros and self.zeros.stored else None
+        yield from _pieces(reader, self.shape, self.body, self.scale.stored, zeros, 4)
+
+    def parts(self) -> dict[str, Part]:
+        """See `Held.parts`."""
+        return {"packed": self.packed, "scale": self.scale} | ({"zero_point": self.zeros} if self.zeros else {})
+
+    def kind(self) -> tuple[object, ...]:
+        """See `Held.kind`."""
+        return (self.form, self.group, *((role, part.dtype) for role, part in self.parts().items()))
+
+    def name(self, role: str, place: Place, layout: str) -> str:
+        """See `Held.name`."""
+        return place.on(role)
+
+    def stacked(self, role: str, place: Place) -> tuple[int, ...]:
+        """See `Held.stacked`."""
+        return place.stacked(self.parts()[role].shape)
+
+
+@dataclass(frozen=True)
+class Packed(Values):
+    """A weight as `Int4`, but with 8 bits or with columns in another order, which our layout does not hold.
+
+    groups: the group of each column, int32 [in] (`weight_g_idx`, what activation order leaves), or None where they follow each other.
+    """
+
+    scale: Stored
+    zeros: Stored | None
+    groups: Stored | None
+    bits: int
+
+    form = "int4"
+    error = 0.15
+
+    def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
+        """See `Values.pieces`."""
+        zeros = reader.tensor(self.zeros) if self.zeros else None
+        order = reader.tensor(self.groups).long() if self.groups else None
+        yield from _pieces(reader, self.shape, self.body, self.scale, zeros, self.bits, order)
+
+
+def _pieces(
+    reader: Reader,
+    shape: tuple[int, ...],
+    body: Stored,
+    scale: Stored,
+    zeros: torch.Tensor | None,
+    bits: int,
+    order: torch.Tensor | None = None,
+) -> Iterator[torch.Tensor]:
+    words, groups = body.shape[1], scale.shape[1]
+    offsets: torch.Tensor | int = 2 ** (bits - 1) if zeros is None else unpack(zeros.T, bits).T[: shape[0]]
+    for first, count in row_steps(shape):
+        packed = reader.tensor(body, first * words, count * words).view(count, words)
+        scales = reader.tensor(scale, first * groups, count * groups).view(count, groups)
+        zero = offsets[first : first + count] if isinstance(offsets, torch.Tensor) else offsets
+        if order is not None:
+            scales = scales[:, order]
+            zero = zero[:, order] if isinstance(zero, torch.Tensor) else zero
+        yield dequantize(unpack(packed, bits)[:, : shape[1]], scales, zero)
+
+
+def take(finder: Finder, place: Place, shape: tuple[int, ...]) -> Values | None:
+    """The weight at `place`, whose packed codes are there as int32."""
+    rows, columns = shape
+    stored = finder.headers[place.on("packed")]
+    bits = {place.stacked((rows, -(-columns * b // 32))): b for b in (4, 8)}.get(stored.shape)
+    if bits is None:
+        finder.problem(
+            stored.tensor,
+            stored.file,
+            f"has shape {list(stored.shape)}: not codes of 4 or 8 bits for [{rows}, {columns}]",
+        )
+        return None
+    body = finder.matrix(place.on("packed"), place, (rows, -(-columns * bits // 32)), ("I32",))
+    groups = _groups(finder, place, columns)
+    scale = groups and finder.matrix(place.on("scale"), place, (rows, groups), PLAIN)
+    zero_shape = (-(-rows * bits // 32), groups or 0)
+    zeros = finder.matrix(place.on("zero_point"), place, zero_shape, ("I32",), optional=True)
+    order = finder.matrix(place.on("g_idx"), place, (columns,), ("I32", "I64"), optional=True)
+    finder.leave(place.on("shape"))
+    if body is None or not scale:
+        return None
+    if bits != 4 or order:
+        return Packed(shape, body, scale, zeros, order, bits)
+    return Int4(shape, body, Part.of(body), Part.of(scale), Part.of(zeros) if zeros else None)
+
+
+def _groups(finder: Finder, place: Place, columns: int) -> int | None:
+    """Groups in a row, told by the columns of the scale."""
+    stored = finder.headers.get(place.on("scale"))
+    if stored is None:
+        finder.problem(place.on("scale"), finder.config_file, "is missing")
+        return None
+    groups = stored.shape[-1] if stored.shape else 0
+    if groups < 1 or columns % groups:
+        finder.problem(
+            stored.tensor,
+            stored.file,
+            f"has shape {list(stored.shape)}, which does not part rows of {columns} into groups",
+        )
+        return None
+    return groups

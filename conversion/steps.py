@@ -1,0 +1,81 @@
+"""The steps of a conversion: each reads one weight of the source and makes the bytes of one or several parts of what is written.
+
+Knows values and bytes; it knows no names.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .checkpoint import DTYPES, Reader, Stored, as_bytes
+from .formats.values import Held, Values
+
+Bytes = memoryview | bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Step(ABC):
+    """One step. Two steps are never the same, so a step can be the key of a table."""
+
+    @abstractmethod
+    def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
+        """(role of the part, next bytes of it), a few megabytes at a time; each is valid until the next is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Copy(Step):
+    """Stored bytes as they are."""
+
+    stored: Stored
+
+    def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
+        """See `Step.run`."""
+        for data in reader.stream(self.stored):
+            yield "", data
+
+
+@dataclass(frozen=True, eq=False)
+class Literal(Step):
+    """Bytes known beforehand."""
+
+    data: bytes
+
+    def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
+        """See `Step.run`."""
+        yield "", self.data
+
+
+@dataclass(frozen=True, eq=False)
+class Cast(Step):
+    """The numbers of a weight in a plain dtype, its rows in another order where `turn` is given: a function of all rows [out, in]."""
+
+    values: Values
+    dtype: str
+    turn: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
+        """See `Step.run`."""
+        if self.turn is not None:
+            rows = torch.cat(list(self.values.numbers(reader)))
+            yield "", as_bytes(self.turn(rows).to(DTYPES[self.dtype]).contiguous())
+        elif not self.values.quantized and self.values.body.dtype == self.dtype:
+            for data in reader.stream(self.values.body):
+                yield "", data
+        else:
+            for numbers in self.values.numbers(reader):
+                yield "", as_bytes(numbers.to(DTYPES[self.dtype]).contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class Encode(Step):
+    """The parts of a held weight that are not stored so but computed."""
+
+    held: Held
+
+    def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
+        """See `Step.run`."""
+        assert self.held.encode is not None
+        for role, tensor in self.held.encode(reader):
+            yield role, as_bytes(tensor.contiguous())
