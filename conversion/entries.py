@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from .formats.fp8 import BLOCK, Fp8
+from .formats.fp8 import Fp8
 from .formats.int4 import Int4
 from .formats.nvfp4 import GROUP
-from .formats.values import Held
+from .formats.values import BLOCK, Held
 from .plan import Plan
 
 _FP8 = {"quant_method": "fp8", "weight_block_size": None, "dequantize": False}

@@ -13,8 +13,8 @@ from itertools import groupby
 import torch
 
 from .checkpoint import CheckpointError, Reader, as_bytes, width
-from .formats.fp8 import BLOCK, Fp8
-from .formats.values import Held, Part, Values
+from .formats.fp8 import Fp8
+from .formats.values import BLOCK, Held, Part, Values
 from .naming import Leaf, Place, leaves, place_fused, place_raw, to_transformers
 from .source import Checkpoint
 from .steps import Cast, Copy, Encode, Literal, Step

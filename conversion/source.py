@@ -84,8 +84,8 @@ def _open_raw(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
     _refuse_contradiction(rule, says, file)
     said = announced(params, file)
     headers = read_headers(weight_files(folder, RAW_INDEX, RAW_PATTERN))
-    finder = Finder(headers, strict, file, "mistral", said.blocks)
-    values = _read(finder, config, said)
+    finder = Finder(headers, strict, file, "mistral", said)
+    values = _read(finder, config)
     note = f"{says} (yarn.apply_scale is {str(says == 'transformers').lower()} in params.json)"
     return Checkpoint(folder, "mistral", config, file, params, note, values, said, finder.problems)
 
@@ -109,13 +109,13 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
     else:
         raise CheckpointError(f"{file}: model_type is {kind!r}; known are mistral3 with mistral4, mistral4 and small4")
     said = announced(given, file)
-    finder = Finder(headers, strict, file, layout, said.blocks)
-    values = _read(finder, config, said)
+    finder = Finder(headers, strict, file, layout, said)
+    values = _read(finder, config)
     params = read_json(folder / raw.KEPT) if (folder / raw.KEPT).exists() else None
     return Checkpoint(folder, layout, config, file, params, note, values, said, finder.problems)
 
 
-def _read(finder: Finder, config: Small4Config, said: Announced) -> dict[str, Values]:
+def _read(finder: Finder, config: Small4Config) -> dict[str, Values]:
     """Every leaf that is there, by its raw name."""
     experts = config.text_config.n_routed_experts
     raw_names = finder.layout == "mistral"
@@ -128,7 +128,7 @@ def _read(finder: Finder, config: Small4Config, said: Announced) -> dict[str, Va
         found = reading.take(finder, leaf, place)
         if found is not None:
             values[leaf.raw] = found
-    reading.check(finder, values, said)
+    reading.check(finder, values)
     return values
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CheckpointError
-from .fp8 import BLOCK
+from .values import BLOCK
 
 # compressed-tensors: its word for a format -> ours. "mixed-precision" announces what its groups do.
 _COMPRESSED = {
@@ -41,6 +41,14 @@ class Announced:
     def blocks(self) -> bool:
         """Whether FP8 scales are those of blocks."""
         return self.arrangements == {"block"}
+
+    @property
+    def asymmetric(self) -> bool:
+        """Whether every group of integers has zeros of its own (compressed-tensors)."""
+        groups = self.entry.get("config_groups")
+        inner = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
+        integers = [w for w in inner if isinstance(w, dict) and w.get("type") == "int"]
+        return bool(integers) and all(w.get("symmetric") is False for w in integers)
 
     def says(self) -> str:
         """The entry's word on FP8 scales."""

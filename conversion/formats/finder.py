@@ -8,18 +8,21 @@ from pathlib import Path
 
 from ..checkpoint import CheckpointError, Stored
 from ..naming import Place
+from .announced import Announced
 
 
 class Finder:
     """Headers of a checkpoint by name. What does not fit is raised, or with `strict` off collected in `problems`.
 
-    layout: that of the checkpoint. blocks: whether its configuration announces FP8 scales for blocks.
+    layout: that of the checkpoint. said: what its configuration announces.
     """
 
-    def __init__(self, headers: dict[str, Stored], strict: bool, config_file: Path, layout: str, blocks: bool) -> None:
+    def __init__(
+        self, headers: dict[str, Stored], strict: bool, config_file: Path, layout: str, said: Announced
+    ) -> None:
         self.headers = headers
         self.layout = layout
-        self.blocks = blocks
+        self.said = said
         self.config_file = config_file
         self.problems: list[tuple[str, str]] = []
         self._left = dict.fromkeys(headers)

@@ -12,9 +12,8 @@ import torch
 from ..checkpoint import Reader, Stored
 from ..naming import Place
 from .finder import Finder
-from .values import PLAIN, Held, Part, row_steps
+from .values import BLOCK, PLAIN, Held, Part, row_steps
 
-BLOCK = 128
 MAX = 448.0
 _CODES = "F8_E4M3"
 _WEIGHT_SCALES = ("scale_inv", "scale")
@@ -123,7 +122,7 @@ def _scale(finder: Finder, name: str, place: Place, shape: tuple[int, ...]) -> S
     found = finder.headers[name].shape if finder.has(name) else None
     one = _one_each(place, (1,)) if place.index else [(), (1,)]
     blocks = (-(-rows // BLOCK), -(-columns // BLOCK))
-    if found in one and not (finder.blocks and found == place.stacked(blocks)):
+    if found in one and not (finder.said.blocks and found == place.stacked(blocks)):
         return finder.scalar(name, place, one, PLAIN)
     if found == place.stacked((rows, 1)):
         return finder.matrix(name, place, (rows, 1), PLAIN)

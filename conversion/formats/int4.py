@@ -1,7 +1,7 @@
 """4-bit groups: codes 0 to 15 packed into int32, a scale and a zero for each group of neighbors of a row.
 
 The layout of compressed-tensors (`pack-quantized`; W4A16, also what llm-compressor writes after AWQ and GPTQ). Value =
-(code - zero) * scale in float32, rounded once; a symmetric weight stores no zeros, they are 8. Codes of 8 bits (W8A16) are read too.
+(code - zero) * scale in float32, rounded once; a symmetric weight stores no zeros, they are 8. Codes of other widths (W8A16) are read too.
 """
 
 from collections.abc import Iterator
@@ -11,23 +11,9 @@ import torch
 
 from ..checkpoint import Reader, Stored
 from ..naming import Place
+from .bits import unpack
 from .finder import Finder
 from .values import PLAIN, Held, Part, Values, row_steps
-
-
-def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 [rows, n] -> the codes in them, lowest bits first, uint8 [rows, n * 32 / bits]. Inverse: `pack`."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    return ((words.unsqueeze(-1) >> shifts) & (2**bits - 1)).to(torch.uint8).view(words.shape[0], -1)
-
-
-def pack(codes: torch.Tensor, bits: int = 4) -> torch.Tensor:
-    """Codes [rows, columns], any integer dtype -> int32 [rows, ceil(columns * bits / 32)]. Inverse of `unpack`."""
-    factor = 32 // bits
-    rows, columns = codes.shape
-    padded = torch.nn.functional.pad(codes.long(), (0, -columns % factor)).view(rows, -1, factor)
-    words = (padded << torch.arange(0, 32, bits)).sum(-1)
-    return words.where(words < 2**31, words - 2**32).to(torch.int32)
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | int) -> torch.Tensor:
@@ -78,7 +64,7 @@ class Int4(Held):
 
 @dataclass(frozen=True)
 class Packed(Values):
-    """A weight as `Int4`, but with 8 bits or with columns in another order, which our layout does not hold.
+    """A weight as `Int4`, but with codes of another width or with columns in another order, which our layout does not hold.
 
     groups: the group of each column, int32 [in] (`weight_g_idx`, what activation order leaves), or None where they follow each other.
     """
@@ -123,24 +109,25 @@ def take(finder: Finder, place: Place, shape: tuple[int, ...]) -> Values | None:
     """The weight at `place`, whose packed codes are there as int32."""
     rows, columns = shape
     stored = finder.headers[place.on("packed")]
-    bits = {place.stacked((rows, -(-columns * b // 32))): b for b in (4, 8)}.get(stored.shape)
+    widths = {place.stacked((rows, -(-columns * b // 32))): b for b in (7, 6, 5, 3, 2, 8, 4)}
+    bits = widths.get(stored.shape)
     if bits is None:
         finder.problem(
             stored.tensor,
             stored.file,
-            f"has shape {list(stored.shape)}: not codes of 4 or 8 bits for [{rows}, {columns}]",
+            f"has shape {list(stored.shape)}: not codes of 2 to 8 bits for [{rows}, {columns}]",
         )
         return None
     body = finder.matrix(place.on("packed"), place, (rows, -(-columns * bits // 32)), ("I32",))
     groups = _groups(finder, place, columns)
     scale = groups and finder.matrix(place.on("scale"), place, (rows, groups), PLAIN)
     zero_shape = (-(-rows * bits // 32), groups or 0)
-    zeros = finder.matrix(place.on("zero_point"), place, zero_shape, ("I32",), optional=True)
+    zeros = finder.matrix(place.on("zero_point"), place, zero_shape, ("I32",), optional=not finder.said.asymmetric)
     order = finder.matrix(place.on("g_idx"), place, (columns,), ("I32", "I64"), optional=True)
     finder.leave(place.on("shape"))
     if body is None or not scale:
         return None
-    if bits != 4 or order:
+    if bits != 4 or order or columns % 8:
         return Packed(shape, body, scale, zeros, order, bits)
     return Int4(shape, body, Part.of(body), Part.of(scale), Part.of(zeros) if zeros else None)
 

@@ -3,7 +3,6 @@
 from ..checkpoint import CheckpointError
 from ..naming import Leaf, Place
 from . import fp8, int4, nvfp4
-from .announced import Announced
 from .finder import Finder
 from .fp8 import Fp8
 from .values import PLAIN, Plain, Values
@@ -45,13 +44,14 @@ def _take_packed(finder: Finder, place: Place, shape: tuple[int, ...]) -> Values
     return None
 
 
-def check(finder: Finder, values: dict[str, Values], announced: Announced) -> None:
+def check(finder: Finder, values: dict[str, Values]) -> None:
     """Refuse what concerns the whole: leftover tensors, two plain dtypes, formats that were not announced or are not there.
 
     Raises:
         CheckpointError: A format is announced and no tensor is stored so.
     """
     finder.finish()
+    announced = finder.said
     plain = next((v.body for v in values.values() if not v.quantized), None)
     found = {v.form: v for v in values.values() if v.quantized}
     for value in values.values():
@@ -66,10 +66,11 @@ def check(finder: Finder, values: dict[str, Values], announced: Announced) -> No
             finder.problem(value.body.tensor, value.body.file, reason)
     if announced.forms and not found:
         raise CheckpointError(f"{finder.config_file}: announces {announced.words}, but no tensor is stored so")
-    _check_scales(finder, [v for v in values.values() if isinstance(v, Fp8)], announced)
+    _check_scales(finder, [v for v in values.values() if isinstance(v, Fp8)])
 
 
-def _check_scales(finder: Finder, values: list[Fp8], announced: Announced) -> None:
+def _check_scales(finder: Finder, values: list[Fp8]) -> None:
+    announced = finder.said
     for value in values:
         if value.arrangement not in announced.arrangements and announced.forms:
             reason = f"has one FP8 scale for each {value.arrangement}, but {finder.config_file.name} announces {announced.says()}"

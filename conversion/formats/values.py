@@ -15,6 +15,7 @@ from ..checkpoint import CHUNK, Reader, Stored
 from ..naming import Place
 
 STEP = CHUNK // 4  # numbers held at a time
+BLOCK = 128  # rows and columns of a block of FP8 scales
 PLAIN = ("BF16", "F16", "F32")
 INPUT_ROLES = ("activation", "input_global_scale")  # parts of a held weight that concern the layer's input
 

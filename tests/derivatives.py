@@ -1,0 +1,203 @@
+"""Checkpoints as people share them: the same weights in the formats of other tools, each encoder spelled out the slow and plain way.
+
+An encoder takes one matrix and gives what is stored, by the ending of its name, and the numbers that it stands for. Written without a
+look at our readers; `test_formats_libraries.py` holds them against the formats' own libraries.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import raw_checkpoint as rc
+import torch
+from safetensors.torch import save_file
+from tekken_files import write_tekken
+
+Encoded = tuple[dict[str, torch.Tensor], torch.Tensor]
+Encoder = Callable[[torch.Tensor], Encoded]
+
+MODULES = {
+    "attention.wq_a": "self_attn.q_a_proj", "attention.q_a_norm": "self_attn.q_a_layernorm", "attention.wq_b": "self_attn.q_b_proj",
+    "attention.wkv_a_with_mqa": "self_attn.kv_a_proj_with_mqa", "attention.kv_a_norm": "self_attn.kv_a_layernorm",
+    "attention.wkv_b": "self_attn.kv_b_proj", "attention.wo": "self_attn.o_proj", "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm", "gate": "mlp.gate", "shared_experts.w1": "mlp.shared_experts.gate_proj",
+    "shared_experts.w2": "mlp.shared_experts.down_proj", "shared_experts.w3": "mlp.shared_experts.up_proj",
+}  # fmt: skip
+PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def unfused_name(raw: str) -> str:
+    """What quantizers that see one linear layer for each expert call a raw tensor of a decoder layer."""
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)\.weight", raw)
+    assert match, raw
+    layer, inner = match.groups()
+    expert = re.fullmatch(r"experts\.(\d+)\.(w\d)", inner)
+    module = f"mlp.experts.{expert[1]}.{PROJECTIONS[expert[2]]}" if expert else MODULES[inner]
+    return f"model.language_model.layers.{layer}.{module}.weight"
+
+
+def unfused(p: dict[str, Any], raw: rc.Tensors) -> rc.Tensors:
+    """Plain raw tensors in transformers' names with one tensor for each expert."""
+    out = {name: tensor for name, tensor in rc.host_state(p, raw).items() if ".mlp.experts." not in name}
+    return out | {unfused_name(name): tensor for name, tensor in raw.items() if ".experts." in name}
+
+
+def derive(
+    p: dict[str, Any], raw: rc.Tensors, encode: Encoder, which: Callable[[str], bool] = lambda name: True
+) -> tuple[rc.Tensors, rc.Tensors]:
+    """Encode the text linears that `which` chooses; returns what is stored in unfused names, and the plain raw tensors it stands for."""
+    plain = dict(raw)
+    stored = unfused(p, raw)
+    for name, tensor in raw.items():
+        if rc.quantized(name, tensor) and which(name):
+            parts, plain[name] = encode(tensor)
+            stem = unfused_name(name).removesuffix(".weight")
+            del stored[f"{stem}.weight"]
+            stored |= {f"{stem}.{ending}": part for ending, part in parts.items()}
+    return stored, plain
+
+
+def write_folder(
+    folder: Path,
+    p: dict[str, Any],
+    tensors: rc.Tensors,
+    entry: dict[str, Any] | None = None,
+    old_names: bool = True,
+    **top: Any,
+) -> Path:
+    """A transformers folder with these tensors (names of ours); `entry` is its quantization_config, `top` goes into config.json."""
+    write_tekken(folder, p["vocab_size"] - 1000)
+    host = rc.host_model(p, rc.weights(p))
+    config = json.loads(host.config.to_json_string(use_diff=False)) | {"dtype": "bfloat16"} | top
+    if entry is not None:
+        config["quantization_config"] = entry
+    (folder / "config.json").write_text(json.dumps(config))
+    text_only = "vision_encoder" not in p
+
+    def spelled(name: str) -> str:
+        if text_only:
+            return name.replace("model.language_model.", "model.")
+        if not old_names:
+            return name
+        name = name.replace("lm_head.", "language_model.lm_head.")
+        return name.replace("model.language_model.", "language_model.model.").removeprefix("model.")
+
+    save_file(
+        {spelled(name): tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    return folder
+
+
+def nearest(value: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest entry of a table."""
+    return (value.unsqueeze(-1) - table).abs().argmin(-1)
+
+
+def fp8(scale: str, tensor: torch.Tensor) -> Encoded:
+    """E4M3 with scales for "tensor", "row", "block" (transformers' names) or, in compressed-tensors' names, "channel"."""
+    out, inner = tensor.shape
+    number = tensor.float()
+    if scale == "block":
+        tall, wide = -(-out // 128), -(-inner // 128)
+        scales = torch.zeros(tall, wide)
+        for i in range(tall):
+            for j in range(wide):
+                scales[i, j] = number[128 * i : 128 * i + 128, 128 * j : 128 * j + 128].abs().max() / 448
+        each = torch.stack([scales[i // 128] for i in range(out)])
+        each = torch.stack([each[:, j // 128] for j in range(inner)], dim=1)
+    elif scale == "tensor":
+        scales = number.abs().max() / 448
+        each = scales
+    else:
+        scales = (number.abs().amax(1, keepdim=True) / 448).bfloat16()
+        each = scales.float()
+    codes = (number / each).clamp(-448, 448).to(torch.float8_e4m3fn)
+    name = "weight_scale" if scale == "channel" else "weight_scale_inv"
+    return {"weight": codes, name: scales}, (codes.float() * each).bfloat16()
+
+
+def nvfp4(tensor: torch.Tensor) -> Encoded:
+    """NVFP4 as compressed-tensors stores it."""
+    stored, plain = rc.to_nvfp4({"x.experts.0.weight": tensor})
+    parts = {name.removeprefix("x.experts.0."): part for name, part in stored.items()}
+    return parts, plain["x.experts.0.weight"]
+
+
+def pack_row(codes: list[int], bits: int) -> list[int]:
+    """Codes of a row into 32-bit words, one long number, lowest bits first."""
+    number = sum(code << (bits * i) for i, code in enumerate(codes))
+    words = -(-len(codes) * bits // 32)
+    unsigned = [(number >> (32 * k)) & 0xFFFFFFFF for k in range(words)]
+    return [word - 2**32 if word >= 2**31 else word for word in unsigned]
+
+
+def packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Rows of codes as int32 words."""
+    return torch.tensor([pack_row(row, bits) for row in codes.tolist()], dtype=torch.int32)
+
+
+def grouped(
+    tensor: torch.Tensor, group: int, bits: int, symmetric: bool, dtype: torch.dtype
+) -> tuple[torch.Tensor, ...]:
+    """Codes [out, in], scales and zeros [out, groups] of a rounding to groups."""
+    out, inner = tensor.shape
+    blocks, top = tensor.float().view(out, inner // group, group), 2**bits - 1
+    if symmetric:
+        scales = (blocks.abs().amax(-1) / (top / 2)).to(dtype)
+        zeros = torch.full(scales.shape, 2 ** (bits - 1))
+    else:
+        least, most = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
+        scales = ((most - least) / top).to(dtype)
+        zeros = (-least / scales.float()).round().clamp(1, top).int()
+    codes = (blocks / scales.float()[..., None] + zeros[..., None]).round().clamp(0, top).int()
+    return codes.view(out, inner), scales, zeros
+
+
+def value(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, group: int) -> torch.Tensor:
+    """What codes stand for, bfloat16."""
+    each = torch.arange(codes.shape[1]) // group
+    return ((codes.float() - zeros.float()[:, each]) * scales.float()[:, each]).bfloat16()
+
+
+def compressed_int(
+    group: int, bits: int, symmetric: bool, tensor: torch.Tensor, dtype: torch.dtype = torch.bfloat16
+) -> Encoded:
+    """W4A16 and W8A16 of compressed-tensors, pack-quantized."""
+    codes, scales, zeros = grouped(tensor, group, bits, symmetric, dtype)
+    parts = {"weight_packed": packed(codes, bits), "weight_scale": scales, "weight_shape": torch.tensor(tensor.shape)}
+    if not symmetric:
+        parts["weight_zero_point"] = packed(zeros.T, bits).T.contiguous()
+    return parts, value(codes, scales, zeros, group)
+
+
+def compressed_entry(form: str, **weights: Any) -> dict[str, Any]:
+    """A `quantization_config` in the words of compressed-tensors."""
+    common = {"dynamic": False, "symmetric": True, "observer": "minmax", "actorder": None, "block_structure": None}
+    group = {
+        "targets": ["Linear"],
+        "weights": common | weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": form,
+    }
+    return {
+        "quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}, "kv_cache_scheme": None,
+        "ignore": ["lm_head", "re:.*vision.*", "re:.*gate$"], "quantization_status": "compressed", "global_compression_ratio": None,
+    }  # fmt: skip
+
+
+def int_entry(group: int, bits: int, symmetric: bool) -> dict[str, Any]:
+    """The same for packed integers."""
+    return compressed_entry(
+        "pack-quantized", num_bits=bits, type="int", strategy="group", group_size=group, symmetric=symmetric
+    )
+
+
+FP8_BLOCK = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+FP8_ENTRY = {"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "dynamic"}
+CHANNEL = compressed_entry("float-quantized", num_bits=8, type="float", strategy="channel", group_size=None)
+NVFP4 = compressed_entry("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16)
