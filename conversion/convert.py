@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from modeling_small4.commands.terminal import describe_bytes
+
 from . import hub, raw, shards
 from .bundle import copy_code, write_tokenizer
 from .checkpoint import CheckpointError, Reader, read_json
-from .console import add_json, describe_bytes, progress_bar, run_command
+from .console import add_json, progress_bar
 from .entries import params_entry, quantization_entry
 from .llama_cpp import arguments as llama_cpp_arguments
 from .memory import peak_rss_bytes
@@ -86,14 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `small4 convert`; returns the exit status."""
+    """Carry out `small4 convert`; returns 0.
+
+    Raises:
+        ValueError, OSError: What `convert` raises.
+    """
     options = Options(
         args.to, args.dtype, args.softmax_scale, args.with_code, args.overwrite, args.shard_size, args.revision
     )
-    return run_command("convert", lambda: _convert_and_report(args, options))
-
-
-def _convert_and_report(args: argparse.Namespace, options: Options) -> int:
     notes: list[str] = []
     with progress_bar("converting") as progress:
         summary = convert(args.src, args.dst, options, notes.append, progress)

@@ -15,7 +15,7 @@ import torch
 
 from . import hub
 from .checkpoint import Reader, Stored
-from .console import add_json, progress_bar, run_command
+from .console import add_json, progress_bar
 from .formats.values import INPUT_ROLES, Values
 from .naming import Leaf, leaves
 from .source import Checkpoint, open_checkpoint
@@ -40,11 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `small4 verify`; 0 if the two are equal, 1 otherwise."""
-    return run_command("verify", lambda: _verify_and_report(args))
-
-
-def _verify_and_report(args: argparse.Namespace) -> int:
+    """Carry out `small4 verify`; 0 if the two are equal, 1 otherwise. Raises what `compare` raises."""
     with progress_bar("comparing") as progress:
         compared, differences = compare(args.a, args.b, progress, args.revision)
     if args.json:

@@ -1,27 +1,45 @@
 """Mistral Small 4 for transformers. Importing this package registers its classes with every Auto class; it does no other work."""
 
-from .cache import LatentCache
-from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
-from .image_processing_small4 import Small4ImageProcessor
-from .image_sources import ImageAccess
-from .modeling_small4 import (
-    Small4ForCausalLM,
-    Small4ForSequenceClassification,
-    Small4ForTokenClassification,
-    Small4Model,
-    Small4TextModel,
-    Small4VisionModel,
-)
-from .processing_small4 import Small4Processor
-from .registration import demo_checkpoint, register_auto_classes
-from .streaming import Small4Streamer
-from .tokenization_small4 import Small4Tokenizer
-from .training.collator import Small4DataCollator
-from .training.evaluation import AnswerCallback
-from .training.expert_load import ExpertLoadCallback
-from .training.lora import lora_targets
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .commands.terminal import quiet_imports
+
+with quiet_imports():
+    from .cache import LatentCache
+    from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+    from .image_processing_small4 import Small4ImageProcessor
+    from .image_sources import ImageAccess
+    from .modeling_small4 import (
+        Small4ForCausalLM,
+        Small4ForSequenceClassification,
+        Small4ForTokenClassification,
+        Small4Model,
+        Small4TextModel,
+        Small4VisionModel,
+    )
+    from .processing_small4 import Small4Processor
+    from .registration import demo_checkpoint, register_auto_classes
+    from .streaming import Small4Streamer
+    from .tokenization_small4 import Small4Tokenizer
+    from .training.collator import Small4DataCollator
+    from .training.lora import lora_targets
+
+if TYPE_CHECKING:
+    from .training.evaluation import AnswerCallback
+    from .training.expert_load import ExpertLoadCallback
+
+_CALLBACKS = {"AnswerCallback": "evaluation", "ExpertLoadCallback": "expert_load"}
 
 register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    """Callbacks on demand: transformers' Trainer imports PEFT and other libraries that only training needs."""
+    if name not in _CALLBACKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.training.{_CALLBACKS[name]}"), name)
+
 
 __all__ = [
     "AnswerCallback",

@@ -217,9 +217,9 @@ class StaticLatentLayer8Bit(LatentLayer8Bit, StaticLatentLayer):
 
 
 def _to_8_bits(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric codes in [-127, 127] and their scale; the scale is rounded up to bfloat16, so that no code overflows."""
+    """Symmetric codes in [-127, 127] and their scale, rounded to bfloat16: at most 2**-8 too small, which takes no code beyond 127.496."""
     largest = part.detach().float().abs().amax(dim=-1, keepdim=True) / 127
-    scale = (largest * (1 + 2**-7)).clamp(min=1e-30).to(torch.bfloat16)
+    scale = largest.clamp(min=1e-30).to(torch.bfloat16)
     return (part.detach().float() / scale.float()).round().to(torch.int8), scale
 
 

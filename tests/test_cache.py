@@ -156,14 +156,30 @@ def test_bytes_per_token_are_the_release_s() -> None:
 @pytest.mark.parametrize("magnitude", [1e-20, 1e-3, 1.0, 1e4])
 def test_eight_bits_round_to_half_a_step(magnitude: float) -> None:
     cache = LatentCache(CASE.config(), bits=8)
-    tokens = magnitude * torch.randn(2, 1, 50, 48)
+    tokens = magnitude * torch.randn(8, 1, 400, 48, generator=torch.Generator().manual_seed(0))
     got = cache.update(tokens, None, 0)[0]
     for part in (slice(0, 32), slice(32, 48)):
-        step = tokens[..., part].abs().amax(-1, keepdim=True) / 127 * 1.016
-        assert ((got - tokens)[..., part].abs() <= step / 2).all()
+        step = tokens[..., part].abs().amax(-1, keepdim=True) / 127
+        error = (got - tokens)[..., part].abs()
+        assert (error <= step * (1 + 2**-8) / 2).all()  # as scales are stored in bfloat16
+        wide = step * (1 + 2**-7)
+        wasteful = ((tokens[..., part] / wide).round() * wide - tokens[..., part]).abs()
+        assert error.mean() < wasteful.mean() * 0.997
     assert torch.equal(
         LatentCache(CASE.config(), bits=8).update(torch.zeros(1, 1, 3, 48), None, 0)[0], torch.zeros(1, 1, 3, 48)
     )
+
+
+def test_eight_bits_hold_the_largest_value_however_its_scale_is_rounded() -> None:
+    """Scales between two numbers of bfloat16, the midpoint included."""
+    largest = 127 * torch.linspace(1, 2, 2**11 + 1)
+    tokens = torch.zeros(1, 1, len(largest), 48)
+    tokens[..., 0], tokens[..., 40] = largest, -largest
+    layer = LatentCache(CASE.config(), bits=8).layers[0]
+    layer.update(tokens)
+    codes = layer.stores[0].int()
+    assert (codes[..., 0].min(), codes[..., 40].max()) == (127, -127)
+    assert codes.abs().max() == 127
 
 
 def test_eight_bit_cache_in_generate(model: Small4ForCausalLM) -> None:

@@ -286,7 +286,7 @@ def test_measures_are_modules_that_exist() -> None:
     ("form", "value", "text"),
     [
         (context.percent, 0.98251, "98.3 %"), (context.whole, 119401298944, "119,401,298,944"), (context.billions, 119401298944, "119.40 B"),
-        (context.billions, 1743104, "1.7 M"), (context.gigabytes, 2.388e11, "238.8 GB"), (context.gigabytes, 512, "0.5 KB"),
+        (context.billions, 1743104, "1.7 M"), (context.describe_bytes, 2.388e11, "238.8 GB"), (context.describe_bytes, 512, "512 bytes"),
         (context.figures, 0.00012345, "0.000123"), (context.figures, 1234.5, "1,230"), (context.figures, 18.8, "18.8"), (context.figures, 0.0, "0"),
         (context.commit, "a" * 40 + "-dirty", "a" * 12 + " and changes"),
     ],

@@ -3,9 +3,11 @@
 import importlib.util
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,7 @@ def test_a_failed_turn_leaves_the_conversation_as_it_was(blind: Path, picture: P
     )
     session.ask("Hello")
     said = list(session.messages)
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         session.ask("Look", [picture])
     session.show = None  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
@@ -274,6 +276,58 @@ def test_commands_of_conversion_are_run(small4: Run, folder: Path, tmp_path: Pat
     assert small4("verify", folder, tmp_path / "nowhere")[0] == 1
 
 
+def test_an_error_nobody_foresaw_is_one_line_too(small4: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: Any) -> None:
+        raise KeyError("layers")
+
+    monkeypatch.setattr(cli, "_generate", broken)
+    line = "small4 generate: unexpected KeyError: 'layers'; --debug shows where\n"
+    assert small4("generate", "x") == (1, "", line)
+    monkeypatch.setenv("SMALL4_DEBUG", "1")
+    status, _, err = small4("generate", "x")
+    assert status == 1
+    assert err.startswith("Traceback")
+    assert err.endswith(line)
+
+
+def test_warnings_of_a_command_are_lines(small4: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careful(args: Any) -> None:
+        warnings.warn("this field\nis not read", UserWarning, stacklevel=1)
+        warnings.warn("an old name", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(cli, "_generate", careful)
+    assert small4("generate", "x") == (0, "", "small4 generate: warning: this field is not read\n")
+
+
+NOISE = """
+import os, sys
+class Noise:
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers.modeling_utils":
+            os.write(2, b"noise of a library\\n"), print("and more")
+            if os.environ.get("BROKEN"):
+                raise ImportError("broken library")
+sys.meta_path.insert(0, Noise())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["plain", "debug", "broken"])
+def test_what_libraries_print_at_import_is_held_back(tmp_path: Path, case: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NOISE)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+    environment |= {"debug": {"SMALL4_DEBUG": "1"}, "broken": {"BROKEN": "1"}}.get(case, {})
+    command = [sys.executable, "-m", "modeling_small4", "plan", "--devices", "4xH100", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if case == "plain":
+        assert (done.returncode, done.stderr) == (0, "")
+        json.loads(done.stdout)
+    else:
+        assert "noise of a library" in done.stderr
+        assert ("and more" in done.stdout) == (case == "debug")
+        assert ("ImportError: broken library" in done.stderr) == (case == "broken")
+
+
 @pytest.mark.slow
 def test_as_a_module_in_another_process(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "modeling_small4", "generate", "Hi", "--model", str(folder), "--json"]
@@ -283,6 +337,7 @@ def test_as_a_module_in_another_process(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["new_tokens"] <= 5
     assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 1  # that the answer was cut off
 
 
 def _demo() -> Path | None:

@@ -22,7 +22,6 @@ from modeling_small4.planner.alternatives import alternatives, release_table, re
 from modeling_small4.planner.hardware import parse_machine
 from modeling_small4.planner.layout import plan
 from modeling_small4.planner.sizes import (
-    BLOCK,
     LONG,
     PRECISIONS,
     Work,
@@ -144,10 +143,6 @@ def test_activations_bound_what_a_forward_pass_holds(
     work = Work(chunk=chunk, context=context, fused=fused)
     assert work.blocked == (context == 1200)
     assert peak <= max(activation_bytes(model.config, work).values()) <= 1.6 * peak
-
-
-def test_the_blocks_are_those_of_attention() -> None:
-    assert (BLOCK, LONG) == (attention_blocks.BLOCK, attention_blocks.LONG)
 
 
 def test_the_releases_table_comes_out() -> None:

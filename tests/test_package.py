@@ -44,6 +44,14 @@ def test_public_names() -> None:
     assert all(hasattr(modeling_small4, name) for name in PUBLIC)
 
 
+def test_importing_the_package_imports_no_trainer_and_nothing_optional() -> None:
+    code = "import sys, modeling_small4; print(*sorted({'transformers.trainer_callback', 'peft', 'trl', 'datasets'} & sys.modules.keys()))"
+    done = python("-c", code)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'Small5'"):
+        modeling_small4.Small5  # noqa: B018
+
+
 FLAGS = {
     "--model": "folder", "--image": "file", "--reasoning-mode": "high", "--max-new-tokens": "1",
     "--max-thinking-tokens": "0", "--seed": "3", "--preset": "latency",

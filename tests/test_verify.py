@@ -1,6 +1,5 @@
 """Comparing checkpoints in real value, across layouts and precisions."""
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -9,8 +8,9 @@ import pytest
 import raw_checkpoint as rc
 import torch
 from safetensors.torch import load_file, save_file
-from small4_conversion import verify
 from small4_conversion.convert import Options, convert
+
+from modeling_small4.commands.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    parser = argparse.ArgumentParser()
-    verify.add_arguments(parser)
-    status = verify.run(parser.parse_args([str(a) for a in arguments]))
+    status = main(["verify", *map(str, arguments)])
     return status, *capsys.readouterr()
 
 

@@ -14,6 +14,7 @@ from model_card.card.measures import MEASURES
 from model_card.card.results import MissingNumber, Results, Stored, sha256
 from modeling_small4 import Small4Config, demo_checkpoint
 from modeling_small4.commands.plan import table
+from modeling_small4.commands.terminal import describe_bytes
 from modeling_small4.planner.sizes import cache_bytes, tensors, weight_bytes
 
 HERE = Path(__file__).resolve().parent.parent
@@ -138,14 +139,6 @@ def billions(number: float) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
-def gigabytes(size: float) -> str:
-    """Bytes as GB, MB or KB, of 1000."""
-    unit, name = next(
-        (unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if size >= unit or unit == 1e3
-    )
-    return f"{size / unit:.1f} {name}"
-
-
 def figures(number: float, digits: int = 3) -> str:
     """A number with so many significant digits, without an exponent."""
     return f"{float(f'{number:.{digits}g}'):,.10f}".rstrip("0").rstrip(".")
@@ -169,7 +162,7 @@ def grid(rows: Any, names: dict[str, str], columns: dict[str, str], absent: Iter
 def amount(key: str, number: float) -> str:
     """A number as its key says: `..._bytes`, `speedup...` or `ratio` as a factor, else three digits."""
     if key.endswith("bytes"):
-        return gigabytes(number)
+        return describe_bytes(number)
     factor = key.startswith("speedup") or key.endswith("ratio")
     return f"{figures(number)}x" if factor else figures(number)
 
@@ -198,6 +191,6 @@ def pairs(part: Any) -> Iterable[tuple[Any, Any]]:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "percent": percent, "interval": interval, "whole": whole, "billions": billions, "gigabytes": gigabytes, "figures": figures,
+    "percent": percent, "interval": interval, "whole": whole, "billions": billions, "gigabytes": describe_bytes, "figures": figures,
     "commit": commit, "split_up": split_up, "pairs": pairs,
 }  # fmt: skip

@@ -8,7 +8,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reasoning import END_THINK, REASONING_MODES, THINK
 from .env import PACKAGE, installed
+from .terminal import debugging, run_command
 
 if TYPE_CHECKING:
     from .session import Answer, Session
@@ -37,32 +37,35 @@ CONVERSION = {  # command -> what it does; its arguments are declared by the mod
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns 0 when done, 1 when it could not be done, 2 for wrong usage."""
     argv = sys.argv[1:] if argv is None else argv
+    command = next((word for word in argv if not word.startswith("-")), None)
     try:
-        args = _parser(next((word for word in argv if not word.startswith("-")), None)).parse_args(argv)
+        args = _parser(command).parse_args([word for word in argv if word != "--debug"])
     except SystemExit as stop:  # argparse has printed help or what is wrong
         return int(stop.code or 0)
-    return args.run(args)
+    return run_command(command or "", partial(args.run, args), debugging(argv))
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """All commands; the arguments of another package's only when it is `command`, for that imports it."""
     parser = argparse.ArgumentParser(prog="small4", description="Mistral Small 4: ask it, talk to it, convert it.")
     parser.add_argument("--version", action="version", version=f"small4 {installed(PACKAGE) or '(not installed)'}")
+    about = "show where an error was raised; as SMALL4_DEBUG=1 does"
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=about)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate = commands.add_parser("generate", help="answer a prompt", description="Answer a prompt, streaming.")
     generate.add_argument("prompt", metavar="PROMPT", help="what to say to the model")
     _add_model_arguments(generate)
-    generate.set_defaults(run=lambda args: _reported("generate", _generate, args))
+    generate.set_defaults(run=_generate)
     about = "Talk in turns: one line, one answer; ends with the end of the input (Ctrl-D)."
     chat = commands.add_parser("chat", help="talk in turns", description=about)
     _add_model_arguments(chat)
-    chat.set_defaults(run=lambda args: _reported("chat", _chat, args))
+    chat.set_defaults(run=_chat)
     for name, about in OWN.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         if name == command:
             module = importlib.import_module(f"{__package__}.{name}")
             module.add_arguments(sub)
-            sub.set_defaults(run=partial(_reported, name, module.run))
+            sub.set_defaults(run=module.run)
     for name, about in CONVERSION.items():
         if importlib.util.find_spec("small4_conversion") and importlib.util.find_spec(f"small4_conversion.{name}"):
             sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
@@ -106,23 +109,6 @@ def _whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
-
-
-def _reported(name: str, body: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Runs a command; what the user can do something about becomes one line on standard error and status 1."""
-    try:
-        body(args)
-        sys.stdout.flush()
-        return 0
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nsmall4 {name}: interrupted", file=sys.stderr)
-    except (ValueError, OSError, MemoryError, ImportError, RuntimeError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"small4 {name}: {message}", file=sys.stderr)
-    return 1
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from .terminal import describe_bytes
+
 PACKAGE = "modeling-small4"
 EXTRA_LIBRARIES = ("bitsandbytes", "flash-attn", "kernels", "triton")  # used by transformers where they are installed
 INSTRUCTIONS = {  # torch's name -> the name that is shown; x86 first, then ARM
@@ -166,10 +168,10 @@ def _line(part: Any) -> str:
 
 
 def _value(name: str, value: Any) -> str:
-    """Bytes as GB, counts before their name, names alone."""
+    """Bytes in words, counts before their name, names alone."""
     what = name.replace("_", " ")
     if name.endswith("_bytes"):
-        return f"{value / 1e9:.1f} GB {what.removesuffix(' bytes')}"
+        return f"{describe_bytes(value)} {what.removesuffix(' bytes')}"
     if isinstance(value, int):
         return f"{value} {what}"
     if isinstance(value, list):

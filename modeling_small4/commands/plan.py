@@ -11,6 +11,7 @@ from ..planner.alternatives import alternatives, command, notes, release_table, 
 from ..planner.hardware import GPUS, NODES, Machine, parse_machine, this_machine
 from ..planner.layout import CHUNK, LAYOUTS, Plan, plan
 from ..planner.sizes import PRECISIONS, cache_bytes, weight_bytes
+from .terminal import describe_bytes
 
 EXAMPLES = ("4xH100", "2xH100", "8xH200", "4xH200", "2xH200", "1xH200", "2xB200", "1xB200", "1xDGX-B200", "4xA100", "4x24GB+64GB-ram",
             "2x24GB+64GB-ram", "24GB+64GB-ram", "24GB+128GB-ram", "128GB-ram", "64GB-ram")  # fmt: skip
@@ -98,8 +99,8 @@ def _as_text(config: Any, made: Plan) -> str:
     lines = [
         f"{made.machine.name}, {request.precision} weights, {request.batch} x {request.context:,} tokens",
         "",
-        f"weights {_gb(sum(weights.values()))}: "
-        + ", ".join(f"{part} {_gb(size)}" for part, size in weights.items() if size >= 10**7),
+        f"weights {describe_bytes(sum(weights.values()))}: "
+        + ", ".join(f"{part} {describe_bytes(size)}" for part, size in weights.items() if size >= 10**7),
         f"cache   {cache_bytes(config, 1):,} bytes per token in bfloat16, all layers",
         "",
         f"{'device':<16}{'usable':>10}{'weights':>10}{'cache':>10}{'activations':>13}{'visiting':>10}{'free':>10}",
@@ -113,8 +114,8 @@ def _as_text(config: Any, made: Plan) -> str:
         )
         lines.append(
             f"{name:<16}"
-            + "".join(f"{_gb(size):>10}" for size in sizes)
-            + f"{_gb(load.activations):>13}{_gb(load.streamed):>10}{_gb(load.free):>10}"
+            + "".join(f"{describe_bytes(size):>10}" for size in sizes)
+            + f"{describe_bytes(load.activations):>13}{describe_bytes(load.streamed):>10}{describe_bytes(load.free):>10}"
         )
     lines += ["", *_verdict(config, made), *(f"note: {note}" for note in notes(made))]
     others = alternatives(config, made)
@@ -138,7 +139,7 @@ def _options(other: Any) -> str:
 def _verdict(config: Any, made: Plan) -> list[str]:
     if not made.fits:
         worst = min(made.loads, key=lambda load: load.free)
-        return [f"does not fit: device {worst.device.name} lacks {_gb(-worst.free)}"]
+        return [f"does not fit: device {worst.device.name} lacks {describe_bytes(-worst.free)}"]
     copies, contexts = replicas(config, made)
     out = [
         f"fits, {_LAYOUT_WORDS[made.layout]}; room for {made.contexts} sequences of {made.request.context:,} tokens at once"
@@ -210,7 +211,7 @@ def _cell(config: Any, machine: Machine, precision: str, context: int) -> dict[s
 
 def _markdown(config: Any, rows: list[dict[str, Any]], context: int) -> str:
     names = {"bfloat16": "BF16", "fp8": "FP8", "nvfp4": "NVFP4", "int4": "4 bit"}
-    sizes = {p: _gb(sum(weight_bytes(config, p).values())) for p in names}
+    sizes = {p: describe_bytes(sum(weight_bytes(config, p).values())) for p in names}
     lines = ["| machine | " + " | ".join(f"{name}, {sizes[p]}" for p, name in names.items()) + " |", "|---" * 5 + "|"]
     for row in rows:
         lines.append(f"| {row['devices']} | " + " | ".join(_cell_text(p, row[p]) for p in names) + " |")
@@ -228,7 +229,3 @@ def _cell_text(precision: str, cell: dict[str, Any] | None) -> str:
     text = f"{cell['contexts']} x {tokens}" if cell["contexts"] > 1 else tokens
     where = "partly in main memory" if precision == "int4" else "weights visit the GPU"
     return f"{text}, {where}" if cell["offloads"] else text
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if abs(size) >= 10**8 else f"{size / 1e6:.1f} MB" if size else "0"

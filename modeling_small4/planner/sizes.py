@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
+from ..attention_blocks import BLOCK, LONG
+
 BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4, "int4": 4}
 PRECISIONS = tuple(BITS)
 NVFP4_BLOCK, INT4_GROUPS = 16, (128, 64, 32)
-BLOCK, LONG = 2048, 2**20  # of `blocks`, which needs torch
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Work:
 
     @property
     def blocked(self) -> bool:
-        """Whether attention goes block by block; see `blocks`."""
+        """Whether attention goes block by block; see `attention_blocks`."""
         return 1 < self.chunk < self.context and self.chunk * self.context >= LONG
 
 
