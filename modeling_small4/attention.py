@@ -21,6 +21,7 @@ from .attention_paged import PagedBatch
 from .cache import extend
 from .cpu_matmul import is_plain_linear, linear
 from .rope import Positions, rotate_pairs
+from .stored_layers import Small4StoredLinear, is_readable
 
 # Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.
 LATENT_NORM_EPS = 1e-6
@@ -149,9 +150,8 @@ class Small4Attention(nn.Module):
         up = self.rank * (self.nope + self.value_dim)
         absorbed = queries * (up + keys * (2 * self.rank + self.rope))
         expanded = keys * (up + queries * (self.nope + self.rope + self.value_dim))
-        return (
-            absorbed < expanded and is_plain_linear(self.kv_b_proj) and "flash" not in self.config._attn_implementation
-        )
+        readable = is_plain_linear(self.kv_b_proj) or is_readable(self.kv_b_proj)
+        return absorbed < expanded and readable and "flash" not in self.config._attn_implementation
 
     def expand(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys `[B, H, L, nope + rope]` and values `[B, H, L, value_dim]` of every head."""
@@ -189,17 +189,19 @@ class Small4Attention(nn.Module):
 
     def absorb_query(self, query: torch.Tensor) -> torch.Tensor:
         """Queries `[B, H, Q, nope + rope]` to keys as `[B, H, Q, R + rope]` to tokens as they are cached."""
-        key_up = self._up_projection()[:, : self.nope]
+        key_up = self._up_projection(query.dtype)[:, : self.nope]
         plain, rotary = query.split([self.nope, self.rope], dim=-1)
         return torch.cat((torch.matmul(plain, key_up), rotary), dim=-1)
 
     def absorb_output(self, output: torch.Tensor) -> torch.Tensor:
         """Weighted latents `[B, H, Q, R or wider]` to weighted values `[B, H, Q, value_dim]`."""
-        return torch.matmul(output[..., : self.rank], self._up_projection()[:, self.nope :].transpose(1, 2))
+        return torch.matmul(output[..., : self.rank], self._up_projection(output.dtype)[:, self.nope :].transpose(1, 2))
 
-    def _up_projection(self) -> torch.Tensor:
-        """`[H, nope + value_dim, R]`."""
-        return self.kv_b_proj.weight.unflatten(0, (-1, self.nope + self.value_dim))
+    def _up_projection(self, dtype: torch.dtype) -> torch.Tensor:
+        """`[H, nope + value_dim, R]`. `dtype`: of the numbers of a stored weight; a plain one has its own."""
+        up: Any = self.kv_b_proj
+        weight = up.kept_numbers(dtype) if isinstance(up, Small4StoredLinear) else up.weight
+        return weight.unflatten(0, (-1, self.nope + self.value_dim))
 
     def blocked(
         self, query: torch.Tensor, tokens: torch.Tensor, prefill: LongPrefill, **kwargs: Any

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .stored_config import stored_entry
+
 SOFTMAX_SCALE_RULES = ("released", "transformers")
 
 # Read from other layouts and then dropped: either derived here, or a statement about something that has one form only.
@@ -450,6 +452,8 @@ class Small4Config(_Small4BaseConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = _sub_config(self.text_config, "text_config", ("small4_text", "mistral4"))
         self.vision_config = _sub_config(self.vision_config, "vision_config", ("small4_vision", "pixtral"))
+        if "quantization_config" in kwargs:
+            kwargs["quantization_config"] = stored_entry(kwargs["quantization_config"])
         self._finish(**kwargs)
 
     @classmethod

@@ -133,19 +133,23 @@ def linear(module: Any, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain_linear(module: Any) -> bool:
-    """True when `module.weight` is all there is to it: no adapter, quantiser, shard, offload hook or other wrapper in between.
-
-    accelerate's hook on a layer whose weights stay on its device only moves inputs there, so it does not count.
-    """
-    wrapped = "forward" in module.__dict__ and getattr(getattr(module, "_hf_hook", None), "offload", True)
+    """True when `module.weight` is all there is to it: no adapter, quantizer, shard, offload hook or other wrapper in between."""
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
         and module.weight.is_floating_point()
         and not module.weight.is_meta
-        and not wrapped
-        and not (module._forward_hooks or module._forward_pre_hooks)
+        and is_unwrapped(module)
     )
+
+
+def is_unwrapped(module: nn.Module) -> bool:
+    """True when calling a module does what its class says.
+
+    accelerate's hook on a layer whose weights stay on its device only moves inputs there, so it does not count.
+    """
+    wrapped = "forward" in module.__dict__ and getattr(getattr(module, "_hf_hook", None), "offload", True)
+    return not (wrapped or module._forward_hooks or module._forward_pre_hooks)
 
 
 def _groups(counts: list[int]) -> list[tuple[int, slice]]:

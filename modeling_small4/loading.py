@@ -5,11 +5,17 @@ transformers only warns and leaves missing weights random. This file knows names
 
 from typing import Any
 
+import torch
+from transformers.core_model_loading import WeightConverter
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .loading_experts import choose_experts_implementation
-from .loading_fp8 import finish_loading, prepare_loading
+from .loading_fp8 import scale_spreaders
+from .loading_names import published_names
 from .loading_stages import distribute
+from .loading_stored import expanders, register
+from .stored_config import METHOD, Small4StoredConfig
 
 SHOWN = 8
 
@@ -19,14 +25,29 @@ class Small4LoadingMixin:
 
     @classmethod
     def from_pretrained(
-        cls, *args: Any, output_loading_info: bool = False, ignore_mismatched_sizes: bool = False, **kwargs: Any
+        cls,
+        *args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        dequantize: bool = False,
+        **kwargs: Any,
     ) -> Any:
         """As transformers' `from_pretrained`.
 
+        A quantized checkpoint (FP8, NVFP4, 4-bit groups) is held as it is stored, on every device, and expanded piece by piece as it is
+        computed with.
+
+        Args:
+            dequantize: Expand its weights to the model's dtype instead. Also meant by `quantization_config=FineGrainedFP8Config(dequantize=True)`.
+
         Raises:
             ValueError: Tensors are missing from the checkpoint, have another shape than the model's (unless
-                `ignore_mismatched_sizes`), or have no place in the model.
+                `ignore_mismatched_sizes`), or have no place in the model; or weights are quantized in a way that is not read.
         """
+        register()
+        asked = kwargs.get("quantization_config")
+        if dequantize or (isinstance(asked, FineGrainedFP8Config) and asked.dequantize):
+            kwargs["quantization_config"] = Small4StoredConfig(dequantize=True)
         # Mismatched shapes are let through here, to be reported by name below.
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | kwargs
         model, info = super().from_pretrained(*args, **options)  # type: ignore[misc]
@@ -41,6 +62,14 @@ class Small4LoadingMixin:
             del self.config.quantization_config  # type: ignore[attr-defined]
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
+    def half(self) -> Any:
+        """As `nn.Module.half`; stored weights stay as they are."""
+        return self.to(torch.float16) if _stored(self) else super().half()  # type: ignore[attr-defined,misc]
+
+    def float(self) -> Any:
+        """As `nn.Module.float`; stored weights stay as they are."""
+        return self.to(torch.float32) if _stored(self) else super().float()  # type: ignore[attr-defined,misc]
+
     @classmethod
     def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
         """transformers' cut of a model over processes, pipeline stages included."""
@@ -50,12 +79,28 @@ class Small4LoadingMixin:
     def _load_pretrained_model(
         model: Any, state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """transformers' reading of the tensors, with the published names and FP8 layouts added for this one load."""
-        prepare_loading(model, checkpoint_files, load_config)
+        """transformers' reading of the tensors, with the published names and stored forms added for this one load."""
+        load_config.weight_mapping[:] = (
+            published_names() + _converters(load_config.hf_quantizer) + load_config.weight_mapping
+        )
         out = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
-        finish_loading(model)
+        model._weight_conversions = []  # what is saved from now on are the model's own tensors under their own names
         choose_experts_implementation(model, load_config.hf_quantizer)
         return out
+
+
+def _stored(model: Any) -> bool:
+    return getattr(model, "quantization_method", None) == METHOD
+
+
+def _converters(quantizer: Any) -> list[WeightConverter]:
+    """What has to be done to tensors while they are loaded."""
+    if quantizer is None or not quantizer.pre_quantized:
+        return []
+    method = quantizer.quantization_config.quant_method
+    if method == METHOD:
+        return expanders(quantizer) if quantizer.quantization_config.dequantize else []
+    return scale_spreaders(quantizer) if method == "fp8" else []
 
 
 def refuse_mismatch(model: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:

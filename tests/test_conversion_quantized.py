@@ -13,7 +13,7 @@ from small4_conversion.convert import Options, convert
 from transformers import AutoModelForCausalLM, Mistral3ForConditionalGeneration
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
-from modeling_small4 import Small4Config, Small4ForCausalLM
+from modeling_small4 import Small4Config, Small4ForCausalLM, loading_stored
 
 
 @pytest.mark.parametrize("name", ["released", "text only"])
@@ -22,9 +22,10 @@ def test_published_fp8_folder_loads_with_expert_scales(tmp_path: Path, name: str
     p = rc.params(**CASES[name])
     raw = shared_scales(rc.to_fp8(rc.weights(p, seed=6), seed=6))
     folder = published_folder(tmp_path / "hf", p, raw, fp8=True)
-    model = Small4ForCausalLM.from_pretrained(folder, dtype=dtype)
-    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-    check_logits(model, p, raw)
+    for dequantize in (False, True):
+        model = Small4ForCausalLM.from_pretrained(folder, dtype=dtype, dequantize=dequantize)
+        assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {dtype}
+        check_logits(model, p, raw)
     run(folder, tmp_path / "raw", to="mistral")
     rc.same_bits(rc.read_all(tmp_path / "raw"), raw)
     run(tmp_path / "raw", tmp_path / "again", to="transformers")
@@ -34,20 +35,12 @@ def test_published_fp8_folder_loads_with_expert_scales(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fp8_folder_of_ours_loads_announced_and_saves_plain(
-    tmp_path: Path, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fp8_folder_of_ours_expands_and_saves_plain(tmp_path: Path, dtype: torch.dtype) -> None:
     p, raw = raw_case(tmp_path / "raw", seed=7, fp8=True)
     run(tmp_path / "raw", tmp_path / "ours")
     stored = rc.read_all(tmp_path / "ours")
     assert stored["model.language_model.layers.0.mlp.experts.gate_up_proj_scale_inv"].shape == (4, 2, 1)
-    with caplog.at_level("WARNING"):
-        import transformers
-
-        transformers.utils.logging.enable_propagation()
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=dtype)
-        transformers.utils.logging.disable_propagation()
-    assert "GB of memory" in caplog.text
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=dtype, dequantize=True)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     model.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -62,14 +55,32 @@ def test_fp8_folder_of_ours_loads_announced_and_saves_plain(
     check_logits(Mistral3ForConditionalGeneration.from_pretrained(tmp_path / "hf"), p, raw)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("to", ["small4", "transformers"])
+def test_fp8_is_held_and_saved_as_stored(tmp_path: Path, dtype: torch.dtype, to: str) -> None:
+    p, raw = raw_case(tmp_path / "raw", seed=7, fp8=True)
+    run(tmp_path / "raw", tmp_path / "fp8", to=to)
+    model = Small4ForCausalLM.from_pretrained(tmp_path / "fp8", dtype=dtype)
+    check_logits(model, p, raw)
+    model.to(dtype).save_pretrained(tmp_path / "saved")
+    stored, saved = rc.read_all(tmp_path / "fp8"), rc.read_all(tmp_path / "saved")
+    rc.same_bits(
+        saved, {k: v if v.dtype == torch.float8_e4m3fn or "scale" in k else v.to(dtype) for k, v in stored.items()}
+    )
+    assert equal(tmp_path / "raw", tmp_path / "saved")
+
+
 def test_fp8_without_scales_of_some_experts_is_refused(tmp_path: Path) -> None:
     raw_case(tmp_path / "raw", fp8=True)
     run(tmp_path / "raw", tmp_path / "ours")
     tensors = rc.read_all(tmp_path / "ours")
     del tensors["model.language_model.layers.0.mlp.experts.gate_up_proj_scale_inv"]
     save_file(tensors, tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match="conversion of the weights"):
-        Small4ForCausalLM.from_pretrained(tmp_path / "ours")
+    for dequantize in (False, True):
+        with pytest.raises(
+            (ValueError, RuntimeError), match=r"gate_up_proj_scale_inv is missing|conversion of the weights"
+        ):
+            Small4ForCausalLM.from_pretrained(tmp_path / "ours", dequantize=dequantize)
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts\.gate_up_proj_scale_inv is missing"):
         run(tmp_path / "ours", tmp_path / "out", to="mistral")
 
@@ -159,9 +170,10 @@ def test_nvfp4_is_expanded(
 
 @pytest.mark.parametrize("to", ["small4", "transformers"])
 def test_fp8_kept_for_devices_that_compute_in_it(tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where transformers would not dequantise, its FP8 modules get the same codes and scales, and saving gives the same model."""
+    """Where transformers' own kernels are used, its FP8 modules get the same codes and scales, and saving gives the same model."""
     _, raw = raw_case(tmp_path / "raw", seed=13, fp8=True)
     run(tmp_path / "raw", tmp_path / "fp8", to=to)
+    monkeypatch.setattr(loading_stored, "computes_fp8", lambda _: True)
     monkeypatch.setattr(FineGrainedFP8HfQuantizer, "validate_environment", lambda *_, **__: None)
     model = Small4ForCausalLM.from_pretrained(tmp_path / "fp8")
     experts = model.model.language_model.layers[1].mlp.experts

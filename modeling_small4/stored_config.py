@@ -1,0 +1,87 @@
+"""What a configuration says about quantization, for transformers' loading: which of its entries mean stored weights.
+
+Knows the words of `config.json`; no tensors.
+"""
+
+from typing import Any
+
+from transformers.utils.quantization_config import FineGrainedFP8Config
+
+METHOD = "small4_stored"
+# What transformers itself loads into this model. Everything else comes to us: to be held, or refused by name.
+_HOST_METHODS = ("bitsandbytes", "torchao", "small4_int4", METHOD)
+# The methods whose weights are held, by what they are called in `config.json`, and the formats of the second.
+HELD_METHODS = ("fp8", "compressed-tensors")
+HELD_FORMATS = ("float-quantized", "naive-quantized", "nvfp4-pack-quantized", "pack-quantized", "mixed-precision")
+
+
+class Small4StoredConfig(FineGrainedFP8Config):
+    """The `quantization_config` of a checkpoint whose weights are held as stored, or expanded if `dequantize`.
+
+    A kind of transformers' configuration of FP8 because only with those a caller's `dequantize` reaches a checkpoint that has an entry of
+    its own. It is saved as the entry that it was made of.
+
+    Args:
+        entry: `quantization_config` of `config.json`, word for word.
+        dequantize: Expand all weights while loading.
+    """
+
+    def __init__(self, entry: dict[str, Any] | None = None, dequantize: bool = False) -> None:
+        self.entry = dict(entry or {})
+        self.quant_method = METHOD
+        self.dequantize = dequantize or bool(self.entry.get("dequantize"))
+
+    @property
+    def method(self) -> str | None:
+        """What the checkpoint itself calls its way of quantizing."""
+        return self.entry.get("quant_method")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dictionary: transformers asks for `quant_method` so."""
+        return getattr(self, name, default)
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What a caller may change of a checkpoint's own entry."""
+        return {"dequantize": self.dequantize}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry."""
+        return dict(self.entry)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Small4StoredConfig) and (self.entry, self.dequantize) == (
+            other.entry,
+            other.dequantize,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def stored_entry(entry: Any) -> Any:
+    """A `quantization_config` as read from `config.json`, made a `Small4StoredConfig` unless it is transformers' own business."""
+    if not isinstance(entry, dict) or entry.get("quant_method") in _HOST_METHODS:
+        return entry
+    if entry.get("load_in_8bit") or entry.get("load_in_4bit"):
+        return entry
+    return Small4StoredConfig(entry)
+
+
+def refuse_unknown(config: Small4StoredConfig) -> None:
+    """Raise ValueError for a way of quantizing that is not read, and say what to do."""
+    method, words = config.method, config.entry.get("format")
+    groups = config.entry.get("config_groups")
+    inner = (
+        [group.get("format") for group in groups.values() if isinstance(group, dict)]
+        if isinstance(groups, dict)
+        else []
+    )
+    if method not in HELD_METHODS:
+        raise ValueError(
+            f"quantization_config says quant_method={method!r}, which from_pretrained does not read; it reads {' and '.join(HELD_METHODS)}. "
+            "Convert the checkpoint first: small4 convert SRC DST."
+        )
+    unknown = [word for word in (words, *inner) if word is not None and word not in HELD_FORMATS]
+    if method == "compressed-tensors" and unknown:
+        raise ValueError(
+            f"quantization_config says format={unknown[0]!r} of compressed-tensors, which is not read; read are {', '.join(HELD_FORMATS)}."
+        )

@@ -1,0 +1,214 @@
+"""Linear layers and routed experts that hold their weights as stored, and compute with a bounded piece expanded at a time.
+
+Parameters have the names and shapes of the checkpoint's tensors (written down in `small4_conversion.formats`), so saving writes the
+same bytes. They are never trained and never cast; gradients of inputs flow. Must not know: files, configurations.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from .cpu_matmul import is_unwrapped
+from .stored_kernels import product, product_transposed
+from .stored_weights import Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
+
+# What stands behind the stem of a weight's name: codes, then scales. Scales of inputs are kept for engines that round their inputs.
+CODES = ("", "_packed")
+SCALES = ("_scale_inv", "_scale", "_global_scale", "_zero_point")
+INPUT_SCALES = ("activation_scale", "input_global_scale")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stored tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def stored_weight(parts: Mapping[str, torch.Tensor], half: int = 0, halves: int = 1) -> StoredWeight:
+    """One matrix out of the tensors of a linear layer, or of one expert, without a copy.
+
+    Args:
+        parts: By what stands behind the stem of their names, see `CODES` and `SCALES`.
+        half, halves: Which of the matrices that stand one below the other; gate rows and up rows are 0 and 1 of 2.
+    """
+
+    def mine(tensor: torch.Tensor) -> torch.Tensor:
+        count = tensor.shape[0] // halves
+        return tensor if halves == 1 or tensor.shape[0] == 1 else tensor[half * count : (half + 1) * count]
+
+    if "" in parts:
+        scale = parts["_scale_inv"]
+        return Fp8Weight(mine(parts[""]), mine(scale if scale.ndim == 2 else scale.reshape(1, 1)))
+    codes, scale = mine(parts["_packed"]), mine(parts["_scale"])
+    if codes.dtype == torch.uint8:
+        return Nvfp4Weight(codes, scale, parts["_global_scale"].reshape(-1)[half])
+    zeros = parts.get("_zero_point")
+    return Int4Weight(codes, scale, None if zeros is None else mine(zeros))
+
+
+def expanded(parts: Mapping[str, torch.Tensor], halves: int, dtype: torch.dtype) -> torch.Tensor:
+    """All numbers of a linear weight `[out, in]`, or of fused experts `[experts, halves * rows, in]`, in `dtype`.
+
+    parts: As of `stored_weight`, those of all experts together.
+    """
+    codes = parts["" if "" in parts else "_packed"]
+    stacks = (
+        [{end: part[expert] for end, part in parts.items()} for expert in range(len(codes))]
+        if codes.ndim == 3
+        else [parts]
+    )
+    weights = [[stored_weight(stack, half, halves) for half in range(halves)] for stack in stacks]
+    first = weights[0][0]
+    out = torch.empty(len(weights), halves, first.rows, first.columns, dtype=dtype, device=codes.device)
+    for index, stack in enumerate(weights):
+        for half, weight in enumerate(stack):
+            for rows, piece in weight.pieces():
+                out[index, half, rows] = piece.expand()
+    return out.flatten(1, 2) if codes.ndim == 3 else out[0, 0]
+
+
+class StoredProduct(torch.autograd.Function):
+    """`inputs @ weight.T`, float `[..., columns]` to `[..., rows]`; only inputs have a gradient."""
+
+    @staticmethod
+    def forward(inputs: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
+        return product(weight, inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, StoredWeight], output: torch.Tensor) -> None:
+        ctx.weight = inputs[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return product_transposed(ctx.weight, grad.flatten(0, -2)).unflatten(0, grad.shape[:-1]), None
+
+
+@torch.compiler.disable
+def multiply(weight: StoredWeight, inputs: torch.Tensor) -> torch.Tensor:
+    """`inputs @ weight.T` with a gradient for the inputs. Compiled code is left and entered again around it."""
+    return StoredProduct.apply(inputs, weight)
+
+
+class StoredModule(nn.Module):
+    """What both kinds of layers share: parameters that keep their dtype whatever a model is cast to."""
+
+    _hf_quantized_needs_local_tp = True  # transformers: give this process's shard as plain tensors
+
+    def _add(self, parts: Mapping[str, Part]) -> None:
+        for name, part in parts.items():
+            empty = torch.empty(part.shape, dtype=part.dtype, device="meta")
+            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+
+    def _parts(self, stem: str) -> dict[str, torch.Tensor]:
+        """Codes and scales of the weight `stem`, by what stands behind it."""
+        found = {end: self._parameters.get(stem + end) for end in CODES + SCALES}
+        return {end: tensor for end, tensor in found.items() if tensor is not None}
+
+    def numbers(self, stem: str, dtype: torch.dtype) -> torch.Tensor:
+        """The expanded weight `stem` in the shape of a plain module's parameter."""
+        return expanded(self._parts(stem), 2 if stem == "gate_up_proj" else 1, dtype)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "StoredModule":
+        """As `nn.Module`'s, except that `to(dtype)`, `half()` and their like only move codes and scales."""
+        stored = {id(parameter) for name, parameter in self._parameters.items() if name != "bias"}
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in stored:
+                return fn(tensor)
+            tried = fn(tensor.new_empty(0))
+            if tried.dtype == tensor.dtype:
+                return fn(tensor)
+            return torch.empty_like(tensor, device=tried.device) if tensor.is_meta else tensor.to(tried.device)
+
+        return super()._apply(moved, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; torch (2.13) cannot pickle numbers of 8 bits, so they go as bytes."""
+        state = dict(self.__dict__)
+        eight = {name: p for name, p in self._parameters.items() if p is not None and p.dtype == torch.float8_e4m3fn}
+        state["_parameters"] = self._parameters | {name: p.data.view(torch.uint8) for name, p in eight.items()}
+        return state | {"_eight_bits": list(eight)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parameters = state["_parameters"]
+        for name in state.pop("_eight_bits"):
+            parameters[name] = nn.Parameter(parameters[name].view(torch.float8_e4m3fn), requires_grad=False)
+        super().__setstate__(state)
+
+
+class Small4StoredLinear(StoredModule):
+    """A linear layer of a stored weight. Answers in the dtype of its input."""
+
+    def __init__(
+        self, in_features: int, out_features: int, parts: Mapping[str, Part], bias: nn.Parameter | None = None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self._add(parts)
+        self.bias = bias
+        self._expanded: tuple[Any, torch.Tensor] | None = None
+
+    def stored(self) -> StoredWeight:
+        """The weight `[out, in]`."""
+        return stored_weight(self._parts("weight"))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output = multiply(self.stored(), inputs)
+        return output if self.bias is None else output + self.bias
+
+    def kept_numbers(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight's numbers `[out, in]`, kept from the first call on; for the one small matrix that is not only multiplied with."""
+        weight = self.stored()
+        key = (dtype, weight.codes.device, weight.codes.data_ptr(), weight.codes._version)
+        if self._expanded is None or self._expanded[0] != key:
+            self._expanded = (key, self.numbers("weight", dtype))
+        return self._expanded[1]
+
+    def extra_repr(self) -> str:
+        """As that of `nn.Linear`."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def is_readable(module: Any) -> bool:
+    """True for a stored linear whose weight is all there is to it, and here: no adapter, shard or offload hook in between."""
+    return type(module) is Small4StoredLinear and is_unwrapped(module) and not module.stored().codes.is_meta
+
+
+class Small4StoredExperts(StoredModule):
+    """All routed experts of a layer, held as stored: `gate_up_proj` `[experts, 2 * width, hidden]`, gate rows first, `down_proj`."""
+
+    def __init__(self, num_experts: int, act_fn: nn.Module, parts: Mapping[str, Part]) -> None:
+        super().__init__()
+        self.num_experts, self.act_fn = num_experts, act_fn
+        self._add(parts)
+
+    def stored(self, stem: str, expert: int, half: int = 0) -> StoredWeight:
+        """One matrix: `half` 0 and 1 of "gate_up_proj" are the gate rows and the up rows, "down_proj" has one."""
+        parts = {end: tensor[expert] for end, tensor in self._parts(stem).items()}
+        return stored_weight(parts, half, 2 if stem == "gate_up_proj" else 1)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Small4Experts.forward`: one expert after the other, each on all of its tokens."""
+        if hidden_states.is_meta:
+            return torch.empty_like(hidden_states)  # which experts are chosen is not known there
+        top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=self.num_experts)[: self.num_experts].tolist()
+        groups = hidden_states[order // top_k].split([*counts, len(flat) - sum(counts)])
+        outputs = [self._one(expert, group) for expert, group in enumerate(groups[:-1]) if len(group)]
+        outputs.append(torch.zeros_like(groups[-1]))  # tokens of other ranks' experts
+        weighted = torch.cat(outputs) * top_k_weights.flatten()[order, None]
+        return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
+
+    def _one(self, expert: int, inputs: torch.Tensor) -> torch.Tensor:
+        gate, up = (multiply(self.stored("gate_up_proj", expert, half), inputs) for half in (0, 1))
+        return multiply(self.stored("down_proj", expert), self.act_fn(gate) * up)
