@@ -162,7 +162,7 @@ def test_eight_bits_round_to_half_a_step(magnitude: float) -> None:
         step = tokens[..., part].abs().amax(-1, keepdim=True) / 127
         error = (got - tokens)[..., part].abs()
         assert (error <= step * (1 + 2**-8) / 2).all()  # as scales are stored in bfloat16
-        wide = step * (1 + 2**-7)
+        wide = (step * (1 + 2**-7)).bfloat16().float()
         wasteful = ((tokens[..., part] / wide).round() * wide - tokens[..., part]).abs()
         assert error.mean() < wasteful.mean() * 0.997
     assert torch.equal(
