@@ -1,0 +1,368 @@
+"""C text of the kernels for stored weights: what all processors share. Instructions are in `stored_source_x86`; `stored_native` compiles.
+
+Each row of a weight is decoded a block of columns at a time, in the order that suits the instructions; inputs are put in that order
+first. Numbers are rounded to bfloat16 exactly as `StoredWeight.expand` does; sums are float32.
+"""
+
+COMMON = r"""
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define ROWS 4        // rows multiplied together
+#define PIECE 1024    // columns decoded at a time, so that they stay in the first cache
+#define TOKENS 64     // tokens whose sums are kept at a time
+#define CHUNK 131072  // bytes of codes that a thread takes at a time
+
+enum { FP8, NVFP4, INT4 };
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+
+typedef struct {
+    const uint8_t *codes;
+    int64_t code_stride;  // bytes
+    const void *scale;
+    int64_t scale_stride, scale_type;
+    const int32_t *zeros;
+    int64_t zero_stride;
+    const void *inputs;
+    int64_t input_stride;
+    void *outputs;
+    int64_t output_stride;
+    int64_t form, type, rows, columns, tokens;  // tokens -1: expand into outputs instead
+    int64_t row_shift, column_shift;            // 2 ** shift rows and columns share a scale
+    double divisor;
+    const void *prepared;
+} Job;
+
+static float e4m3[256];
+static const float e2m1[16] = {0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
+
+INLINE float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+INLINE uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+
+INLINE uint16_t bfloat16(float value) {  // to nearest, ties to even
+    uint32_t bits = to_bits(value);
+    return value != value ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE float float16(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
+    if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+    if (rest >= 0x0400) return from_bits(sign | ((rest << 13) + (112u << 23)));
+    return from_bits(sign | to_bits((float)rest * 0x1p-24f));
+}
+
+INLINE float scale_at(const Job *job, int64_t row, int64_t column) {
+    int64_t at = (row >> job->row_shift) * job->scale_stride + (column >> job->column_shift);
+    if (job->scale_type == FLOAT32) return ((const float *)job->scale)[at];
+    uint16_t half = ((const uint16_t *)job->scale)[at];
+    return job->scale_type == BFLOAT16 ? from_bits((uint32_t)half << 16) : float16(half);
+}
+
+INLINE float zero_at(const Job *job, int64_t row, int64_t column) {
+    if (!job->zeros) return 8;
+    uint32_t eight = (uint32_t)job->zeros[row / 8 * job->zero_stride + (column >> job->column_shift)];
+    return (float)(eight >> 4 * (row % 8) & 15);
+}
+
+INLINE int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+void start(void) {
+    for (int code = 0; code < 256; code++) {
+        int exponent = code >> 3 & 15, mantissa = code & 7;
+        float size = exponent ? from_bits((uint32_t)(exponent + 120) << 23 | (uint32_t)mantissa << 20) : (float)mantissa * 0x1p-9f;
+        if ((code & 127) == 127) size = from_bits(0x7fc00000);
+        e4m3[code] = code & 128 ? -size : size;
+    }
+}
+"""
+
+STATE = r"""
+typedef struct {  // what one thread works with
+    Number *piece;      // decoded columns, [ROWS, PIECE]
+    Sum *sums;          // [TOKENS, ROWS]
+    Table *tables;      // for each scale of NVFP4
+    Lookup *lookups;    // [ROWS, groups of columns] where each row has its own scale, else [1, groups of columns]
+    int64_t groups;
+    const Job *tables_of;
+    struct { const Job *job; int64_t row; } lookups_of[ROWS];
+} State;
+
+INLINE int own_scale(const Job *job) { return job->row_shift == 0; }
+
+INLINE const Lookup *lookups_at(const State *state, const Job *job, int64_t row) {
+    return state->lookups + (own_scale(job) ? row % ROWS * state->groups : 0);
+}
+
+// Make ready what decoding a row takes.
+INLINE void prepare_row(State *state, const Job *job, int64_t row) {
+    if (job->form == NVFP4 && state->tables_of != job) {
+        for (int code = 0; code < 256; code++) nvfp4_table(state->tables + code, e4m3[code], (float)job->divisor);
+        state->tables_of = job;
+    }
+    if (job->form != FP8) return;
+    int64_t slot = own_scale(job) ? row % ROWS : 0, group = row >> job->row_shift;
+    if (state->lookups_of[slot].job == job && state->lookups_of[slot].row == group) return;
+    int64_t count = ((job->columns - 1) >> job->column_shift) + 1;
+    for (int64_t i = 0; i < count; i++)
+        fp8_lookup((Lookup *)lookups_at(state, job, row) + i, scale_at(job, row, i << job->column_shift));
+    state->lookups_of[slot].job = job;
+    state->lookups_of[slot].row = group;
+}
+"""
+
+DRIVER = r"""
+INLINE int narrow(const Job *job) {
+#ifdef NARROW
+    return job->type == BFLOAT16;
+#else
+    return 0;
+#endif
+}
+
+INLINE int64_t padded(const Job *job) { return up(job->columns, BLOCK); }
+
+// The codes of a block, and its scales of NVFP4; those of the last one are followed by zeros.
+INLINE Decoded decode_at(const Job *job, const State *state, const int form, int64_t row, int64_t column) {
+    const int half = form != FP8;
+    const uint8_t *codes = job->codes + row * job->code_stride + (column >> half), *scales = NULL;
+    if (form == NVFP4) scales = (const uint8_t *)job->scale + row * job->scale_stride + column / 16;
+    if (column + BLOCK <= job->columns) return decode(job, state, form, row, column, codes, scales);
+    uint8_t codes_left[BLOCK] = {0}, scales_left[BLOCK / 16 + 1] = {0};
+    memcpy(codes_left, codes, (size_t)(job->columns - column) >> half);
+    if (form == NVFP4) memcpy(scales_left, scales, (size_t)(job->columns - column) / 16);
+    return decode(job, state, form, row, column, codes_left, scales_left);
+}
+
+INLINE Sum add(Sum sum, Part part, const void *inputs, int64_t at, const int is_narrow) {
+#ifdef NARROW
+    if (is_narrow) return add_narrow(sum, part, (const uint16_t *)inputs + at);
+#endif
+    (void)is_narrow;
+    return add_wide(sum, part, (const float *)inputs + at);
+}
+
+// One row and one token, decoded in registers.
+INLINE float dot(const Job *job, const State *state, const int form, int64_t row, const int is_narrow) {
+    Sum sums[BLOCK / STEP];
+    for (int i = 0; i < BLOCK / STEP; i++) sums[i] = nothing();
+    for (int64_t column = 0; column < job->columns; column += BLOCK) {
+        Decoded block = decode_at(job, state, form, row, column);
+        for (int i = 0; i < BLOCK / STEP; i++) sums[i] = add(sums[i], block.parts[i], job->prepared, column + i * STEP, is_narrow);
+    }
+    float all = 0;
+    for (int i = 0; i < BLOCK / STEP; i++) all += total(sums[i]);
+    return all;
+}
+
+INLINE void decode_piece(const Job *job, const State *state, const int form, int64_t row, int64_t from, int64_t to, Number *out) {
+    for (int64_t column = from; column < to; column += BLOCK, out += BLOCK) {
+        Decoded block = decode_at(job, state, form, row, column);
+        for (int i = 0; i < BLOCK / STEP; i++) keep(out + i * STEP, block.parts[i]);
+    }
+}
+
+// ROWS rows of a piece times some tokens, added to sums [tokens, ROWS].
+INLINE void tile(const Number *piece, int64_t length, const void *inputs, int64_t from, int64_t stride, Sum *sums, const int tokens, const int is_narrow) {
+    Sum kept[TILE * ROWS];
+    for (int i = 0; i < tokens * ROWS; i++) kept[i] = sums[i];
+    for (int64_t k = 0; k < length; k += STEP)
+        for (int row = 0; row < ROWS; row++) {
+            Part part = load(piece + row * PIECE + k);
+            for (int token = 0; token < tokens; token++)
+                kept[token * ROWS + row] = add(kept[token * ROWS + row], part, inputs, from + token * stride + k, is_narrow);
+        }
+    for (int i = 0; i < tokens * ROWS; i++) sums[i] = kept[i];
+}
+
+INLINE void tiles(const Number *piece, int64_t length, const void *inputs, int64_t from, int64_t stride, Sum *sums, int64_t tokens, const int is_narrow) {
+    for (int64_t token = 0; token < tokens;) {
+        int64_t left = tokens - token, here = left < TILE ? left : TILE;
+        Sum *some = sums + token * ROWS;
+        int64_t at = from + token * stride;
+        switch (here) {
+        case 1: tile(piece, length, inputs, at, stride, some, 1, is_narrow); break;
+        case 2: tile(piece, length, inputs, at, stride, some, 2, is_narrow); break;
+        case 3: tile(piece, length, inputs, at, stride, some, 3, is_narrow); break;
+#if MOST > 3
+        case 4: tile(piece, length, inputs, at, stride, some, 4, is_narrow); break;
+#endif
+#if MOST > 4
+        case 5: tile(piece, length, inputs, at, stride, some, 5, is_narrow); break;
+        case 6: tile(piece, length, inputs, at, stride, some, 6, is_narrow); break;
+#endif
+        }
+        token += here;
+    }
+}
+
+INLINE void write(const Job *job, int64_t token, int64_t row, float value) {
+    int64_t at = token * job->output_stride + row;
+    if (job->type == FLOAT32) ((float *)job->outputs)[at] = value;
+    else ((uint16_t *)job->outputs)[at] = bfloat16(value);
+}
+
+INLINE void multiply_rows(const Job *job, State *state, const int form, int64_t first, int64_t count, const int is_narrow) {
+    int64_t width = padded(job);
+    for (int64_t row = first; row < first + count; row++) prepare_row(state, job, row);
+    for (int64_t start = 0; start < job->tokens; start += TOKENS) {
+        int64_t tokens = job->tokens - start < TOKENS ? job->tokens - start : TOKENS;
+        for (int64_t i = 0; i < tokens * ROWS; i++) state->sums[i] = nothing();
+        for (int64_t from = 0; from < job->columns; from += PIECE) {
+            int64_t to = from + PIECE < job->columns ? from + PIECE : job->columns;
+            for (int64_t row = 0; row < count; row++)
+                decode_piece(job, state, form, first + row, from, to, state->piece + row * PIECE);
+            tiles(state->piece, up(to - from, BLOCK), job->prepared, start * width + from, width, state->sums, tokens, is_narrow);
+        }
+        for (int64_t token = 0; token < tokens; token++)
+            for (int64_t row = 0; row < count; row++)
+                write(job, start + token, first + row, total(state->sums[token * ROWS + row]));
+    }
+}
+
+INLINE void expand_row(const Job *job, State *state, const int form, int64_t row) {
+    for (int64_t from = 0; from < job->columns; from += PIECE) {
+        int64_t to = from + PIECE < job->columns ? from + PIECE : job->columns;
+        decode_piece(job, state, form, row, from, to, state->piece);
+        write_natural(job, state->piece, to - from, (uint16_t *)job->outputs + row * job->output_stride + from);
+    }
+}
+
+INLINE void work_form(const Job *job, State *state, const int form, int64_t from, int64_t to, const int is_narrow) {
+    if (job->tokens == 1 || job->tokens < 0)
+        for (int64_t row = from; row < to; row++) {
+            prepare_row(state, job, row);
+            if (job->tokens < 0) expand_row(job, state, form, row);
+            else write(job, 0, row, dot(job, state, form, row, is_narrow));
+        }
+    else
+        for (int64_t row = from; row < to; row += ROWS)
+            multiply_rows(job, state, form, row, to - row < ROWS ? to - row : ROWS, is_narrow);
+}
+
+#define WORK(form) static void work_##form##_wide(const Job *job, State *state, int64_t from, int64_t to) { work_form(job, state, form, from, to, 0); }
+WORK(FP8) WORK(NVFP4) WORK(INT4)
+#undef WORK
+#ifdef NARROW
+#define WORK(form) static void work_##form##_narrow(const Job *job, State *state, int64_t from, int64_t to) { work_form(job, state, form, from, to, 1); }
+WORK(FP8) WORK(NVFP4) WORK(INT4)
+#endif
+
+static void work(const Job *job, State *state, int64_t from, int64_t to) {
+#ifdef NARROW
+    if (narrow(job)) {
+        if (job->form == FP8) work_FP8_narrow(job, state, from, to);
+        else if (job->form == NVFP4) work_NVFP4_narrow(job, state, from, to);
+        else work_INT4_narrow(job, state, from, to);
+        return;
+    }
+#endif
+    if (job->form == FP8) work_FP8_wide(job, state, from, to);
+    else if (job->form == NVFP4) work_NVFP4_wide(job, state, from, to);
+    else work_INT4_wide(job, state, from, to);
+}
+
+// Inputs in the order of decoded numbers, blocks filled up with zeros.
+static void prepare_inputs(const Job *job, void *prepared) {
+    int64_t width = padded(job);
+    int places[BLOCK];
+    for (int i = 0; i < BLOCK; i++) places[i] = order((int)job->form, narrow(job) ? i : wide_order(i));
+    for (int64_t token = 0; token < job->tokens; token++)
+        for (int64_t column = 0; column < width; column += BLOCK)
+            for (int i = 0; i < BLOCK; i++) {
+                int64_t from = column + places[i], to = token * width + column + i;
+                int inside = from < job->columns;
+                from += token * job->input_stride;
+                if (narrow(job)) ((uint16_t *)prepared)[to] = inside ? ((const uint16_t *)job->inputs)[from] : 0;
+                else if (!inside) ((float *)prepared)[to] = 0;
+                else if (job->type == FLOAT32) ((float *)prepared)[to] = ((const float *)job->inputs)[from];
+                else ((float *)prepared)[to] = from_bits((uint32_t)((const uint16_t *)job->inputs)[from] << 16);
+            }
+}
+
+typedef struct {
+    const Job *jobs;
+    State *states;
+    int64_t count;
+    atomic_llong next_chunk;
+    atomic_int next_state;
+} Run;
+
+INLINE int64_t chunk_rows(const Job *job) { return up(CHUNK / job->code_stride + 1, ROWS); }
+INLINE int64_t chunks(const Job *job) { return (job->rows + chunk_rows(job) - 1) / chunk_rows(job); }
+
+static void run_thread(void *data) {
+    Run *run = data;
+    State *state = run->states + atomic_fetch_add(&run->next_state, 1);
+    const Job *job = run->jobs, *end = job + run->count;
+    for (int64_t passed = 0;;) {
+        int64_t chunk = atomic_fetch_add(&run->next_chunk, 1) - passed;
+        while (job < end && chunk >= chunks(job)) chunk -= chunks(job), passed += chunks(job), job++;
+        if (job == end) return;
+        int64_t from = chunk * chunk_rows(job), to = from + chunk_rows(job);
+        work(job, state, from, to < job->rows ? to : job->rows);
+    }
+}
+
+static void *fresh(int64_t bytes) {
+    void *memory = aligned_alloc(64, (size_t)up(bytes ? bytes : 1, 64));
+#ifdef POISON
+    if (memory) memset(memory, 0xff, (size_t)up(bytes, 64));
+#endif
+    return memory;
+}
+
+static int64_t groups_of(const Job *job) { return job->form == FP8 ? ((job->columns - 1) >> job->column_shift) + 1 : 0; }
+
+static int fill(State *state, int64_t groups) {
+    memset(state, 0, sizeof *state);
+    state->groups = groups;
+    state->piece = fresh(ROWS * PIECE * (int64_t)sizeof(Number));
+    state->sums = fresh(ROWS * TOKENS * (int64_t)sizeof(Sum));
+    state->tables = fresh(256 * (int64_t)sizeof(Table));
+    state->lookups = fresh(ROWS * groups * (int64_t)sizeof(Lookup));
+    return state->piece && state->sums && state->tables && state->lookups;
+}
+
+static void drop(State *state) { free(state->piece); free(state->sums); free(state->tables); free(state->lookups); }
+
+static int64_t prepared_bytes(const Job *job) {
+    return job->tokens > 0 ? up(job->tokens * padded(job) * (narrow(job) ? 2 : 4), 64) : 0;
+}
+
+static int same_inputs(const Job *a, const Job *b) {
+    return a->inputs == b->inputs && a->input_stride == b->input_stride && a->tokens == b->tokens && a->columns == b->columns
+        && a->type == b->type && (a->form == FP8) == (b->form == FP8);
+}
+
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+// Do all jobs. parallel: GOMP_parallel of the OpenMP runtime that torch uses. Returns 0 when memory is short.
+int run(Job *jobs, int64_t count, int64_t threads, Parallel parallel) {
+    int64_t bytes = 0, groups = 1;
+    for (int64_t i = 0; i < count; i++) {
+        bytes += prepared_bytes(jobs + i);
+        if (groups_of(jobs + i) > groups) groups = groups_of(jobs + i);
+    }
+    char *inputs = fresh(bytes), *at = inputs;
+    State *states = malloc((size_t)threads * sizeof(State));
+    int fine = inputs && states;
+    for (int64_t i = 0; fine && i < count; i++) {
+        if (i && same_inputs(jobs + i, jobs + i - 1)) { jobs[i].prepared = jobs[i - 1].prepared; continue; }
+        jobs[i].prepared = at;
+        prepare_inputs(jobs + i, at);
+        at += prepared_bytes(jobs + i);
+    }
+    int64_t made = 0;
+    while (fine && made < threads) fine = fill(states + made++, groups);
+    Run all = {jobs, states, count, 0, 0};
+    if (fine && threads > 1) parallel(run_thread, &all, (unsigned)threads, 0);
+    else if (fine) run_thread(&all);
+    for (int64_t i = 0; states && i < made; i++) drop(states + i);
+    free(states);
+    free(inputs);
+    return fine;
+}
+"""
