@@ -160,10 +160,15 @@ def reachable(package: Path, names: set[str]) -> set[str]:
     seen: set[str] = set()
     while todo := names - seen:
         for name in todo:
-            text = (package / f"{name}.py").read_text(encoding="utf-8")
-            names = names | set(re.findall(r"^\s*from\s+\.(\w+)\s+import", text, re.MULTILINE))
+            names = names | imports_of(package / f"{name}.py")
         seen |= todo
     return seen
+
+
+def imports_of(module: Path) -> set[str]:
+    """The neighbours that a module of a flat package imports."""
+    text = module.read_text(encoding="utf-8", errors="replace")
+    return set(re.findall(r"^\s*from\s+\.(\w+)\s+import", text, re.MULTILINE))
 
 
 def _write_json(file: Path, content: dict[str, object]) -> None:

@@ -142,7 +142,7 @@ def convert(
             note(remark)
         configuration = _configuration(planned)
         _check_space(dst, sum(output.nbytes for output in planned.outputs))
-        with _full_disk_named(dst), new_folder(dst, options.overwrite) as partial:
+        with _full_disk_named(dst), new_folder(dst, options.overwrite, note) as partial:
             for name, content in configuration.items():
                 (partial / name).write_bytes(content)
             write_tokenizer(source, partial, options.to, note)

@@ -1,137 +1,292 @@
-"""A folder that appears whole or not at all: written beside its place under a temporary name, then renamed.
+"""A folder that appears whole or not at all: written in a private folder beside its place, then put there in one step.
 
-The temporary folder is locked while it is written, so two runs on one destination do not mix, and a lock dies with its process,
-so a killed run leaves nothing that stops the next. Knows folders; it does not know what is written into them.
+The private folder (`.small4-*`, mode 0700) carries a mark that is locked while its run lives. So two runs on one destination do not mix,
+and a later run knows what a killed one left. Links are not followed, and nothing that conversion did not write is deleted: what
+`--overwrite` finds beside the files of the former checkpoint stays in the folder. Does not know what is written into a folder.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, write_all
+from .ownership import carried_code, foreign_entries, is_known, read_as_weights, why_no_checkpoint
 
-_CHECKPOINT_FILES = ("config.json", "params.json")
+PREFIX, MARK = ".small4-", "small4-is-writing"
+_NEW, _FORMER = (
+    "new",
+    "former",
+)  # what is being written; what stood at the destination before, or is about to change places with it
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 def check_destination(destination: Path, source: Path, overwrite: bool) -> None:
     """Refuse a destination that would destroy something. Creates nothing.
 
     Raises:
-        CheckpointError: It exists and `overwrite` is off, is no checkpoint folder, or holds or is the source.
+        CheckpointError: It exists and `overwrite` is off, is no folder with a checkpoint of this model, cannot be replaced, or holds or
+            is the source.
     """
-    place, origin = destination.resolve(), source.resolve()
-    if place == origin or place in origin.parents:
-        raise CheckpointError(f"{destination}: holds the source {source}; choose another folder")
-    if not os.path.lexists(destination):
+    place = _place(destination)
+    _refuse_source(place, destination, source)
+    if not os.path.lexists(place):
         return
-    if destination.is_symlink() or not destination.is_dir():
+    if place.is_symlink() or not place.is_dir():
         raise CheckpointError(f"{destination}: exists and is no folder; choose another name")
-    entries = {entry.name for entry in destination.iterdir()}
-    if not entries:
-        return
-    if not overwrite:
-        raise CheckpointError(f"{destination}: exists already; choose another folder or add --overwrite")
-    if not entries.intersection(_CHECKPOINT_FILES):
-        raise CheckpointError(f"{destination}: is no checkpoint folder, so --overwrite does not touch it")
+    if place.stat().st_dev != place.parent.stat().st_dev:
+        raise CheckpointError(f"{destination}: is a mount point, which cannot be replaced; choose a folder inside it")
+    if _is_filled(place):
+        _check_former(place, destination, overwrite)
 
 
 @contextmanager
-def new_folder(destination: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder to fill. Leaving normally puts it at `destination`; leaving by an exception removes it.
+def new_folder(destination: Path, overwrite: bool, note: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
+    """A new folder to fill. Leaving normally puts it at `destination`; leaving by an exception removes it.
+
+    note: told what stays in the folder that is replaced.
 
     Raises:
-        CheckpointError: Another run is writing the same destination, or it came into being meanwhile.
+        CheckpointError: Another run is writing the same destination, or it came into being or changed meanwhile.
     """
-    place = destination.resolve()
+    place = _place(destination)
     made = _make_parents(place.parent)
-    partial = place.with_name(f".{place.name}.partial")
-    lock = _locked(partial, destination)
     done = False
     try:
-        _restore_interrupted_swap(place)
-        yield partial
-        _sync(partial)
-        _put_in_place(partial, place, destination, overwrite)
-        done = True
+        _clear_leftovers(place, destination)
+        if _is_filled(place):
+            _check_former(place, destination, overwrite)
+        with private_folder(place) as private:
+            new = private / _NEW
+            new.mkdir()
+            yield new
+            _sync(new)
+            if kept := _put_in_place(new, place, destination, overwrite):
+                note(f"{destination}: kept beside the checkpoint, as small4 did not write it: {_listed(kept)}")
+            done = True
     finally:
         if not done:
-            shutil.rmtree(partial, ignore_errors=True)
             for folder in made:
-                _remove_if_empty(folder)
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+@contextmanager
+def private_folder(place: Path) -> Iterator[Path]:
+    """A folder of mode 0700 beside `place` that only this run writes; afterwards it is removed with the checkpoint files in it."""
+    private = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.parent))
+    lock = os.open(private / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_all(lock, _mark_of(place))
+        (private / ".lock").rename(private / MARK)  # whoever sees the mark finds it locked, or its run dead
+        yield private
+    finally:
+        _remove(private, place)
         os.close(lock)
+
+
+def _place(destination: Path) -> Path:
+    """Where `destination` is, links in its parents resolved; it itself may be a link, which is not followed."""
+    if destination.name in ("", ".", ".."):
+        return destination.resolve()
+    return destination.parent.resolve() / destination.name
+
+
+def _refuse_source(place: Path, destination: Path, source: Path) -> None:
+    origin = source.resolve()
+    files = [entry.resolve() for entry in origin.iterdir()] if origin.is_dir() else []
+    for path in (origin, *files):  # a source may consist of links into the destination
+        if place == path or place in path.parents:
+            raise CheckpointError(f"{destination}: holds the source {source}; choose another folder")
+
+
+def _is_filled(place: Path) -> bool:
+    return place.is_dir() and not place.is_symlink() and bool(os.listdir(place))
+
+
+def _check_former(place: Path, destination: Path, overwrite: bool) -> None:
+    """Whether a folder with something in it may be replaced."""
+    if not overwrite:
+        raise CheckpointError(f"{destination}: exists already; choose another folder or add --overwrite")
+    if reason := why_no_checkpoint(place):
+        raise CheckpointError(f"{destination}: is no checkpoint folder, so --overwrite does not touch it ({reason})")
+    staying = foreign_entries(place)
+    if weights := read_as_weights(staying):
+        raise CheckpointError(
+            f"{destination / weights[0]}: would be read as part of the new checkpoint, but small4 writes no such file; move it away"
+        )
+    if mounted := next((name for name in staying if os.lstat(place / name).st_dev != place.stat().st_dev), None):
+        raise CheckpointError(f"{destination / mounted}: is a mount point, which --overwrite cannot keep in its place")
 
 
 def _make_parents(parent: Path) -> list[Path]:
     """Create missing parent folders; returns those made, innermost first, to be removed if nothing comes of it."""
-    missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing
+    made: list[Path] = []
+    for folder in reversed((parent, *parent.parents)):
+        if not folder.is_dir():
+            with suppress(FileExistsError):
+                folder.mkdir()
+                made.insert(0, folder)
+    return made
 
 
-def _locked(partial: Path, destination: Path) -> int:
-    """Create or take over the temporary folder, emptied, with its lock held; returns the lock's file descriptor."""
-    busy = CheckpointError(f"{destination}: another run is writing it; wait for it or choose another folder")
-    partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+def _mark_of(place: Path) -> bytes:
+    return b"A run of small4 writes here, or was killed while it did. Destination: " + os.fsencode(place.name) + b"\n"
+
+
+def _clear_leftovers(place: Path, destination: Path) -> None:
+    """Remove what killed runs on this destination left. Raises CheckpointError where such a run is alive."""
+    for private in sorted(place.parent.glob(f"{PREFIX}*")):
+        lock = _open_mark(private, place)
+        if lock is None:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{destination}: another run is writing it; wait for it or choose another folder"
+            ) from None
+        else:
+            _restore(private, place)
+            _remove(private, place)
+        finally:
+            os.close(lock)
+
+
+def _open_mark(private: Path, place: Path) -> int | None:
+    """The mark of a run on `place`, opened; None for a folder that is no run's, whatever it is called."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The run that held the lock may have renamed or removed this very folder between our open and our lock.
-        if not partial.exists() or os.fstat(lock).st_ino != partial.stat().st_ino:
-            raise busy
-        for entry in partial.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    except BlockingIOError:
-        os.close(lock)
-        raise busy from None
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
+        found = os.lstat(private)
+        if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.geteuid():
+            return None
+        mark = os.open(private / MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if stat.S_ISREG(os.fstat(mark).st_mode) and os.read(mark, 4096) == _mark_of(place):
+        return mark
+    os.close(mark)
+    return None
 
 
-def _old(place: Path) -> Path:
-    return place.with_name(f".{place.name}.old")
+def _restore(private: Path, place: Path) -> None:
+    """After a run that was killed while it replaced a folder: put back what it had taken from its place."""
+    former = private / _FORMER
+    if former.is_dir() and not former.is_symlink() and not os.path.lexists(place):
+        former.rename(place)
 
 
-def _restore_interrupted_swap(place: Path) -> None:
-    """A run killed while it replaced a folder left the former one aside: put it back, or drop it if the swap was done."""
-    old = _old(place)
-    if not old.exists():
-        return
-    if place.exists():
-        shutil.rmtree(old)
-    else:
-        old.rename(place)
-
-
-def _put_in_place(partial: Path, place: Path, destination: Path, overwrite: bool) -> None:
+def _put_in_place(new: Path, place: Path, destination: Path, overwrite: bool) -> list[str]:
+    """Move `new` to `place`; returns the entries of a former folder that are kept there."""
+    if place.is_dir() and not place.is_symlink():
+        new.chmod(stat.S_IMODE(place.stat().st_mode))
     try:
-        partial.rename(place)  # succeeds onto nothing and onto an empty folder
+        new.rename(place)  # succeeds onto nothing and onto an empty folder
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in _IN_THE_WAY:
             raise
-        if not overwrite:
+        if not overwrite or place.is_symlink() or not place.is_dir():
             raise CheckpointError(f"{destination}: came into being meanwhile; nothing was replaced") from None
-        place.rename(_old(place))
-        partial.rename(place)
-        shutil.rmtree(_old(place))
-    _sync(place.parent)
+        return _replace(new, place, destination)
+    _sync_one(place.parent)
+    return []
+
+
+def _replace(new: Path, place: Path, destination: Path) -> list[str]:
+    """Exchange `new` with the folder at `place`, and take into it what is no file of the former checkpoint."""
+    _check_former(place, destination, overwrite=True)
+    for name in foreign_entries(place):
+        if os.path.lexists(new / name):
+            raise CheckpointError(
+                f"{destination / name}: a file of the new checkpoint has this name, but small4 did not write it; move it away"
+            )
+    _keep_by_link(place, new)
+    former = new.rename(new.with_name(_FORMER))
+    _change_places(former, place)
+    if why_no_checkpoint(former):  # another folder came to this place since it was looked at
+        _change_places(former, place)
+        raise CheckpointError(f"{destination}: came into being meanwhile; nothing was replaced")
+    _sync_one(place.parent)
+    return _keep_by_move(former, place)
+
+
+def _keep_by_link(place: Path, new: Path) -> None:
+    """A second name in the new folder for every file that stays, so that it is never out of its place. Folders cannot have one."""
+    for name in foreign_entries(place):
+        if not stat.S_ISDIR(os.lstat(place / name).st_mode):
+            with suppress(OSError):  # a file system without links: it is moved
+                os.link(place / name, new / name, follow_symlinks=False)
+
+
+def _keep_by_move(former: Path, place: Path) -> list[str]:
+    """Move what stays and is not there yet into the new folder. Returns all that stays."""
+    staying = foreign_entries(former)
+    for name in staying:
+        if not os.path.lexists(place / name):
+            (former / name).rename(place / name)
+        elif os.path.samestat(os.lstat(former / name), os.lstat(place / name)):
+            (former / name).unlink()
+    return staying
+
+
+def _change_places(one: Path, other: Path) -> None:
+    if not _exchange(one, other):
+        spare = one.rename(one.with_name(_NEW))
+        other.rename(one)
+        spare.rename(other)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, so that there is never none; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here = -100  # AT_FDCWD
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), _EXCHANGE) == 0
+
+
+def _remove(private: Path, place: Path) -> None:
+    """Delete a run's folder with what it wrote and the files of the former checkpoint. What cannot be deleted keeps the folder."""
+    with suppress(OSError):
+        if (former := private / _FORMER).is_dir() and not former.is_symlink():
+            _keep_by_move(former, place)
+            code = carried_code(former)
+            _delete_files(former, lambda name: is_known(former, name, code))
+        for name in os.listdir(private):
+            if (private / name).is_dir() and not (private / name).is_symlink() and name != _FORMER:
+                _delete_files(private / name, lambda name: True)
+        (private / ".lock").unlink(missing_ok=True)
+        if os.listdir(private) in ([], [MARK]):
+            (private / MARK).unlink(missing_ok=True)
+            private.rmdir()
+
+
+def _delete_files(folder: Path, ours: Callable[[str], bool]) -> None:
+    for name in sorted(os.listdir(folder), key=lambda name: name == "config.json"):  # last, for it says what code is ours
+        if not stat.S_ISDIR(os.lstat(folder / name).st_mode) and ours(name):
+            (folder / name).unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Let a folder, and the files in it, reach the disk."""
+    for entry in folder.iterdir():
+        _sync_one(entry)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
