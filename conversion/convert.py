@@ -75,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how a transformers folder's mscale keys are read: as the release means them (default), or as transformers >= 5.15 does",
     )
     parser.add_argument("--with-code", action="store_true", help="carry the model's code, for trust_remote_code=True")
-    parser.add_argument("--overwrite", action="store_true", help="replace DST if it is a checkpoint folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the checkpoint in DST; other files there stay"
+    )
     parser.add_argument(
         "--shard-size",
         type=_size,

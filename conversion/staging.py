@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .checkpoint import CheckpointError, write_all
+from .checkpoint import CheckpointError
 from .ownership import carried_code, foreign_entries, is_known, read_as_weights, why_no_checkpoint
 
 PREFIX, MARK = ".small4-", "small4-is-writing"
@@ -84,7 +84,7 @@ def private_folder(place: Path) -> Iterator[Path]:
     lock = os.open(private / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_all(lock, _mark_of(place))
+        os.write(lock, _mark_of(place))
         (private / ".lock").rename(private / MARK)  # whoever sees the mark finds it locked, or its run dead
         yield private
     finally:
@@ -266,7 +266,9 @@ def _remove(private: Path, place: Path) -> None:
 
 
 def _delete_files(folder: Path, ours: Callable[[str], bool]) -> None:
-    for name in sorted(os.listdir(folder), key=lambda name: name == "config.json"):  # last, for it says what code is ours
+    for name in sorted(
+        os.listdir(folder), key=lambda name: name == "config.json"
+    ):  # last, for it says what code is ours
         if not stat.S_ISDIR(os.lstat(folder / name).st_mode) and ours(name):
             (folder / name).unlink()
     with suppress(OSError):

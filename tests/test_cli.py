@@ -329,6 +329,19 @@ def test_what_libraries_print_at_import_is_held_back(tmp_path: Path, case: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+@pytest.mark.parametrize(
+    ("package", "argv"),
+    [("modeling_small4", ["plan"]), ("modeling_small4", ["verify", "x", "y"]), ("small4_conversion", ["x", "y"])],
+)
+def test_nothing_of_torchaos_is_shown(package: str, argv: list[str], tmp_path: Path) -> None:
+    """transformers imports it, and it reports which of its kernels do not fit this machine."""
+    done = subprocess.run(
+        [sys.executable, "-m", package, *argv], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert [line for line in done.stderr.splitlines() if not line.startswith("small4 ")] == []
+
+
 def test_as_a_module_in_another_process(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "modeling_small4", "generate", "Hi", "--model", str(folder), "--json"]
     done = subprocess.run(

@@ -1,7 +1,6 @@
 """A destination appears whole or not at all: killed runs, two runs at once, full disks, overwriting, and bounded memory."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from small4_conversion import checkpoint
 from small4_conversion import convert as convert_module
 from small4_conversion.__main__ import main
 from small4_conversion.convert import Options, convert
+from small4_conversion.staging import private_folder
 from test_conversion_damage import refused
 
 
@@ -89,7 +89,7 @@ print(landed)
 @pytest.mark.parametrize(("mode", "times"), [("fresh", 20), ("overwrite", 8)])
 def test_killed_runs_start_again_to_the_identical_folder(raw: Path, tmp_path: Path, mode: str, times: int) -> None:
     command = [sys.executable, "-c", KILLER, str(raw), str(tmp_path), "0", str(times), mode]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == times
     assert entries(tmp_path) == sorted(["reference", *(f"run{i}" for i in range(times))])
@@ -100,7 +100,7 @@ def test_killed_runs_start_again_to_the_identical_folder(raw: Path, tmp_path: Pa
 def test_two_runs_on_one_destination_do_not_mix(raw: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "small4_conversion", str(raw), str(tmp_path / "dst"), "--json"]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    shown = [(*run.communicate(timeout=120), run.returncode) for run in runs]
+    shown = [(*run.communicate(), run.returncode) for run in runs]
     assert sorted(status for *_, status in shown) == [0, 1, 1]
     for _, error, status in shown:
         assert status == 0 or "another run is writing" in error or "exists already" in error or "meanwhile" in error
@@ -110,14 +110,8 @@ def test_two_runs_on_one_destination_do_not_mix(raw: Path, tmp_path: Path) -> No
 
 
 def test_a_destination_being_written_is_refused(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    partial = tmp_path / ".dst.partial"
-    partial.mkdir()
-    (partial / "model.safetensors").write_text("from the other run")
-    descriptor = os.open(partial, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    refused([str(raw), str(tmp_path / "dst")], capsys, "dst", "another run is writing")
-    assert (partial / "model.safetensors").read_text() == "from the other run"
-    os.close(descriptor)  # as if that run had died: what it left is cleared away
+    with private_folder(tmp_path / "dst"):
+        refused([str(raw), str(tmp_path / "dst")], capsys, "dst", "another run is writing")
     assert main([str(raw), str(tmp_path / "dst")]) == 0
     assert entries(tmp_path) == ["dst"]
     assert (tmp_path / "dst" / "model.safetensors").stat().st_size > 1e6
@@ -208,12 +202,21 @@ def test_a_failed_overwrite_keeps_the_former_folder(
     assert entries(tmp_path) == ["dst"]
 
 
-def test_a_swap_killed_half_way_is_made_good(raw: Path, tmp_path: Path) -> None:
-    """Killed between the two renames of an overwrite: the former folder stands aside, the new one is still partial."""
-    convert(raw, tmp_path / ".dst.old")
-    (tmp_path / ".dst.partial").mkdir()
-    assert main([str(raw), str(tmp_path / "dst"), "--overwrite"]) == 0
-    assert entries(tmp_path) == ["dst"]
+def test_what_stays_beside_an_overwritten_checkpoint_is_named(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "dst"
+    assert main([str(raw), str(target), "--to", "mistral"]) == 0
+    (target / "scripts").mkdir()
+    (target / "scripts" / "run.py").write_text("print()")
+    (target / "notes.txt").write_text("notes")
+    for layout in (["--with-code"], ["--to", "transformers"], ["--to", "mistral"]):
+        capsys.readouterr()
+        assert main([str(raw), str(target), "--overwrite", *layout]) == 0
+        assert "kept beside the checkpoint, as small4 did not write it: notes.txt, scripts" in capsys.readouterr().out
+    convert(raw, tmp_path / "alone", Options(to="mistral"))
+    assert set(entries(target)) == {*entries(tmp_path / "alone"), "scripts", "notes.txt"}
+    assert (target / "scripts" / "run.py").read_text() == "print()"
 
 
 @pytest.mark.slow

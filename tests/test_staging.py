@@ -16,7 +16,10 @@ from small4_conversion.checkpoint import CheckpointError
 from small4_conversion.staging import PREFIX, check_destination, new_folder, private_folder
 
 OLD = {"config.json": '{"model_type": "small4"}', "model.safetensors": "old weights", "tekken.json": "old tokenizer"}
-NEW = {"config.json": '{"model_type": "small4", "dtype": "bfloat16"}', "model-00001-of-00001.safetensors": "new weights"}
+NEW = {
+    "config.json": '{"model_type": "small4", "dtype": "bfloat16"}',
+    "model-00001-of-00001.safetensors": "new weights",
+}
 
 
 def fill(folder: Path, files: dict[str, str]) -> Path:
@@ -77,7 +80,9 @@ def test_foreign_folders_are_never_touched_whatever_their_name(tmp_path: Path, n
 
 def forged(work: Path, kind: str) -> Path:
     """What looks like the folder of a killed run on `dst`, but is none."""
-    place = fill(work / f"{PREFIX}forged", {"thesis.txt": "years", staging.MARK: staging._mark_of(work / "dst").decode()})
+    place = fill(
+        work / f"{PREFIX}forged", {"thesis.txt": "years", staging.MARK: staging._mark_of(work / "dst").decode()}
+    )
     place.chmod(0o700)
     fill(place / "new", {"thesis.txt": "more years"})
     if kind == "other destination":
@@ -101,7 +106,8 @@ def forged(work: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["other destination", "no mark", "mark of other content", "mark a link", "mark a pipe", "open to all", "link"]
+    "kind",
+    ["other destination", "no mark", "mark of other content", "mark a link", "mark a pipe", "open to all", "link"],
 )
 def test_what_is_no_runs_folder_is_left_alone(tmp_path: Path, kind: str) -> None:
     forged(tmp_path, kind)
@@ -127,7 +133,16 @@ def test_a_users_files_in_a_dead_runs_folder_stay(tmp_path: Path) -> None:
 
 def add_foreign(folder: Path, elsewhere: Path) -> set[str]:
     """All kinds of entries that are no files of a checkpoint; returns their names."""
-    fill(folder, {"notes.txt": "notes", "train.py": "print()", "optimizer.pt": "state", "config.json.bak": "{}", "cache.py": "mine"})
+    fill(
+        folder,
+        {
+            "notes.txt": "notes",
+            "train.py": "print()",
+            "optimizer.pt": "state",
+            "config.json.bak": "{}",
+            "cache.py": "mine",
+        },
+    )
     fill(folder / "runs" / "first", {"config.json": "{}", "model.safetensors": "theirs"})
     (folder / "empty").mkdir(mode=0o711)
     (folder / "link").symlink_to(elsewhere / "model.safetensors")
@@ -269,7 +284,7 @@ def test_parents_that_are_no_folders_are_refused(tmp_path: Path, target: str) ->
     (tmp_path / "parent").symlink_to(tmp_path / target)
     before = everything(tmp_path)
     if target == "file":
-        with pytest.raises(OSError, match="parent|file"):
+        with pytest.raises(OSError, match=r"parent|file"):
             write(tmp_path / "parent" / "deep" / "dst")
         assert everything(tmp_path) == before
 
@@ -388,6 +403,7 @@ def killed_at(step: int, act: Callable[[], object], below: Path) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lacking", SYSTEMS[:3])
 def test_killed_at_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: list[Callable[[pytest.MonkeyPatch], None]]
@@ -405,7 +421,9 @@ def test_killed_at_any_step(
         states.add(json.dumps(found))
         if no_exchange not in lacking or found:
             assert found in (OLD | {"notes.txt": "notes"}, NEW | {"notes.txt": "notes"}) or no_links in lacking
-        assert json.loads(json.dumps(found)).get("notes.txt") == "notes" or no_exchange in lacking or no_links in lacking
+        assert (
+            json.loads(json.dumps(found)).get("notes.txt") == "notes" or no_exchange in lacking or no_links in lacking
+        )
         write(place, overwrite=True)
         assert texts(place) == NEW | {"notes.txt": "notes"}
         assert texts(place / "runs") == {"log": "log"}
