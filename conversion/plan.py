@@ -99,7 +99,7 @@ def _place(leaf: Leaf, layout: str, experts: int) -> Place:
 
 def _kept(out: Plan, leaf: Leaf) -> Held | None:
     """The codes of a weight as they are written; None where its numbers are."""
-    held = out.source.values[leaf.raw].held() if out.dtype == "keep" else None
+    held = out.source.values[leaf.raw].held() if out.dtype == "keep" and leaf.linear else None
     if held is None or out.layout != "transformers":
         return held
     whole = isinstance(held, Fp8) and (
@@ -121,7 +121,7 @@ def _one_kind(out: Plan, members: list[Leaf], held: Sequence[Held | None]) -> No
     """All weights of a fused tensor are written alike."""
     values = [out.source.values[leaf.raw] for leaf in members]
     kinds = [
-        h.kind() if h else (v.body.dtype if out.dtype == "keep" and not v.quantized else "")
+        h.kind() if h else (v.body.dtype if out.dtype == "keep" and not v.quantized else out.plain_dtype())
         for h, v in zip(held, values, strict=True)
     ]
     for leaf, value, kind in zip(members, values, kinds, strict=True):
@@ -138,13 +138,15 @@ def _refuse_mixture(leaf: Leaf, value: Values, first: Leaf, other: Values) -> No
                 what = f"the {role} parts (scales) of {leaf.raw} and {first.raw} differ in dtype"
                 raise CheckpointError(f"{value.body.file}: {what} ({part.dtype}, {match.dtype if match else 'none'})")
     stored = [f"{v.body.dtype}{f' ({v.form})' if v.quantized else ''}" for v in (value, other)]
-    raise CheckpointError(f"{value.body.file}: tensor {leaf.raw} is {stored[0]}, but {first.raw} is {stored[1]}")
+    raise CheckpointError(
+        f"{value.body.file}: tensor {leaf.raw} is {stored[0]}, but {first.raw} is {stored[1]}; use --dtype bfloat16"
+    )
 
 
 def _plain_output(out: Plan, members: list[Leaf], place: Place) -> Output:
     """A tensor whose numbers are written."""
     values = [out.source.values[leaf.raw] for leaf in members]
-    dtype = _TARGET.get(out.dtype) or (out.plain_dtype() if values[0].quantized else values[0].body.dtype)
+    dtype = out.plain_dtype()
     pieces = []
     for leaf, value in zip(members, values, strict=True):
         step = Cast(value, dtype, _turn(out, leaf))

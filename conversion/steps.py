@@ -49,7 +49,7 @@ class Literal(Step):
 
 @dataclass(frozen=True, eq=False)
 class Cast(Step):
-    """The numbers of a weight in a plain dtype, its rows in another order where `turn` is given: a function of all rows [out, in]."""
+    """The numbers of a weight in a plain dtype (quantized ones rounded to bfloat16 first, unless they become float16), its rows in another order where `turn` is given: a function of all rows [out, in]."""
 
     values: Values
     dtype: str
@@ -57,14 +57,15 @@ class Cast(Step):
 
     def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
         """See `Step.run`."""
+        rounded = torch.float16 if self.dtype == "F16" else torch.bfloat16
         if self.turn is not None:
-            rows = torch.cat(list(self.values.numbers(reader)))
+            rows = torch.cat(list(self.values.numbers(reader, rounded)))
             yield "", as_bytes(self.turn(rows).to(DTYPES[self.dtype]).contiguous())
         elif not self.values.quantized and self.values.body.dtype == self.dtype:
             for data in reader.stream(self.values.body):
                 yield "", data
         else:
-            for numbers in self.values.numbers(reader):
+            for numbers in self.values.numbers(reader, rounded):
                 yield "", as_bytes(numbers.to(DTYPES[self.dtype]).contiguous())
 
 

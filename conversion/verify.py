@@ -125,7 +125,7 @@ def _largest_difference(
     turned = any(raw in table and table[raw].rotary_heads for table in tables) and sides[0].layout != sides[1].layout
     if not turned and _same_codes(reader, *values):
         return 0.0
-    rounded = not (values[0].quantized and values[1].quantized)
+    rounded = _rounding(*values)
     streams: list[Iterator[torch.Tensor]] = []
     for side, table, value in zip(sides, tables, values, strict=True):
         heads = table[raw].rotary_heads if raw in table else 0
@@ -144,6 +144,13 @@ def _largest_difference(
         gap = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs())
         largest = max(largest, float(gap.nan_to_num(nan=math.inf).max()))
     return largest
+
+
+def _rounding(one: Values, other: Values) -> torch.dtype | None:
+    """What quantized numbers are rounded to before they are compared with plain ones; two quantized weights are compared exactly."""
+    if one.quantized and other.quantized:
+        return None
+    return torch.float16 if "F16" in (one.body.dtype, other.body.dtype) else torch.bfloat16
 
 
 def _same_codes(reader: Reader, one: Values, other: Values) -> bool:

@@ -1,6 +1,6 @@
 """Checkpoints as people share them: the same weights in the formats of other tools, each encoder spelled out the slow and plain way.
 
-An encoder takes one matrix and gives what is stored, by the ending of its name, and the numbers that it stands for. Written without a
+An encoder takes one matrix and gives what is stored, by the ending of its name, and the exact numbers that it stands for. Written without a
 look at our readers; `test_formats_libraries.py` holds them against the formats' own libraries.
 """
 
@@ -45,14 +45,20 @@ def unfused(p: dict[str, Any], raw: rc.Tensors) -> rc.Tensors:
 
 
 def derive(
-    p: dict[str, Any], raw: rc.Tensors, encode: Encoder, which: Callable[[str], bool] = lambda name: True
+    p: dict[str, Any],
+    raw: rc.Tensors,
+    encode: Encoder,
+    which: Callable[[str], bool] = lambda name: True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[rc.Tensors, rc.Tensors]:
-    """Encode the text linears that `which` chooses; returns what is stored in unfused names, and the plain raw tensors it stands for."""
+    """Encode the text linears that `which` chooses; returns what is stored in unfused names, and the plain raw tensors it stands for,
+    those linears in `dtype` or in their own."""
     plain = dict(raw)
     stored = unfused(p, raw)
     for name, tensor in raw.items():
         if rc.quantized(name, tensor) and which(name):
-            parts, plain[name] = encode(tensor)
+            parts, numbers = encode(tensor)
+            plain[name] = numbers.to(dtype or tensor.dtype)
             stem = unfused_name(name).removesuffix(".weight")
             del stored[f"{stem}.weight"]
             stored |= {f"{stem}.{ending}": part for ending, part in parts.items()}
@@ -117,7 +123,7 @@ def fp8(scale: str, tensor: torch.Tensor) -> Encoded:
         each = scales.float()
     codes = (number / each).clamp(-448, 448).to(torch.float8_e4m3fn)
     name = "weight_scale" if scale == "channel" else "weight_scale_inv"
-    return {"weight": codes, name: scales}, (codes.float() * each).bfloat16()
+    return {"weight": codes, name: scales}, codes.float() * each
 
 
 def nvfp4(tensor: torch.Tensor) -> Encoded:
@@ -158,9 +164,9 @@ def grouped(
 
 
 def value(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, group: int) -> torch.Tensor:
-    """What codes stand for, bfloat16."""
+    """What codes stand for."""
     each = torch.arange(codes.shape[1]) // group
-    return ((codes.float() - zeros.float()[:, each]) * scales.float()[:, each]).bfloat16()
+    return (codes.float() - zeros.float()[:, each]) * scales.float()[:, each]
 
 
 def compressed_int(
@@ -201,3 +207,99 @@ FP8_BLOCK = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation
 FP8_ENTRY = {"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "dynamic"}
 CHANNEL = compressed_entry("float-quantized", num_bits=8, type="float", strategy="channel", group_size=None)
 NVFP4 = compressed_entry("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16)
+
+
+def gptq(
+    group: int, bits: int, tensor: torch.Tensor, version: int = 1, order: bool = False, symmetric: bool = True
+) -> Encoded:
+    """GPTQ: columns in the order of `g_idx`, words along the inputs, zeros less one in version 1."""
+    out, inner = tensor.shape
+    groups = torch.arange(inner) // group
+    if order:
+        groups = groups[torch.randperm(inner, generator=torch.Generator().manual_seed(inner))]
+    codes, scales, zeros = torch.zeros(out, inner, dtype=torch.int32), [], []
+    for g in range(inner // group):
+        columns = (groups == g).nonzero()[:, 0]
+        some, scale, zero = grouped(tensor[:, columns], group, bits, symmetric, torch.float16)
+        codes[:, columns], scales, zeros = some, [*scales, scale[:, 0]], [*zeros, zero[:, 0]]
+    table, offsets = torch.stack(scales), torch.stack(zeros)
+    parts = {
+        "qweight": packed(codes, bits).T,
+        "qzeros": packed(offsets - int(version == 1), bits),
+        "scales": table,
+        "g_idx": groups.int(),
+    }
+    return parts, (codes.float() - offsets.T[:, groups].float()) * table.T[:, groups].float()
+
+
+def awq(group: int, tensor: torch.Tensor) -> Encoded:
+    """AWQ, "gemm": words along the outputs, columns 0 2 4 6 1 3 5 7 in a word."""
+    codes, scales, zeros = grouped(tensor, group, 4, False, torch.float16)
+
+    def words(rows: torch.Tensor) -> torch.Tensor:
+        mixed = rows.clone()
+        for first in range(0, rows.shape[1], 8):
+            for place, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+                mixed[:, first + place] = rows[:, first + column]
+        return packed(mixed, 4)
+
+    parts = {"qweight": words(codes.T), "qzeros": words(zeros.T), "scales": scales.T}
+    each = torch.arange(tensor.shape[1]) // group
+    return parts, (codes.float() - zeros.float()[:, each]) * scales.float()[:, each]
+
+
+def int8(tensor: torch.Tensor) -> Encoded:
+    """W8A8 of compressed-tensors."""
+    scale = (tensor.float().abs().amax(1, keepdim=True) / 127).bfloat16()
+    codes = (tensor.float() / scale.float()).round().clamp(-128, 127).to(torch.int8)
+    return {"weight": codes, "weight_scale": scale}, codes.float() * scale.float()
+
+
+NF4 = [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+]  # fmt: skip
+FP4 = [0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12]
+
+
+def bitsandbytes(kind: str, double: bool, tensor: torch.Tensor, block: int = 64) -> Encoded:
+    """NF4 and FP4; with `double` the scales are themselves stored in 8 bits, around their mean."""
+    table = torch.tensor(NF4 if kind == "nf4" else FP4 + [-x for x in FP4])
+    flat = tensor.float().reshape(-1)
+    blocks = torch.nn.functional.pad(flat, (0, -len(flat) % block)).view(-1, block)
+    absmax = blocks.abs().amax(1)
+    said: dict[str, Any] = {"quant_type": kind, "blocksize": block, "dtype": "bfloat16", "shape": list(tensor.shape)}
+    parts = {"weight.quant_map": table}
+    if double:
+        small = torch.linspace(-1, 1, 256)
+        offset = float(absmax.mean())
+        scale = (absmax - offset).abs().max().reshape(1).repeat(-(-len(absmax) // 256))
+        narrow = nearest((absmax - offset) / scale[0], small).to(torch.uint8)
+        parts |= {"weight.absmax": narrow, "weight.nested_absmax": scale, "weight.nested_quant_map": small}
+        said |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}
+        absmax = small[narrow.int()] * scale[0] + offset
+    else:
+        parts["weight.absmax"] = absmax
+    codes = nearest(blocks / absmax[:, None].clamp(min=1e-12), table).view(-1)[: len(flat)].to(torch.uint8)
+    parts["weight"] = ((codes[0::2] << 4) | codes[1::2])[:, None]
+    parts[f"weight.quant_state.bitsandbytes__{kind}"] = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
+    return parts, (table[codes.int()] * absmax.repeat_interleave(block)[: len(flat)]).view(tensor.shape)
+
+
+GPTQ = {
+    "quant_method": "gptq",
+    "bits": 4,
+    "group_size": 16,
+    "desc_act": False,
+    "sym": True,
+    "checkpoint_format": "gptq",
+}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True, "version": "gemm"}
+BITS4 = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
+INT8 = compressed_entry("int-quantized", num_bits=8, type="int", strategy="channel", group_size=None)

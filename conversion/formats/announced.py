@@ -12,13 +12,21 @@ from .values import BLOCK
 
 # compressed-tensors: its word for a format -> ours. "mixed-precision" announces what its groups do.
 _COMPRESSED = {
-    "float-quantized": "fp8",
-    "naive-quantized": "fp8",
-    "nvfp4-pack-quantized": "nvfp4",
-    "pack-quantized": "int4",
+    "float-quantized": ("fp8",),
+    "naive-quantized": ("fp8", "int8"),
+    "int-quantized": ("int8",),
+    "nvfp4-pack-quantized": ("nvfp4",),
+    "pack-quantized": ("int4",),
 }
 HELD = ("fp8", "nvfp4", "int4")
-_WORDS = {"fp8": "FP8", "nvfp4": "NVFP4", "int4": "4-bit groups"}
+_WORDS = {
+    "fp8": "FP8",
+    "nvfp4": "NVFP4",
+    "int4": "4-bit groups",
+    "int8": "8-bit integers",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+}
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,10 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
         return _fine_grained(entry, file)
     if method == "compressed-tensors":
         return Announced(_compressed(entry, file), entry)
+    if method in ("gptq", "awq"):
+        return _packed(entry, method, file)
+    if method == "bitsandbytes":
+        return Announced(frozenset({"bitsandbytes", "int8"}), entry)
     raise CheckpointError(
         f"{file}: quantization_config says {method!r}, which is not read; nearest are {', '.join(_WORDS.values())}"
     )
@@ -99,6 +111,19 @@ def _fine_grained(entry: dict[str, Any], file: Path) -> Announced:
     return Announced(frozenset({"fp8"}), entry, frozenset({"block"}))
 
 
+def _packed(entry: dict[str, Any], method: str, file: Path) -> Announced:
+    """GPTQ and AWQ in the packing that they are shared in."""
+    key = next((k for k in ("checkpoint_format", "version", "format") if entry.get(k)), "format")
+    packing = str(entry.get(key, "")).lower()
+    if packing not in {"gptq": ("", "gptq", "gptq_v2"), "awq": ("", "gemm")}[method]:
+        raise CheckpointError(
+            f"{file}: {method.upper()} with {key} {packing!r} is not read; save it as {'gptq' if method == 'gptq' else 'gemm'}"
+        )
+    if method == "awq" and entry.get("bits", 4) != 4:
+        raise CheckpointError(f"{file}: AWQ of {entry['bits']!r} bits is not read; only 4 bits are")
+    return Announced(frozenset({method}), entry)
+
+
 def _compressed(entry: dict[str, Any], file: Path) -> frozenset[str]:
     groups = entry.get("config_groups") or {}
     inner = (
@@ -112,4 +137,4 @@ def _compressed(entry: dict[str, Any], file: Path) -> frozenset[str]:
             raise CheckpointError(
                 f"{file}: compressed-tensors format {word!r} is not read; read are {', '.join(_COMPRESSED)}"
             )
-    return frozenset(_COMPRESSED[word] for word in words) or frozenset(HELD)
+    return frozenset(form for word in words for form in _COMPRESSED[word]) or frozenset(HELD)

@@ -72,6 +72,11 @@ class Finder:
         shared = stored.count == place.experts
         return stored.part(place.index[0] if shared else place.number, ())
 
+    def vector(self, name: str, dtypes: tuple[str, ...]) -> Stored | None:
+        """A tensor of one dimension and any length, which whoever reads it checks."""
+        stored = self.headers.get(name)
+        return self.find(name, [(stored.count,) if stored else ()], dtypes)
+
     def leave(self, name: str) -> None:
         """Account for a tensor that says nothing the configuration does not."""
         self._left.pop(name, None)

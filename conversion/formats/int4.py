@@ -4,14 +4,14 @@ The layout of compressed-tensors (`pack-quantized`; W4A16, also what llm-compres
 (code - zero) * scale in float32, rounded once; a symmetric weight stores no zeros, they are 8. Codes of other widths (W8A16) are read too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from ..checkpoint import Reader, Stored
 from ..naming import Place
-from .bits import unpack
+from .bits import pack, unpack
 from .finder import Finder
 from .values import PLAIN, Held, Part, Values, row_steps
 
@@ -21,6 +21,16 @@ def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | 
     grouped = codes.float().unflatten(1, (scales.shape[1], -1))
     zeros = zeros.float().unsqueeze(-1) if isinstance(zeros, torch.Tensor) else zeros
     return ((grouped - zeros) * scales.float().unsqueeze(-1)).flatten(1)
+
+
+def encoded(
+    codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Codes [out, in], scales and zeros [out, groups] -> the parts of a held weight."""
+    yield "packed", pack(codes, 4)
+    yield "scale", scales
+    if zeros is not None:
+        yield "zero_point", pack(zeros.T, 4).T
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,22 @@ class Int4(Held):
 
     form = "int4"
     error = 0.15
+
+    @classmethod
+    def computed(
+        cls,
+        shape: tuple[int, ...],
+        body: Stored,
+        dtype: str,
+        groups: int,
+        symmetric: bool,
+        encode: Callable[[Reader], Iterator[tuple[str, torch.Tensor]]],
+    ) -> "Int4":
+        """A weight whose parts `encode` makes; its scales are of `dtype`, its groups `groups` in a row."""
+        rows, columns = shape
+        packed, scale = Part("I32", (rows, columns // 8), None), Part(dtype, (rows, groups), None)
+        zeros = None if symmetric else Part("I32", (-(-rows // 8), groups), None)
+        return cls(shape, body, packed, scale, zeros, encode=encode)
 
     @property
     def group(self) -> int:

@@ -2,7 +2,7 @@
 
 from ..checkpoint import CheckpointError
 from ..naming import Leaf, Place
-from . import fp8, int4, nvfp4
+from . import bitsandbytes, fp8, gptq, int4, int8, nvfp4
 from .finder import Finder
 from .fp8 import Fp8
 from .values import PLAIN, Plain, Values
@@ -10,25 +10,30 @@ from .values import PLAIN, Plain, Values
 
 def stands(finder: Finder, place: Place) -> bool:
     """Whether there is anything of a weight at `place`."""
-    return any(finder.has(name) for name in (place.weight, place.on("packed")))
+    return any(finder.has(name) for name in (place.weight, place.on("packed"), place.beside("qweight")))
 
 
 def take(finder: Finder, leaf: Leaf, place: Place) -> Values | None:
     """The numbers of `leaf`, which stands at `place`; None where something is wrong, which `finder` has noted."""
-    if leaf.linear and finder.has(place.on("packed")):
+    matrix = len(leaf.shape) == 2
+    if matrix and finder.has(place.on("packed")):
         return _take_packed(finder, place, leaf.shape)
+    if matrix and finder.has(place.beside("qweight")):
+        return gptq.take(finder, place, leaf.shape)
+    if matrix and bitsandbytes.stands(finder, place):
+        return bitsandbytes.take(finder, place, leaf.shape)
     dtype = finder.dtype(place.weight)
-    if dtype == "F8_E4M3" and leaf.linear:
+    if matrix and dtype == "I8":
+        return int8.take(finder, place, leaf.shape)
+    scaled = any(finder.has(name) for name in (place.on("scale"), place.on("scale_inv"), place.beside("qscale_weight")))
+    if matrix and dtype == "F8_E4M3" and (leaf.linear or scaled):
         return fp8.take(finder, place, leaf.shape)
     body = finder.matrix(place.weight, place, leaf.shape)
     if body is None:
         return None
     if dtype not in PLAIN:
-        why = (
-            "but this tensor is never quantized"
-            if dtype == "F8_E4M3"
-            else f"but it must be one of {', '.join(PLAIN)} or FP8 with scales"
-        )
+        known = f"but it must be one of {', '.join(PLAIN)} or FP8 with scales"
+        why = "but this tensor is never quantized" if dtype == "F8_E4M3" else known
         finder.problem(body.tensor, body.file, f"is {dtype}, {why}")
         return None
     return Plain(leaf.shape, body)

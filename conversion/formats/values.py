@@ -39,11 +39,10 @@ class Values(ABC):
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
         """The numbers in row-major order, `rows_at_once(shape)` rows at a time: plain ones in their dtype, others in float32."""
 
-    def numbers(self, reader: Reader, rounded: bool = True) -> Iterator[torch.Tensor]:
-        """As `pieces`; quantized numbers rounded to bfloat16, which is what a model computes with after loading, unless
-        `rounded` is off."""
+    def numbers(self, reader: Reader, rounded: torch.dtype | None = torch.bfloat16) -> Iterator[torch.Tensor]:
+        """As `pieces`, quantized numbers rounded to a dtype: bfloat16 is what a model computes with after loading."""
         for piece in self.pieces(reader):
-            yield piece.to(torch.bfloat16) if rounded and self.quantized else piece
+            yield piece.to(rounded) if rounded and self.quantized else piece
 
     def held(self) -> "Held | None":
         """The same numbers, bit for bit, in a format that our layout holds; None if there is none."""

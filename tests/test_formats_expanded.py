@@ -1,0 +1,107 @@
+"""Formats that our layout does not hold as they are: GPTQ and AWQ become 4-bit groups where they can, others plain numbers."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import derivatives as d
+import pytest
+import raw_checkpoint as rc
+import torch
+from conversion_cases import check_logits, equal, run
+from small4_conversion.convert import convert
+
+from modeling_small4 import Small4ForCausalLM
+
+REGROUPED: dict[str, tuple[d.Encoder, dict[str, Any]]] = {
+    "gptq": (partial(d.gptq, 16, 4), d.GPTQ),
+    "gptq asymmetric": (partial(d.gptq, 16, 4, symmetric=False), d.GPTQ | {"sym": False}),
+    "gptq v2": (partial(d.gptq, 16, 4, version=2, symmetric=False), d.GPTQ | {"checkpoint_format": "gptq_v2"}),
+    "awq": (partial(d.awq, 16), d.AWQ),
+}
+EXPANDED: dict[str, tuple[d.Encoder, dict[str, Any]]] = {
+    "gptq act-order": (partial(d.gptq, 16, 4, order=True), d.GPTQ | {"desc_act": True}),
+    "gptq 8": (partial(d.gptq, 16, 8), d.GPTQ | {"bits": 8}),
+    "gptq 3": (partial(d.gptq, 32, 3), d.GPTQ | {"bits": 3, "group_size": 32}),
+    "w8a16": (partial(d.compressed_int, 16, 8, False), d.int_entry(16, 8, False)),
+    "w8a8": (d.int8, d.INT8),
+    "nf4": (partial(d.bitsandbytes, "nf4", False), d.BITS4),
+    "nf4 double": (partial(d.bitsandbytes, "nf4", True), d.BITS4),
+    "fp4": (partial(d.bitsandbytes, "fp4", True), d.BITS4 | {"bnb_4bit_quant_type": "fp4"}),
+}
+SIZES = {"q_lora_rank": 64, "v_head_dim": 16}  # 32 divides every row
+
+
+def made(
+    folder: Path, encode: d.Encoder, entry: dict[str, Any], half: bool, dtype: torch.dtype | None = None
+) -> tuple[dict[str, Any], rc.Tensors]:
+    """A folder in a format, float16 beside the codes where its tools leave that; its params, and what it stands for in `dtype`."""
+    p = rc.params(**SIZES)
+    raw = rc.weights(p, seed=8)
+    if half:
+        raw = {name: tensor.half() for name, tensor in raw.items()}
+    stored, plain = d.derive(p, raw, encode, dtype=dtype)
+    d.write_folder(folder, p, stored, entry)
+    return p, plain
+
+
+@pytest.mark.parametrize("name", REGROUPED)
+def test_gptq_and_awq_become_4_bit_groups_of_equal_numbers(tmp_path: Path, name: str) -> None:
+    _, plain = made(tmp_path / "hf", *REGROUPED[name], half=True, dtype=torch.bfloat16)
+    run(tmp_path / "hf", tmp_path / "ours")
+    ours = rc.read_all(tmp_path / "ours")
+    packed = ours["model.language_model.layers.1.mlp.experts.gate_up_proj_packed"]
+    assert (packed.dtype, packed.shape) == (torch.int32, (4, 64, 8))
+    assert equal(tmp_path / "hf", tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "raw", to="mistral", dtype="float32")
+    rc.same_bits(rc.read_all(tmp_path / "raw"), {key: tensor.float() for key, tensor in plain.items()})
+    run(tmp_path / "hf", tmp_path / "out", to="mistral")
+    assert equal(tmp_path / "out", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", [*EXPANDED, *REGROUPED])
+def test_expanded_numbers(tmp_path: Path, name: str) -> None:
+    """In float16 where the rest is float16, as those tools compute, otherwise in bfloat16."""
+    half = "gptq" in name or "awq" in name
+    p, plain = made(tmp_path / "hf", *(EXPANDED | REGROUPED)[name], half=half)
+    run(tmp_path / "hf", tmp_path / "out", to="transformers")
+    rc.same_bits(rc.read_all(tmp_path / "out"), rc.host_state(p, plain))
+    assert equal(tmp_path / "hf", tmp_path / "out")
+    run(tmp_path / "hf", tmp_path / "ours", dtype="bfloat16")
+    model = Small4ForCausalLM.from_pretrained(tmp_path / "ours")
+    _, plain = made(tmp_path / "again", *(EXPANDED | REGROUPED)[name], half=half, dtype=torch.bfloat16)
+    check_logits(model, p, {k: v.bfloat16() for k, v in plain.items()})
+
+
+def test_columns_in_another_order_than_announced_are_refused(tmp_path: Path) -> None:
+    made(tmp_path / "hf", partial(d.gptq, 16, 4, order=True), d.GPTQ, half=True)
+    with pytest.raises(ValueError, match=r"another order.*bfloat16"):
+        convert(tmp_path / "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (d.GPTQ | {"checkpoint_format": "marlin"}, ("GPTQ", "marlin", "gptq")),
+        (d.GPTQ | {"bits": 5}, ("GPTQ", "5")),
+        (d.AWQ | {"version": "gemv"}, ("AWQ", "gemv", "gemm")),
+        (d.AWQ | {"bits": 8}, ("AWQ", "8")),
+    ],
+)
+def test_other_packings_are_refused_by_name(tmp_path: Path, entry: dict[str, Any], words: tuple[str, ...]) -> None:
+    encode = partial(d.gptq, 16, 4) if entry["quant_method"] == "gptq" else partial(d.awq, 16)
+    made(tmp_path / "hf", encode, entry, half=True)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        convert(tmp_path / "hf", tmp_path / "out")
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_description_of_another_weight_is_refused(tmp_path: Path) -> None:
+    p = rc.params(**SIZES)
+    stored, _ = d.derive(p, rc.weights(p), partial(d.bitsandbytes, "nf4", False))
+    stem = "model.language_model.layers.0.mlp.experts.{}.down_proj.weight.quant_state.bitsandbytes__nf4"
+    stored[stem.format(0)] = stored[stem.format(0).replace("mlp.experts.0.down_proj", "self_attn.o_proj")].clone()
+    d.write_folder(tmp_path / "hf", p, stored, d.BITS4)
+    with pytest.raises(ValueError, match=r"experts\.0\.down_proj.*no description"):
+        convert(tmp_path / "hf", tmp_path / "out")
