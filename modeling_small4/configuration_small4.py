@@ -7,8 +7,10 @@ Field names are those of transformers' `mistral4`, `pixtral` and `mistral3`, so 
 import difflib
 import math
 import warnings
-from dataclasses import field, fields
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
@@ -42,10 +44,23 @@ def _require(ok: bool, name: str, value: object, allowed: str) -> None:
         raise ValueError(f"{name}={value!r} cannot work: {allowed}.")
 
 
-def _require_positive(config: PreTrainedConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(isinstance(value, int) and value > 0, name, value, "it must be a positive integer")
+@dataclass(frozen=True)
+class _Check:
+    """A rule of one field: whether a configuration keeps it, and what is allowed, in which `{c.name}` is a field's value."""
+
+    field: str
+    holds: Callable[[Any], bool]
+    allowed: str
+
+
+def _positive(*names: str) -> tuple[_Check, ...]:
+    """The rule of sizes and counts."""
+    return tuple(_Check(name, partial(_is_positive, name), "it must be a positive integer") for name in names)
+
+
+def _is_positive(name: str, config: Any) -> bool:
+    value = getattr(config, name)
+    return isinstance(value, int) and value > 0
 
 
 def _warn_of_misspellings(config: PreTrainedConfig, unknown: dict[str, Any]) -> None:
@@ -66,6 +81,8 @@ def _warn_of_misspellings(config: PreTrainedConfig, unknown: dict[str, Any]) -> 
 class _Small4BaseConfig(PreTrainedConfig):
     """What the three configurations share: checks at construction, misspelling warnings, an `auto_map` for libraries."""
 
+    _checks: ClassVar[tuple[_Check, ...]] = ()
+
     def _finish(self, **kwargs: Any) -> None:
         kwargs.pop("model_type", None)  # "mistral3" from a foreign config.json must not shadow the class attribute
         _warn_of_misspellings(self, kwargs)
@@ -73,6 +90,13 @@ class _Small4BaseConfig(PreTrainedConfig):
         kwargs.setdefault("auto_map", {})  # read by trainers as `config.auto_map`; not written while empty
         PreTrainedConfig.__post_init__(self, **kwargs)
         self.validate_architecture()
+
+    def validate_architecture(self) -> None:
+        """Refuse sizes that cannot work, at construction, at saving and when a model is built."""
+        for check in self._checks:
+            if not check.holds(self):
+                _require(False, check.field, getattr(self, check.field), check.allowed.format(c=self))
+        self.validate_rope()
 
     def _remove_keys_not_serialized(self, d: dict[str, Any]) -> None:
         super()._remove_keys_not_serialized(d)
@@ -145,6 +169,43 @@ class Small4TextConfig(_Small4BaseConfig):
         "layers.*.mlp.experts": "ep_dispatch_experts",
     }
 
+    _checks = (
+        *_positive("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers"),
+        *_positive("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+        *_positive("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "max_position_embeddings"),
+        _Check("q_lora_rank", lambda c: c.q_lora_rank is None or c.q_lora_rank > 0, "it must be positive, or None"),
+        _Check("qk_rope_head_dim", lambda c: c.qk_rope_head_dim % 2 == 0, "it must be even: positions rotate pairs"),
+        _Check(
+            "num_key_value_heads",
+            lambda c: c.num_key_value_heads == c.num_attention_heads,
+            "latent attention has as many as query heads, {c.num_attention_heads}",
+        ),
+        _Check("n_shared_experts", lambda c: c.n_shared_experts >= 0, "it must be 0 or more"),
+        _Check(
+            "n_group",
+            lambda c: c.n_routed_experts % c.n_group == 0,
+            "the {c.n_routed_experts} experts (n_routed_experts) must divide evenly into groups",
+        ),
+        _Check("topk_group", lambda c: c.topk_group <= c.n_group, "at most n_group={c.n_group} groups can be chosen"),
+        _Check(
+            "num_experts_per_tok",
+            lambda c: c.num_experts_per_tok <= c.reachable_experts,
+            "at most {c.reachable_experts} experts can be chosen (n_routed_experts={c.n_routed_experts}, "
+            "{c.topk_group} of {c.n_group} groups)",
+        ),
+        _Check(
+            "first_k_dense_replace",
+            lambda c: 0 <= c.first_k_dense_replace <= c.num_hidden_layers,
+            "it must be between 0 and {c.num_hidden_layers}",
+        ),
+        _Check("rms_norm_eps", lambda c: c.rms_norm_eps > 0, "it must be above 0"),
+        _Check(
+            "softmax_scale_rule",
+            lambda c: c.softmax_scale_rule in SOFTMAX_SCALE_RULES,
+            f"it must be one of {', '.join(SOFTMAX_SCALE_RULES)}",
+        ),
+    )
+
     vocab_size: int = 131072
     hidden_size: int = 4096
     intermediate_size: int = 12288
@@ -200,6 +261,11 @@ class Small4TextConfig(_Small4BaseConfig):
         self._finish(**kwargs)
 
     @property
+    def reachable_experts(self) -> int:
+        """Experts of the groups that are chosen for one token."""
+        return self.n_routed_experts // self.n_group * self.topk_group
+
+    @property
     def qk_head_dim(self) -> int:
         """Width of a query or key head: the part without position, then the rotary part."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
@@ -229,81 +295,6 @@ class Small4TextConfig(_Small4BaseConfig):
             value = rope.get(name)
             ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= least and value > 0
             _require(ok, f"rope_parameters[{name!r}]", value, f"it must be a number of at least {least} and above 0")
-
-    def validate_architecture(self) -> None:
-        """Refuse sizes that cannot work, at construction, at saving and when a model is built."""
-        _require_positive(
-            self,
-            *(
-                "vocab_size",
-                "hidden_size",
-                "intermediate_size",
-                "moe_intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-            ),
-            *(
-                "kv_lora_rank",
-                "qk_nope_head_dim",
-                "qk_rope_head_dim",
-                "v_head_dim",
-                "n_routed_experts",
-                "num_experts_per_tok",
-            ),
-            *("n_group", "topk_group", "max_position_embeddings"),
-        )
-        heads, experts, groups = self.num_attention_heads, self.n_routed_experts, self.n_group
-        _require(
-            self.q_lora_rank is None or self.q_lora_rank > 0,
-            "q_lora_rank",
-            self.q_lora_rank,
-            "it must be positive, or None",
-        )
-        _require(
-            self.qk_rope_head_dim % 2 == 0,
-            "qk_rope_head_dim",
-            self.qk_rope_head_dim,
-            "it must be even, for positions rotate pairs",
-        )
-        _require(
-            self.num_key_value_heads == heads,
-            "num_key_value_heads",
-            self.num_key_value_heads,
-            f"latent attention has as many as query heads, {heads}",
-        )
-        _require(self.n_shared_experts >= 0, "n_shared_experts", self.n_shared_experts, "it must be 0 or more")
-        _require(
-            experts % groups == 0,
-            "n_group",
-            groups,
-            f"the {experts} experts (n_routed_experts) must divide evenly into groups",
-        )
-        _require(
-            self.topk_group <= groups, "topk_group", self.topk_group, f"at most n_group={groups} groups can be chosen"
-        )
-        reachable = experts // groups * self.topk_group
-        _require(
-            self.num_experts_per_tok <= reachable,
-            "num_experts_per_tok",
-            self.num_experts_per_tok,
-            f"at most {reachable} experts can be chosen (n_routed_experts={experts}, {self.topk_group} of {groups} groups)",
-        )
-        layers = self.num_hidden_layers
-        _require(
-            0 <= self.first_k_dense_replace <= layers,
-            "first_k_dense_replace",
-            self.first_k_dense_replace,
-            f"it must be between 0 and {layers}",
-        )
-        _require(self.rms_norm_eps > 0, "rms_norm_eps", self.rms_norm_eps, "it must be above 0")
-        rule = self.softmax_scale_rule
-        _require(
-            rule in SOFTMAX_SCALE_RULES,
-            "softmax_scale_rule",
-            rule,
-            f"it must be one of {', '.join(SOFTMAX_SCALE_RULES)}",
-        )
-        self.validate_rope()
 
 
 def _rope_parameters(given: dict[str, Any] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -349,6 +340,18 @@ class Small4VisionConfig(_Small4BaseConfig):
     base_config_key = "vision_config"
     base_model_fsdp_plan = {"transformer.layers.*": "free_full_weight"}  # noqa: RUF012
 
+    _checks = (
+        *_positive("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
+        *_positive("image_size", "patch_size"),
+        _Check(
+            "hidden_size",
+            lambda c: c.hidden_size % (4 * c.num_attention_heads) == 0,
+            "in the tower it must be a multiple of 4 * num_attention_heads (num_attention_heads={c.num_attention_heads}): rows and "
+            "columns each rotate pairs",
+        ),
+        _Check("image_size", lambda c: c.image_size >= c.patch_size, "it must be at least patch_size={c.patch_size}"),
+    )
+
     hidden_size: int = 1024
     intermediate_size: int = 4096
     num_hidden_layers: int = 24
@@ -385,34 +388,6 @@ class Small4VisionConfig(_Small4BaseConfig):
         ok = isinstance(rope["rope_theta"], (int, float)) and rope["rope_theta"] > 0
         _require(ok, "vision rope_parameters['rope_theta']", rope["rope_theta"], "it must be a positive number")
 
-    def validate_architecture(self) -> None:
-        """Refuse sizes that cannot work."""
-        _require_positive(
-            self,
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_channels",
-            "image_size",
-            "patch_size",
-        )
-        width, heads = self.hidden_size, self.num_attention_heads
-        ok = width % heads == 0 and (width // heads) % 4 == 0
-        _require(
-            ok,
-            "vision hidden_size",
-            width,
-            f"it must be a multiple of 4 * num_attention_heads = {4 * heads}: rows and columns each rotate pairs",
-        )
-        _require(
-            self.image_size >= self.patch_size,
-            "image_size",
-            self.image_size,
-            f"it must be at least patch_size={self.patch_size}",
-        )
-        self.validate_rope()
-
 
 @strict
 class Small4Config(_Small4BaseConfig):
@@ -439,6 +414,23 @@ class Small4Config(_Small4BaseConfig):
         "text_config": Small4TextConfig,
         "vision_config": SubConfigSpec(config_class=Small4VisionConfig, optional=True),
     }
+
+    _checks = (
+        *_positive("spatial_merge_size"),
+        _Check(
+            "image_token_index",
+            lambda c: c.vision_config is None or 0 <= c.image_token_index < c.text_config.vocab_size,
+            "it must be an id below vocab_size={c.text_config.vocab_size}",
+        ),
+        _Check(
+            "vision_feature_layer",
+            lambda c: (
+                c.vision_config is None
+                or -c.vision_config.num_hidden_layers - 1 <= c.vision_feature_layer <= c.vision_config.num_hidden_layers
+            ),
+            "the tower has {c.vision_config.num_hidden_layers} layers",
+        ),
+    )
 
     text_config: Any = None
     vision_config: Any = field(default_factory=dict)
@@ -469,18 +461,6 @@ class Small4Config(_Small4BaseConfig):
 
     def validate_rope(self) -> None:
         """Nothing of its own: the sub-configurations check theirs."""
-
-    def validate_architecture(self) -> None:
-        """Refuse what cannot work across the two parts."""
-        _require_positive(self, "spatial_merge_size")
-        vocabulary = self.text_config.vocab_size
-        if self.vision_config is not None:
-            index, layers = self.image_token_index, self.vision_config.num_hidden_layers
-            _require(
-                0 <= index < vocabulary, "image_token_index", index, f"it must be an id below vocab_size={vocabulary}"
-            )
-            ok = -layers - 1 <= self.vision_feature_layer <= layers
-            _require(ok, "vision_feature_layer", self.vision_feature_layer, f"the tower has {layers} layers")
 
 
 def _as_small4(config: dict[str, Any]) -> dict[str, Any]:

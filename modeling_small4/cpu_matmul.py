@@ -119,6 +119,9 @@ class GroupedLinear(torch.autograd.Function):
 def linear(module: Any, inputs: torch.Tensor) -> torch.Tensor:
     """`module(inputs)`; for a plain half-precision linear on a CPU that is slow at it, through float32.
 
+    A function and not a subclass of `nn.Linear`: transformers loads FP8, bitsandbytes and GGUF weights by replacing modules whose type is
+    `nn.Linear` itself, and would leave every other one out.
+
     Args:
         module: `nn.Linear`, or whatever an adapter, quantiser or sharding put in its place.
         inputs: `[..., in]`.

@@ -2,8 +2,6 @@
 
 `Small4ForCausalLM` reads text and, given `pixel_values` and `image_sizes`, images. The rooms behind it: `attention`, `moe`, `rope`,
 `vision`, `generation`, `loading`. Nothing here prepares text or images; see `processing_small4`.
-
-transformers decides features by searching this file's text: experts dispatch needs "@use_experts_implementation" (in `moe`).
 """
 
 from copy import copy
@@ -104,6 +102,16 @@ class Small4PreTrainedModel(Small4LoadingMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """transformers would search this file's text for its attention interface, which is used in `attention` and `vision`."""
+        return True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """transformers would search this file's text for its decorator of experts, which is used in `moe`."""
+        return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -5,6 +5,7 @@ Shared by the processor (which writes the special tokens), generation (which loo
 """
 
 import json
+from collections.abc import Sequence
 
 REASONING_MODES = ("none", "high")
 
@@ -64,3 +65,12 @@ def resolve_reasoning_mode(reasoning_mode: object = None, reasoning_effort: obje
 def settings_text(mode: str) -> str:
     """The text between `[MODEL_SETTINGS]` and `[/MODEL_SETTINGS]`, spelled as in training (mistral-common, v15)."""
     return json.dumps({"reasoning_effort": check_reasoning_mode(mode)}, ensure_ascii=False)
+
+
+def thought_length(ids: Sequence[int], think: int, end_think: int) -> int:
+    """Tokens of an answer's first thought, between `[THINK]` and `[/THINK]` (their ids are given) or the end; 0 without one."""
+    ids = list(ids)
+    if think not in ids:
+        return 0
+    start = ids.index(think) + 1
+    return (ids.index(end_think, start) if end_think in ids[start:] else len(ids)) - start

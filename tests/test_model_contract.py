@@ -53,6 +53,16 @@ def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
         assert torch.equal(left[name], right[name]), name
 
 
+def test_kernels_can_be_chosen_where_no_source_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers searches the model's file for words; a frozen or zipped package has none."""
+    monkeypatch.setattr("inspect.getsource", lambda module: (_ for _ in ()).throw(OSError("no source")))
+    model = Small4ForCausalLM(Case().config())
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("batched_mm")
+    text = model.config.text_config
+    assert (text._attn_implementation, text._experts_implementation) == ("eager", "batched_mm")
+
+
 @pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM])
 def test_auto_classes_load_the_language_model(auto: type, saved: Path, model: Small4ForCausalLM) -> None:
     loaded = auto.from_pretrained(saved)

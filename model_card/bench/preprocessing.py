@@ -32,17 +32,11 @@ from PIL import Image
 from small4_conversion.tokenizer import write_processor
 
 from model_card.bench.harness import store
+from model_card.demo_recipe.vocabulary import CONTROL
 from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.processing_small4 import Small4Processor
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTROL = {
-    0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
-    7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]", 9: "[TOOL_CALLS]", 10: "[IMG]", 11: "<pad>", 12: "[IMG_BREAK]",
-    13: "[IMG_END]", 14: "[PREFIX]", 15: "[MIDDLE]", 16: "[SUFFIX]", 17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]",
-    19: "[TOOL_CONTENT]", 31: "[CALL_ID]", 32: "[ARGS]", 34: "[THINK]", 35: "[/THINK]", 36: "[MODEL_SETTINGS]",
-    37: "[/MODEL_SETTINGS]",
-}  # fmt: skip
 LANGUAGES = (
     "Où se trouve la bibliothèque la plus proche ? Elle ferme à dix-huit heures, après l'arrivée du dernier élève. ",
     "Die Prüfung beginnt um neun Uhr; bitte erscheinen Sie pünktlich und bringen Sie Ihren Ausweis mit. ",

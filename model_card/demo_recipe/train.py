@@ -22,9 +22,16 @@ from datasets import Dataset, Sequence, Value, load_from_disk
 from safetensors.torch import load_file, save_file
 from small4_conversion.tokenizer import write_processor
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.masking_utils import sdpa_mask
 from transformers.trainer_utils import get_last_checkpoint
 
 from model_card.demo_recipe.batches import IGNORED, Parts, encode
@@ -141,6 +148,9 @@ def learn(team: Team, out: Path, recipe: Recipe) -> None:
         team.wait()
 
 
+WIDE_VALUES = "wide_values"  # the name under which transformers knows it
+
+
 def wide_values(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
@@ -159,7 +169,9 @@ def talk(
     assert isinstance(rows, Dataset)
     groups = parameter_groups(model, stage.matrix_rate, stage.other_rate, stage.weight_decay, stage.eye_rate)
     AnswerTrainer.team = team
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = wide_values
+    AttentionInterface.register(WIDE_VALUES, wide_values)
+    AttentionMaskInterface.register(WIDE_VALUES, sdpa_mask)
+    model.set_attn_implementation({"text_config": WIDE_VALUES})
     trainer = AnswerTrainer(
         model=model,
         optimizers=(Muon(groups, team=team, max_norm=1.0), None),

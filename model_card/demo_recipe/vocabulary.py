@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from model_card.demo_recipe.tasks.data import corpus
 
@@ -47,7 +48,7 @@ def train_merges(texts: Iterator[str], size: int) -> list[bytes]:
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     spelled = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    to_byte = _byte_of_symbol()
+    to_byte = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
     merged = [bytes(to_byte[symbol] for symbol in token) for token, _ in spelled]
     return [bytes([value]) for value in range(256)] + [token for token in merged if len(token) > 1]
 
@@ -89,14 +90,6 @@ def _entry(rank: int, token: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         text = None
     return {"rank": rank, "token_bytes": base64.b64encode(token).decode("ascii"), "token_str": text}
-
-
-def _byte_of_symbol() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes, as the byte-level trainer spells them."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    table = {chr(value): value for value in printable}
-    others = [value for value in range(256) if value not in printable]
-    return table | {chr(256 + index): value for index, value in enumerate(others)}
 
 
 if __name__ == "__main__":

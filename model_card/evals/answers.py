@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from model_card.demo_recipe.batches import chat, tools
+from modeling_small4.reasoning import thought_length
 
 BATCH_TOKENS = 16384  # prompt tokens of a batch, padding included
 
@@ -62,12 +63,11 @@ def alike(lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
 
 
 def read(ids: list[int], processor: Any, settings: Any) -> dict[str, Any]:
-    """The message, the tokens of its thought (between the marks) and all tokens up to the end of the turn."""
-    marks = settings.reasoning_token_ids
+    """The message, the tokens of its thought and all tokens up to the end of the turn."""
+    known = settings.reasoning_token_ids
     ids = ids[: ids.index(settings.eos_token_id) + 1] if settings.eos_token_id in ids else ids
-    start = ids.index(marks["think"]) + 1 if marks["think"] in ids else 0
-    stop = ids.index(marks["end_think"]) if marks["end_think"] in ids else (len(ids) if start else 0)
+    thinking = thought_length(ids, known["think"], known["end_think"])
     message = processor.parse_response(ids)
     return {
-        "message": message, "content": message["content"], "thinking_tokens": stop - start, "new_tokens": len(ids)
+        "message": message, "content": message["content"], "thinking_tokens": thinking, "new_tokens": len(ids)
     }  # fmt: skip

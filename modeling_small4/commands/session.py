@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..image_sources import ImageAccess, load_image
 from ..modeling_small4 import Small4ForCausalLM
 from ..processing_small4 import Small4Processor
-from ..reasoning import END_THINK, THINK
+from ..reasoning import END_THINK, THINK, thought_length
 
 Show = Callable[[str, str], None]
 
@@ -123,11 +123,7 @@ class Session:
         self._cached = prompt[:same]
 
     def _report(self, prompt: list[int], new: list[int], streamer: "_Streamer", seconds: float) -> Answer:
-        ids = self.processor.tokenizer.convert_tokens_to_ids([THINK, END_THINK])
-        thinking = 0
-        if ids[0] in new:
-            thought = new[new.index(ids[0]) + 1 :]
-            thinking = thought.index(ids[1]) if ids[1] in thought else len(thought)
+        thinking = thought_length(new, *self.processor.tokenizer.convert_tokens_to_ids([THINK, END_THINK]))
         eos = self.model.generation_config.eos_token_id
         complete = new[-1] in (eos if isinstance(eos, list) else [eos])
         return Answer(streamer.reader.message(), len(prompt), thinking, len(new), seconds, complete)
