@@ -24,7 +24,14 @@ INSTRUCTIONS = {  # torch's name -> the name that is shown; x86 first, then ARM
     "amx_tile": "amx", "amx_bf16": "amx_bf16", "amx_int8": "amx_int8",
     "neon": "neon", "fp16_arith": "fp16", "bf16": "bf16", "dot": "dot", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2", "sme": "sme",
 }  # fmt: skip
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF")
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "SMALL4_KERNELS",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
