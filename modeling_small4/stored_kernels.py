@@ -97,7 +97,8 @@ def _usable(weight: StoredWeight, inputs: torch.Tensor) -> bool:
         known = weight.codes.dtype == torch.float8_e4m3fn and weight.scale.dtype in TYPES
         return known and _rows_adjoin(weight.codes, weight.scale)
     assert isinstance(weight, Int4Weight)
-    known = weight.group >= 32 and weight.group & (weight.group - 1) == 0 and weight.scale.dtype in TYPES
+    powers = weight.group >= 32 and weight.group & (weight.group - 1) == 0
+    known = (powers or weight.group == weight.columns) and weight.scale.dtype in TYPES
     return known and _rows_adjoin(weight.codes, weight.scale) and (weight.zeros is None or _rows_adjoin(weight.zeros))
 
 
@@ -129,7 +130,15 @@ def _form(weight: StoredWeight) -> tuple[int, torch.Tensor, int, torch.Tensor | 
     if isinstance(weight, Nvfp4Weight):
         return 1, weight.scale, 0, None, 0, _log2(GROUP), float(weight.divisor)
     assert isinstance(weight, Int4Weight)
-    return 2, weight.scale, TYPES[weight.scale.dtype], weight.zeros, 0, _log2(weight.group), 1.0
+    return (
+        2,
+        weight.scale,
+        TYPES[weight.scale.dtype],
+        weight.zeros,
+        0,
+        _log2(weight.group if weight.group < weight.columns else None),
+        1.0,
+    )
 
 
 @cache

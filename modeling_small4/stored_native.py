@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -25,8 +25,9 @@ from threading import Lock
 import torch
 from transformers.utils import logging
 
-from .stored_source import COMMON, DRIVER, STATE
-from .stored_source_x86 import AVX512_DECODE, AVX512_SUM
+from .stored_source import COMMON, DRIVER, PLAIN, SCALAR_DECODE, SCALAR_SUM, STATE
+from .stored_source_arm import NEON_DECODE, NEON_SUM
+from .stored_source_x86 import AVX2_DECODE, AVX2_SUM, AVX512_DECODE, AVX512_SUM
 
 logger = logging.get_logger(__name__)
 
@@ -38,30 +39,46 @@ AVX512 = ("f", "bw", "vl", "dq")
 
 @dataclass(frozen=True)
 class Variant:
-    """A set of instructions. needs: names of `torch.cpu.get_capabilities`. narrow: multiplies bfloat16 without turning it to float32."""
+    """A set of instructions.
+
+    needs: names of `torch.cpu.get_capabilities`. machines: of `platform.machine`; none means any.
+    narrow: bfloat16 is multiplied without turning it to float32.
+    """
 
     name: str
-    needs: tuple[str, ...]
-    options: tuple[str, ...]
     source: str
+    needs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    machines: tuple[str, ...] = ()
     narrow: bool = False
 
 
+_X86 = ("x86_64", "AMD64")
 _AVX512_SOURCE = COMMON + AVX512_DECODE + STATE + AVX512_SUM + DRIVER
 _AVX512 = Variant(
     "avx512",
-    tuple(f"avx512_{name}" for name in AVX512),
-    (*(f"-mavx512{name}" for name in AVX512), "-mfma"),
     _AVX512_SOURCE,
+    needs=tuple(f"avx512_{name}" for name in AVX512),
+    options=(*(f"-mavx512{name}" for name in AVX512), "-mfma"),
+    machines=_X86,
 )
-_AVX512_BF16 = Variant(
-    "avx512_bf16",
-    (*_AVX512.needs, "avx512_vbmi", "avx512_bf16"),
-    (*_AVX512.options, "-mavx512vbmi", "-mavx512bf16"),
-    _AVX512_SOURCE,
+_AVX512_BF16 = replace(
+    _AVX512,
+    name="avx512_bf16",
+    needs=(*_AVX512.needs, "avx512_vbmi", "avx512_bf16"),
+    options=(*_AVX512.options, "-mavx512vbmi", "-mavx512bf16"),
     narrow=True,
 )
-VARIANTS = {variant.name: variant for variant in (_AVX512_BF16, _AVX512)}  # the fastest first
+_AVX2 = Variant(
+    "avx2",
+    COMMON + AVX2_DECODE + STATE + AVX2_SUM + PLAIN + DRIVER,
+    needs=("avx2", "fma3", "f16c"),
+    options=("-mavx2", "-mfma", "-mf16c"),
+    machines=_X86,
+)
+_NEON = Variant("neon", COMMON + NEON_DECODE + STATE + NEON_SUM + PLAIN + DRIVER, machines=("aarch64", "arm64"))
+_SCALAR = Variant("scalar", COMMON + SCALAR_DECODE + STATE + SCALAR_SUM + PLAIN + DRIVER)
+VARIANTS = {variant.name: variant for variant in (_AVX512_BF16, _AVX512, _AVX2, _NEON, _SCALAR)}  # the fastest first
 
 
 class Unavailable(Exception):
@@ -132,6 +149,8 @@ def _variant(choice: str) -> Variant:
 
 def runs_here(variant: Variant) -> bool:
     """Whether this processor has all instructions of a variant."""
+    if variant.machines and platform.machine() not in variant.machines:
+        return False
     capabilities = torch.cpu.get_capabilities()
     return all(capabilities.get(name) for name in variant.needs)
 

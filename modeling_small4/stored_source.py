@@ -117,23 +117,46 @@ DRIVER = r"""
 INLINE int narrow(const Job *job) {
 #ifdef NARROW
     return job->type == BFLOAT16;
-#else
-    return 0;
 #endif
+    (void)job;
+    return 0;
 }
 
 INLINE int64_t padded(const Job *job) { return up(job->columns, BLOCK); }
 
-// The codes of a block, and its scales of NVFP4; those of the last one are followed by zeros.
-INLINE Decoded decode_at(const Job *job, const State *state, const int form, int64_t row, int64_t column) {
+typedef struct {  // 4-bit codes: tables of the columns that are decoded now, 32 each
+    Group tables[BLOCK > 32 ? BLOCK / 32 : 1];
+    int64_t first;  // group of the first of them
+} Groups;
+
+INLINE void find_groups(Groups *groups, const Job *job, int64_t row, int64_t column) {
+    int64_t group = column >> job->column_shift;
+    if (group == groups->first) return;
+    groups->first = group;
+    groups->tables[0] = int4_group(scale_at(job, row, column), zero_at(job, row, column));
+    for (int i = 1; i < BLOCK / 32; i++) {
+        int64_t next = column + 32 * i;
+        int same = next >= job->columns || next >> job->column_shift == group;
+        groups->tables[i] = same ? groups->tables[0] : int4_group(scale_at(job, row, next), zero_at(job, row, next));
+    }
+}
+
+// A block of columns. The codes of the last one are followed by zeros.
+INLINE Decoded decode(const Job *job, const State *state, Groups *groups, const int form, int64_t row, int64_t column) {
     const int half = form != FP8;
     const uint8_t *codes = job->codes + row * job->code_stride + (column >> half), *scales = NULL;
     if (form == NVFP4) scales = (const uint8_t *)job->scale + row * job->scale_stride + column / 16;
-    if (column + BLOCK <= job->columns) return decode(job, state, form, row, column, codes, scales);
-    uint8_t codes_left[BLOCK] = {0}, scales_left[BLOCK / 16 + 1] = {0};
-    memcpy(codes_left, codes, (size_t)(job->columns - column) >> half);
-    if (form == NVFP4) memcpy(scales_left, scales, (size_t)(job->columns - column) / 16);
-    return decode(job, state, form, row, column, codes_left, scales_left);
+    uint8_t last_codes[BLOCK], last_scales[BLOCK / 16];
+    if (column + BLOCK > job->columns) {
+        memset(last_codes, 0, sizeof last_codes);
+        codes = memcpy(last_codes, codes, (size_t)(job->columns - column) >> half);
+        memset(last_scales, 0, sizeof last_scales);
+        if (form == NVFP4) scales = memcpy(last_scales, scales, (size_t)(job->columns - column) / 16);
+    }
+    if (form == FP8) return decode_fp8(lookups_at(state, job, row) + (column >> job->column_shift), codes);
+    if (form == NVFP4) return decode_nvfp4(state->tables, scales, codes);
+    find_groups(groups, job, row, column);
+    return decode_int4(groups->tables, codes);
 }
 
 INLINE Sum add(Sum sum, Part part, const void *inputs, int64_t at, const int is_narrow) {
@@ -148,8 +171,9 @@ INLINE Sum add(Sum sum, Part part, const void *inputs, int64_t at, const int is_
 INLINE float dot(const Job *job, const State *state, const int form, int64_t row, const int is_narrow) {
     Sum sums[BLOCK / STEP];
     for (int i = 0; i < BLOCK / STEP; i++) sums[i] = nothing();
+    Groups groups = {.first = -1};
     for (int64_t column = 0; column < job->columns; column += BLOCK) {
-        Decoded block = decode_at(job, state, form, row, column);
+        Decoded block = decode(job, state, &groups, form, row, column);
         for (int i = 0; i < BLOCK / STEP; i++) sums[i] = add(sums[i], block.parts[i], job->prepared, column + i * STEP, is_narrow);
     }
     float all = 0;
@@ -158,8 +182,9 @@ INLINE float dot(const Job *job, const State *state, const int form, int64_t row
 }
 
 INLINE void decode_piece(const Job *job, const State *state, const int form, int64_t row, int64_t from, int64_t to, Number *out) {
+    Groups groups = {.first = -1};
     for (int64_t column = from; column < to; column += BLOCK, out += BLOCK) {
-        Decoded block = decode_at(job, state, form, row, column);
+        Decoded block = decode(job, state, &groups, form, row, column);
         for (int i = 0; i < BLOCK / STEP; i++) keep(out + i * STEP, block.parts[i]);
     }
 }
@@ -223,10 +248,14 @@ INLINE void multiply_rows(const Job *job, State *state, const int form, int64_t 
 }
 
 INLINE void expand_row(const Job *job, State *state, const int form, int64_t row) {
-    for (int64_t from = 0; from < job->columns; from += PIECE) {
-        int64_t to = from + PIECE < job->columns ? from + PIECE : job->columns;
-        decode_piece(job, state, form, row, from, to, state->piece);
-        write_natural(job, state->piece, to - from, (uint16_t *)job->outputs + row * job->output_stride + from);
+    uint16_t last[BLOCK], *out = (uint16_t *)job->outputs + row * job->output_stride;
+    Groups groups = {.first = -1};
+    for (int64_t column = 0; column < job->columns; column += BLOCK) {
+        Decoded block = decode(job, state, &groups, form, row, column);
+        for (int i = 0; i < BLOCK / STEP; i++) keep(state->piece + i * STEP, block.parts[i]);
+        int whole = column + BLOCK <= job->columns;
+        write_natural(form, state->piece, whole ? out + column : last);
+        if (!whole) memcpy(out + column, last, (size_t)(job->columns - column) * 2);
     }
 }
 
@@ -365,4 +394,66 @@ int run(Job *jobs, int64_t count, int64_t threads, Parallel parallel) {
     free(inputs);
     return fine;
 }
+"""
+
+PLAIN = r"""
+INLINE int wide_order(int position) { return position; }
+
+INLINE void write_natural(const int form, const Number *numbers, uint16_t *out) {
+    for (int i = 0; i < BLOCK; i++) out[order(form, i)] = (uint16_t)(to_bits(numbers[i]) >> 16);
+}
+"""
+
+SCALAR_DECODE = r"""
+// Decodes 16 columns one after the other; for processors that have nothing better.
+typedef float Number;
+typedef float Part __attribute__((vector_size(16)));
+typedef Part Sum;
+enum { BLOCK = 16, STEP = 4, TILE = 3 };
+#define MOST 3
+
+typedef struct { Part parts[BLOCK / STEP]; } Decoded;
+typedef struct { float values[16]; } Table;
+typedef Table Group;
+typedef struct { float scale; } Lookup;
+
+INLINE float rounded(float value) { return from_bits((uint32_t)bfloat16(value) << 16); }
+
+INLINE void nvfp4_table(Table *table, float scale, float divisor) {
+    for (int code = 0; code < 16; code++) table->values[code] = rounded(e2m1[code] * scale / divisor);
+}
+
+INLINE Group int4_group(float scale, float zero) {
+    Group group;
+    for (int code = 0; code < 16; code++) group.values[code] = rounded(((float)code - zero) * scale);
+    return group;
+}
+
+INLINE void fp8_lookup(Lookup *lookup, float scale) { lookup->scale = scale; }
+
+INLINE Decoded decode_fp8(const Lookup *lookup, const uint8_t *codes) {
+    Decoded out;
+    for (int i = 0; i < BLOCK; i++) out.parts[i / 4][i % 4] = rounded(e4m3[codes[i]] * lookup->scale);
+    return out;
+}
+
+INLINE Decoded decode_int4(const Group *group, const uint8_t *codes) {
+    Decoded out;
+    for (int i = 0; i < BLOCK; i++) out.parts[i / 4][i % 4] = group->values[codes[i / 2] >> 4 * (i % 2) & 15];
+    return out;
+}
+
+INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const uint8_t *codes) {
+    return decode_int4(tables + scales[0], codes);
+}
+
+INLINE int order(int form, int position) { (void)form; return position; }
+"""
+
+SCALAR_SUM = r"""
+INLINE Sum nothing(void) { return (Sum){0, 0, 0, 0}; }
+INLINE Part load(const Number *numbers) { return *(const Part *)numbers; }
+INLINE void keep(Number *numbers, Part part) { *(Part *)numbers = part; }
+INLINE Sum add_wide(Sum sum, Part part, const float *inputs) { return sum + part * *(const Part *)inputs; }
+INLINE float total(Sum sum) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
 """

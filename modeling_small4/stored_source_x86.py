@@ -11,6 +11,7 @@ enum { BLOCK = 64, STEP = 32, TILE = 6 };
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { uint16_t values[16]; } Table;  // numbers of the 16 codes of a group
+typedef __m512i Group;                           // the same of 32 columns with 4-bit codes
 typedef struct { __m512i parts[4]; } Lookup;    // numbers of the 128 FP8 codes without sign
 
 INLINE __m256i words(__m512 values) {
@@ -31,9 +32,9 @@ INLINE void nvfp4_table(Table *table, float scale, float divisor) {
     _mm256_storeu_si256((__m256i *)table, words(_mm512_div_ps(values, _mm512_set1_ps(divisor))));
 }
 
-INLINE __m256i int4_table(float scale, float zero) {
+INLINE Group int4_group(float scale, float zero) {
     const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return words(_mm512_mul_ps(_mm512_sub_ps(codes, _mm512_set1_ps(zero)), _mm512_set1_ps(scale)));
+    return _mm512_broadcast_i64x4(words(_mm512_mul_ps(_mm512_sub_ps(codes, _mm512_set1_ps(zero)), _mm512_set1_ps(scale))));
 }
 
 INLINE void fp8_lookup(Lookup *lookup, float scale) {
@@ -54,7 +55,7 @@ INLINE void fp8_lookup(Lookup *lookup, float scale) {
 #endif
 }
 
-INLINE Decoded decode8(const uint8_t *codes, const Lookup *lookup) {
+INLINE Decoded decode_fp8(const Lookup *lookup, const uint8_t *codes) {
     const __m512i *t = lookup->parts;
 #ifdef __AVX512VBMI__
     __m512i code = _mm512_loadu_si512(codes);
@@ -95,19 +96,13 @@ INLINE int order(int form, int position) {  // the column that stands at a posit
 """
 
 AVX512_SUM = r"""
-INLINE Decoded decode(const Job *job, const State *state, const int form, int64_t row, int64_t column, const uint8_t *codes, const uint8_t *scales) {
-    if (form == FP8) return decode8(codes, lookups_at(state, job, row) + (column >> job->column_shift));
-    if (form == NVFP4) {
-        const __m256i *t = (const __m256i *)state->tables;
-        __m512i a = both(_mm256_loadu_si256(t + scales[0]), _mm256_loadu_si256(t + scales[1]));
-        return decode4(codes, a, both(_mm256_loadu_si256(t + scales[2]), _mm256_loadu_si256(t + scales[3])));
-    }
-    int64_t second = column + 32 < job->columns ? column + 32 : column;
-    __m512i a = _mm512_broadcast_i64x4(int4_table(scale_at(job, row, column), zero_at(job, row, column))), b = a;
-    if (second >> job->column_shift != column >> job->column_shift)
-        b = _mm512_broadcast_i64x4(int4_table(scale_at(job, row, second), zero_at(job, row, second)));
-    return decode4(codes, a, b);
+INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const uint8_t *codes) {
+    const __m256i *t = (const __m256i *)tables;
+    __m512i a = both(_mm256_loadu_si256(t + scales[0]), _mm256_loadu_si256(t + scales[1]));
+    return decode4(codes, a, both(_mm256_loadu_si256(t + scales[2]), _mm256_loadu_si256(t + scales[3])));
 }
+
+INLINE Decoded decode_int4(const Group *groups, const uint8_t *codes) { return decode4(codes, groups[0], groups[1]); }
 
 
 INLINE Sum nothing(void) { return _mm512_setzero_ps(); }
@@ -131,15 +126,112 @@ INLINE Sum add_wide(Sum sum, Part part, const float *inputs) {
 
 INLINE int wide_order(int position) { return position / 32 * 32 + 2 * (position % 16) + position % 32 / 16; }
 
-INLINE void write_natural(const Job *job, const Number *piece, int64_t count, uint16_t *out) {
-    uint16_t index[64];
-    for (int i = 0; i < 64; i++) index[order((int)job->form, i)] = (uint16_t)i;
-    const __m512i first = _mm512_loadu_si512(index), second = _mm512_loadu_si512(index + 32);
-    for (int64_t k = 0; k < count; k += 64) {
-        __m512i a = _mm512_load_si512(piece + k), b = _mm512_load_si512(piece + k + 32);
-        uint64_t left = count - k >= 64 ? ~0ull : (1ull << (count - k)) - 1;
-        _mm512_mask_storeu_epi16(out + k, (__mmask32)left, _mm512_permutex2var_epi16(a, first, b));
-        _mm512_mask_storeu_epi16(out + k + 32, (__mmask32)(left >> 32), _mm512_permutex2var_epi16(a, second, b));
+INLINE void write_natural(const int form, const Number *numbers, uint16_t *out) {
+    const __m512i a = load(numbers), b = load(numbers + 32);
+    uint16_t places[BLOCK];
+    for (int i = 0; i < BLOCK; i++) places[order(form, i)] = (uint16_t)i;
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, _mm512_loadu_si512(places), b));
+    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(a, _mm512_loadu_si512(places + 32), b));
+}
+"""
+
+AVX2_DECODE = r"""
+// Decodes 32 columns at a time into four registers of 8 bfloat16 numbers held as float32.
+#include <immintrin.h>
+typedef float Number;
+typedef __m256 Part;
+typedef __m256 Sum;
+enum { BLOCK = 32, STEP = 8, TILE = 3 };
+#define MOST 3
+
+typedef struct { Part parts[BLOCK / STEP]; } Decoded;
+typedef struct { __m128i low, high; } Table;  // low and high bytes of the numbers of the 16 codes of a group
+typedef Table Group;
+typedef struct { float factor; } Lookup;
+
+INLINE __m256i rounded(__m256 values) {
+    const __m256i bits = _mm256_castps_si256(values);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+}
+
+INLINE Table table(__m256 first, __m256 second) {
+    const __m256i bytes = _mm256_set1_epi16(255), none = _mm256_set1_epi32(0x7fc0);
+    __m256i a = _mm256_srli_epi32(rounded(first), 16), b = _mm256_srli_epi32(rounded(second), 16);
+    a = _mm256_blendv_epi8(a, none, _mm256_castps_si256(_mm256_cmp_ps(first, first, _CMP_UNORD_Q)));
+    b = _mm256_blendv_epi8(b, none, _mm256_castps_si256(_mm256_cmp_ps(second, second, _CMP_UNORD_Q)));
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
+    __m256i low = _mm256_and_si256(words, bytes), high = _mm256_srli_epi16(words, 8);
+    __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi16(low, high), 0xd8);
+    return (Table){_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)};
+}
+
+INLINE void nvfp4_table(Table *out, float scale, float divisor) {
+    const __m256 factor = _mm256_set1_ps(scale), by = _mm256_set1_ps(divisor);
+    __m256 first = _mm256_div_ps(_mm256_mul_ps(_mm256_loadu_ps(e2m1), factor), by);
+    *out = table(first, _mm256_div_ps(_mm256_mul_ps(_mm256_loadu_ps(e2m1 + 8), factor), by));
+}
+
+INLINE Group int4_group(float scale, float zero) {
+    const __m256 factor = _mm256_set1_ps(scale), less = _mm256_set1_ps(zero);
+    __m256 first = _mm256_sub_ps(_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), less);
+    __m256 second = _mm256_sub_ps(_mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15), less);
+    return table(_mm256_mul_ps(first, factor), _mm256_mul_ps(second, factor));
+}
+
+// Codes are read as float16 numbers, which are 256 times less. One rounding of the bits would turn some NaN into zeros.
+INLINE void fp8_lookup(Lookup *lookup, float scale) { lookup->factor = scale == scale ? 256 * scale : from_bits(0x7fc00000); }
+
+INLINE Decoded decode_fp8(const Lookup *lookup, const uint8_t *codes) {
+    const __m256i bits = _mm256_set1_epi16((short)0xbf80), none = _mm256_set1_epi16(0x3f80), is_none = _mm256_set1_epi16(0x7e00);
+    const __m256 factor = _mm256_set1_ps(lookup->factor);
+    Decoded out;
+    for (int i = 0; i < 2; i++) {
+        __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes + i));
+        code = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(code, 8), 1), bits);
+        code = _mm256_or_si256(code, _mm256_and_si256(_mm256_cmpeq_epi16(_mm256_and_si256(code, none), none), is_none));
+        __m256 values[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(code)), _mm256_cvtph_ps(_mm256_extracti128_si256(code, 1))};
+        for (int j = 0; j < 2; j++) {
+            __m256i number = _mm256_and_si256(rounded(_mm256_mul_ps(values[j], factor)), _mm256_set1_epi32((int)0xffff0000));
+            out.parts[2 * i + j] = _mm256_castsi256_ps(number);
+        }
     }
+    return out;
+}
+
+INLINE Decoded decode4(const uint8_t *codes, __m256i low, __m256i high) {
+    __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes)), zero = _mm256_setzero_si256();
+    code = _mm256_and_si256(_mm256_or_si256(code, _mm256_slli_epi16(code, 4)), _mm256_set1_epi8(15));
+    low = _mm256_shuffle_epi8(low, code);
+    high = _mm256_shuffle_epi8(high, code);
+    __m256i first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
+    return (Decoded){{_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, first)), _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, first)),
+                      _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, second)), _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, second))}};
+}
+
+INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const uint8_t *codes) {
+    const Table *a = tables + scales[0], *b = tables + scales[1];
+    return decode4(codes, _mm256_set_m128i(b->low, a->low), _mm256_set_m128i(b->high, a->high));
+}
+
+INLINE Decoded decode_int4(const Group *groups, const uint8_t *codes) {
+    return decode4(codes, _mm256_broadcastsi128_si256(groups->low), _mm256_broadcastsi128_si256(groups->high));
+}
+
+INLINE int order(int form, int position) {
+    return form == FP8 ? position : position % 8 / 4 * 16 + position / 8 * 4 + position % 4;
+}
+"""
+
+AVX2_SUM = r"""
+INLINE Sum nothing(void) { return _mm256_setzero_ps(); }
+INLINE Part load(const Number *numbers) { return _mm256_load_ps(numbers); }
+INLINE void keep(Number *numbers, Part part) { _mm256_store_ps(numbers, part); }
+INLINE Sum add_wide(Sum sum, Part part, const float *inputs) { return _mm256_fmadd_ps(part, _mm256_load_ps(inputs), sum); }
+
+INLINE float total(Sum sum) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 """
