@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from small4_conversion.chat_template import RESPONSE_TEMPLATE, chat_template
 from tokenizers import Tokenizer, processors
 from transformers.integrations.mistral.tokenizer import MistralConverter
 
+from modeling_small4.chat_template import RESPONSE_TEMPLATE, chat_template
 from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import BOS, EOS, PAD, REASONING_MODES, REASONING_TOKENS, UNK, settings_text

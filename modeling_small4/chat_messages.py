@@ -7,7 +7,7 @@ Must not know: control tokens, tokenizers, how an image is loaded.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -77,6 +77,32 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     if not messages:
         raise ValueError("The conversation is empty; give at least one message.")
     return [_read_message(message, index) for index, message in enumerate(messages)]
+
+
+def is_batch(conversation: Any) -> bool:
+    """Whether this is a list of conversations, not one."""
+    return (
+        isinstance(conversation, Sequence)
+        and len(conversation) > 0
+        and isinstance(conversation[0], Sequence)
+        and not isinstance(conversation[0], (str, bytes, Mapping))
+    )
+
+
+def read_objects(value: Any) -> Any:
+    """Conversations with every message object in them as a dict: dataclasses, pydantic models, and lists of messages that are
+    an attribute `messages` of something, as transformers takes them. What is none of these, an image say, stays as it is."""
+    if isinstance(value, (str, bytes, bytearray, memoryview)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: read_objects(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [read_objects(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: read_objects(getattr(value, item.name)) for item in fields(value)}
+    if hasattr(value, "model_dump"):
+        return read_objects(value.model_dump())
+    return read_objects(value.messages) if hasattr(value, "messages") else value
 
 
 def check_conversation(messages: list[Message], finished: bool) -> None:

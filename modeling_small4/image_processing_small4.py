@@ -12,8 +12,11 @@ from PIL import Image
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .image_reading import as_seen, seen_size
 from .image_resample import resample
+from .image_settings import ImageSettings, Small4ImagesKwargs
 from .image_sources import ImageAccess, decoded, load_image, open_image
+from .prompt_images import flatten
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -21,16 +24,25 @@ _SETTINGS = ("patch_size", "spatial_merge_size", "max_image_size", "image_mean",
 
 
 class Small4ImageProcessor(BaseImageProcessor):
-    """Resizes images to whole image tokens and normalises them.
+    """Resizes images to whole image tokens and normalizes them.
+
+    Images are read as a person sees them: turned by their EXIF orientation, 16-bit and float samples scaled to 8 bits, ICC
+    profiles applied, transparency composited on white, the first frame of an animation.
 
     Args:
         patch_size: side of a patch of the vision tower, in pixels.
         spatial_merge_size: side of the square of patches that becomes one image token.
         max_image_size: the longer side of a larger image is brought down to this, in pixels.
         image_mean, image_std: per channel, of values in [0, 1].
+        as_mistral_common: read images as mistral-common does, pixel for pixel: neither orientation nor profile, samples of
+            more than 8 bits cut off, no transparent colour in RGB.
+        kwargs: transformers' `do_resize`, `do_rescale`, `rescale_factor` and `do_normalize`.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
+    valid_kwargs = Small4ImagesKwargs
+    do_resize = do_rescale = do_normalize = True
+    as_mistral_common = False
 
     def __init__(
         self,
@@ -62,6 +74,11 @@ class Small4ImageProcessor(BaseImageProcessor):
         return super().from_dict(_from_pixtral(image_processor_dict), **kwargs)
 
     @property
+    def unit(self) -> int:
+        """Side of an image token, in pixels."""
+        return self.patch_size * self.spatial_merge_size
+
+    @property
     def access(self) -> ImageAccess:
         """What images may be read from when a call does not say; not saved with the processor."""
         return self._access
@@ -73,53 +90,38 @@ class Small4ImageProcessor(BaseImageProcessor):
         self._access = value
 
     def token_grid(self, width: int, height: int) -> tuple[int, int]:
-        """(rows, columns) of image tokens for an image of `width` x `height` pixels.
-
-        As mistral-common: both sides are divided by the larger ratio to `max_image_size` and rounded half to even,
-        then rounded up to whole tokens.
-        """
-        ratio = max(height / self.max_image_size, width / self.max_image_size)
-        if ratio > 1:
-            width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
-        unit = self.patch_size * self.spatial_merge_size
-        return (height - 1) // unit + 1, (width - 1) // unit + 1
+        """(rows, columns) of image tokens for an upright image of `width` x `height` pixels."""
+        return ImageSettings.of(self, {}).token_grid(width, height)
 
     def process_image(self, image: Any, access: ImageAccess | None = None) -> torch.Tensor:  # type: ignore[override]
         """One image -> float32 [3, height, width], height and width multiples of `patch_size * spatial_merge_size`."""
-        return torch.from_numpy(self._process([open_image(image, access or self._access)])[0][0])
+        return torch.from_numpy(_process([open_image(image, access or self._access)], ImageSettings.of(self, {}))[0][0])
 
     def preprocess(  # type: ignore[override]
         self, images: Any, return_tensors: str | None = "pt", access: ImageAccess | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Images, nested in any way, to one batch in reading order.
 
+        Args:
+            kwargs: transformers' arguments `size={"longest_edge": pixels}` (or `max_image_size`), `do_resize`, `do_rescale`,
+                `rescale_factor`, `do_normalize`, `image_mean`, `image_std`, `data_format`, `input_data_format`, `device`, and
+                `as_mistral_common`. Others are refused.
+
         Returns:
             `pixel_values` float32 [images, 3, height, width], padded with zeros on the right and below to the largest,
             and `image_sizes` int64 [images, 2], (height, width) of each in pixels.
         """
-        opened = [open_image(image, access or self._access) for image in flatten(images)]
+        settings = ImageSettings.of(self, kwargs | {"return_tensors": return_tensors})
+        opened = [open_image(image, access or self._access, settings.input_format) for image in flatten(images)]
         if not opened:
             raise ValueError("There are no images to process.")
-        pixels, sizes = self._process(opened)
+        pixels, sizes = _process(opened, settings)
+        if settings.channels_last:
+            pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
         if return_tensors in ("pt", None):
-            return BatchFeature({"pixel_values": torch.from_numpy(pixels), "image_sizes": torch.from_numpy(sizes)})
+            values = torch.from_numpy(pixels).to(settings.device or "cpu")
+            return BatchFeature({"pixel_values": values, "image_sizes": torch.from_numpy(sizes)})
         return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
-
-    def _process(self, images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes one image after the other, each into its place in the batch."""
-        unit = self.patch_size * self.spatial_merge_size
-        sizes = []
-        for image in images:
-            rows, columns = self.token_grid(*image.size)
-            sizes.append((rows * unit, columns * unit))
-        padded = any(size != sizes[0] for size in sizes[1:])
-        height, width = (max(sides) for sides in zip(*sizes, strict=True)) if padded else sizes[0]
-        # Memory from numpy, which asks for huge pages: the first writing takes a tenth of the time.
-        pixels = (np.zeros if padded else np.empty)((len(images), 3, height, width), np.float32)
-        for index, (height, width) in enumerate(sizes):
-            image = decoded(images[index], f"image {index + 1} of {len(images)}" if len(images) > 1 else "the image")
-            resample(image, pixels[index, :, :height, :width], self.image_mean, self.image_std)
-        return pixels, np.array(sizes, np.int64)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Images for one source or a nested list of them, under the same limits as everywhere."""
@@ -132,11 +134,25 @@ class Small4ImageProcessor(BaseImageProcessor):
         return {key: value for key, value in super().to_dict().items() if not key.startswith("_")}
 
 
-def flatten(images: Any) -> list[Any]:
-    """Nested lists of images as one flat list; an array or tensor of four dimensions is a list of images."""
-    if isinstance(images, (list, tuple)):
-        return [leaf for item in images for leaf in flatten(item)]
-    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+def _process(images: list[Image.Image], settings: ImageSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes one image after the other, each into its place in the batch."""
+    names = [f"image {index + 1} of {len(images)}" if len(images) > 1 else "the image" for index in range(len(images))]
+    sizes = []
+    for image, name in zip(images, names, strict=True):
+        if not settings.as_mistral_common and image.format == "PNG":
+            decoded(image, name)  # its orientation may be written behind its pixels
+        rows, columns = settings.token_grid(*(image.size if settings.as_mistral_common else seen_size(image)))
+        sizes.append((rows * settings.unit, columns * settings.unit))
+    padded = any(size != sizes[0] for size in sizes[1:])
+    height, width = (max(sides) for sides in zip(*sizes, strict=True)) if padded else sizes[0]
+    # Memory from numpy, which asks for huge pages: the first writing takes a tenth of the time.
+    pixels = (np.zeros if padded else np.empty)((len(images), 3, height, width), np.float32)
+    for index, (height, width) in enumerate(sizes):
+        image = decoded(images[index], names[index])
+        if not settings.as_mistral_common:
+            image = as_seen(image)
+        resample(image, pixels[index, :, :height, :width], settings.mean, settings.std)
+    return pixels, np.array(sizes, np.int64)
 
 
 def _from_pixtral(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
+from transformers.image_utils import ChannelDimension
 
 from .image_fetch import fetch
 
@@ -49,13 +50,14 @@ def load_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
     return decoded(open_image(source, access))
 
 
-def open_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
+def open_image(source: Any, access: ImageAccess | None = None, channels: str | None = None) -> Image.Image:
     """A PIL image from any allowed source, its size checked and, where it is encoded, not yet decoded.
 
     Args:
         source: PIL image; array or tensor [H, W], [H, W, C] or [C, H, W] of uint8, of floats in [0, 1] or of bools;
             encoded bytes; `data:` URL; where `access` allows it a path, `file://` or `http(s)://` URL.
         access: defaults to `ImageAccess()`.
+        channels: of arrays and tensors, "channels_first" or "channels_last", where the shape does not tell.
 
     Raises:
         ValueError: a source that is not allowed, is too large, is no image or is broken.
@@ -70,7 +72,7 @@ def open_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
             raise ValueError(f"the image is empty: {source.width} x {source.height} pixels.")
         return source
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        return _from_array(source)
+        return _from_array(source, channels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(source), access, "the image bytes")
     if isinstance(source, os.PathLike):
@@ -178,14 +180,15 @@ def _check_pixels(size: tuple[int, int], access: ImageAccess) -> None:
         )
 
 
-def _from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
+def _from_array(source: np.ndarray | torch.Tensor, channels: str | None) -> Image.Image:
     if isinstance(source, torch.Tensor):
         if source.is_meta:
             raise ValueError("An image tensor on the meta device holds no pixels.")
         source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
     array: np.ndarray = source
     shape = array.shape
-    if array.ndim == 3 and shape[-1] not in (1, 3, 4) and shape[0] in (1, 3, 4):
+    first = shape[-1] not in (1, 3, 4) if channels is None else ChannelDimension(channels) is ChannelDimension.FIRST
+    if array.ndim == 3 and first and shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]

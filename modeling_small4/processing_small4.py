@@ -1,25 +1,39 @@
 """The processor: messages, text and images to model inputs, and answers back to messages.
 
-Must not know: model classes, how a conversation is laid out (`chat`), how text and images become numbers.
+Called as any processor of transformers. Must not know: model classes, how a conversation is laid out (`chat`) and written as one
+string (`chat_text`), how text and images become numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.image_processing_base import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils import logging
+from transformers.utils.chat_template_utils import _get_template_variables as template_variables
 
-from .chat import Piece, lay_out
-from .chat_responses import SpecialTokenSplitter
-from .image_processing_small4 import Small4ImageProcessor, flatten
-from .image_sources import ImageAccess
-from .reasoning import BOS, IMG, IMG_BREAK, IMG_END
-from .tokenization_small4 import Prompt, Small4Tokenizer, is_batch
+from .chat import Piece
+from .chat_messages import read_objects
+from .chat_text import escape_all, render
+from .image_processing_small4 import Small4ImageProcessor
+from .image_sources import ImageAccess, open_image
+from .prompt_images import fill, place_images
+from .reasoning import IMG, IMG_BREAK, IMG_END
+from .tokenization_small4 import COLLATE_OPTIONS, Small4Tokenizer
 
 logger = logging.get_logger(__name__)
 
-_CALL_OPTIONS = ("padding", "truncation", "max_length")
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+_NOT_FOR_TOKENIZER = ("image_processor", "tokenizer", "chat_template", "config", "trust_remote_code", "_from_auto")
+_NO_PAIRS = ("text_pair", "text_target", "text_pair_target", "is_split_into_words")
+_OTHER_INPUTS = ("videos", "audio", "audios")
+_GROUPS = tuple(name for name in ProcessingKwargs.__annotations__ if name.endswith("_kwargs"))
+# All names that the call of a transformers processor knows. Those of videos and audio say nothing where there are none.
+_ARGUMENTS = frozenset(
+    {"common_kwargs", "split_special_tokens", *_OTHER_INPUTS, *ProcessingKwargs.__annotations__}
+    | {name for group in _GROUPS for name in ProcessingKwargs.__annotations__[group].__annotations__}
+)
 
 
 class Small4Processor(ProcessorMixin):
@@ -29,7 +43,7 @@ class Small4Processor(ProcessorMixin):
         self,
         image_processor: Small4ImageProcessor | None = None,
         tokenizer: Small4Tokenizer | None = None,
-        chat_template: str | None = None,
+        chat_template: str | dict[str, str] | None = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("Small4Processor needs a tokenizer.")
@@ -45,179 +59,258 @@ class Small4Processor(ProcessorMixin):
         chat_template: str | None = None,
         tools: Sequence[Any] | None = None,
         documents: Any = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         return_assistant_tokens_mask: bool = False,
-        tokenize: bool = True,
-        return_tensors: str | None = "pt",
-        return_dict: bool = True,
+        tokenize: bool = False,
+        return_tensors: str | None = "auto",
+        return_dict: bool = False,
+        load_audio_from_video: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
+        sanitize_control_tokens: bool = False,
         reasoning_mode: str | None = None,
         reasoning_effort: str | None = None,
         images: Any = None,
         image_access: ImageAccess | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Encodes a conversation, or a list of them, with mistral-common's ids and pixels.
+        """A conversation, or a list of them, as a prompt string or with mistral-common's ids and pixels.
 
         Args:
-            conversation: messages, or a list of conversations (padded on the left).
+            conversation: messages, or a list of conversations.
+            chat_template: another template than the processor's own; transformers renders it.
             tools: functions or JSON schemas.
-            add_generation_prompt: False allows a conversation that ends with the assistant's finished message; the
-                format has no generation prompt of its own.
+            add_generation_prompt: says that an answer is to follow, so the conversation may not end with a finished message of
+                the assistant; the format has no generation prompt of its own.
             continue_final_message: the last message, the assistant's, is left open.
             return_assistant_tokens_mask: adds `assistant_masks`, 1 where the assistant wrote.
-            tokenize: False returns the text (a `str` that `processor(text=...)` encodes without losing what is text
-                and what is a control token).
+            tokenize: False returns a prompt string. `processor(text=..., images=...)` gives the same ids for it as
+                `tokenize=True`, also when it was copied or stored in between: special tokens that users typed are escaped in
+                it (`chat_text`).
+            return_tensors: None, the default, for lists; "pt", "np".
+            return_dict: False returns the ids alone.
+            processor_kwargs: arguments of the processor's call (padding, truncation, ...); also accepted outside of it.
+            sanitize_control_tokens: always so, as it is safe.
             reasoning_mode, reasoning_effort: "none" or "high", two names for one setting.
-            images: fill image chunks that name no source, in order.
+            images: for image chunks that name no source, in order; or for all image chunks.
             image_access: what images may be read from, for this call.
 
         Returns:
-            `input_ids` and `attention_mask` [batch, length], and with images `pixel_values` [images, 3, H, W] and
-            `image_sizes` [images, 2].
+            A string (a list of them for several conversations), or `input_ids` and `attention_mask` [batch, length], and with
+            images `pixel_values` [images, 3, H, W] and `image_sizes` [images, 2].
 
         Raises:
-            ValueError: a conversation that mistral-common refuses; an image that may not or cannot be read.
+            ValueError: a conversation that mistral-common refuses; an image that may not or cannot be read; another number of
+                images than of places for them.
         """
-        options = dict(processor_kwargs or {})
-        options |= {key: kwargs.pop(key) for key in _CALL_OPTIONS if key in kwargs}
-        if chat_template is not None and chat_template != self.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                conversation, tools, documents, chat_template, add_generation_prompt, continue_final_message,
-                tokenize=False, reasoning_mode=reasoning_mode, reasoning_effort=reasoning_effort, **kwargs,
+        options = dict(processor_kwargs or {}) | {key: kwargs.pop(key) for key in _ARGUMENTS & kwargs.keys()}
+        if return_tensors != "auto":
+            options["return_tensors"] = return_tensors
+        images, access = options.pop("images", images), options.pop("image_access", image_access)
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ValueError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True.")
+        template = self._resolve_template(chat_template)
+        if not self.tokenizer.is_own_template(template):
+            options |= {} if images is None else {"images": images}
+            options |= {} if access is None else {"image_access": access}
+            return self._render_other(
+                template, reasoning_mode, reasoning_effort, kwargs, conversation=conversation, tools=tools,
+                documents=documents, add_generation_prompt=add_generation_prompt, tokenize=tokenize,
+                continue_final_message=continue_final_message, return_dict=return_dict, processor_kwargs=options,
+                return_assistant_tokens_mask=return_assistant_tokens_mask,
             )  # fmt: skip
-            if not tokenize:
-                return text
-            return self(text=text, images=images, control_tokens=True, return_tensors=return_tensors, **options)
-        if documents is not None:
-            raise ValueError("The chat format has no place for documents; put their text into a message.")
         mode = self.tokenizer.reasoning_mode(reasoning_mode, reasoning_effort, kwargs)
-        batched = is_batch(conversation)
-        prompts = [
-            lay_out(chat, tools, mode, continue_final_message, finished=not add_generation_prompt)
-            for chat in (conversation if batched else [conversation])
-        ]
-        if not tokenize:
-            texts = [Prompt.of(pieces) for pieces in prompts]
-            return texts if batched else texts[0]
-        images = options.pop("images", images)
-        out = self._encode(
-            prompts, images, image_access, batched, return_tensors, return_assistant_tokens_mask, options
+        prompts, batched = self.tokenizer.lay_out(
+            conversation, tools, documents, mode, add_generation_prompt, continue_final_message
         )
+        if not tokenize:
+            texts = [render(pieces, self.tokenizer.special) for pieces in prompts]
+            return texts if batched else texts[0]
+        out = self._encode(prompts, images, access, return_assistant_tokens_mask, options)
         return out if return_dict else out["input_ids"]
 
     def __call__(  # type: ignore[override]
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
-        control_tokens: bool = False,
-        add_special_tokens: bool = True,
-        return_tensors: str | None = "pt",
         image_access: ImageAccess | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Encodes text, with images, as it stands: `<s>`, then each text's images, then the text.
+        """Encodes prompt strings with their images.
 
         Args:
-            images: one image or a list of them for one text; for several texts a list of lists, one for each text.
-            text: plain text, in which control tokens are nothing but text; or what
-                `apply_chat_template(tokenize=False)` returned, where `[IMG]` stands for each image.
-            control_tokens: for experts: `text` is a raw prompt whose control tokens are recognised, whoever wrote
-                them, and in which each `[IMG]` is to be replaced by one image.
-            add_special_tokens: False leaves out the `<s>` that text without one is given.
-            padding, truncation, max_length: as in transformers.
+            images: one image or a list of them for one text; for several texts a list of lists, or one list of all in order.
+            text: prompt strings, from `apply_chat_template(tokenize=False)` or written by hand: special tokens in them are
+                recognized, and `[IMG]` stands for an image. `[\\INST]` and the like are the text `[INST]`. A text without any special
+                token has its images before it.
+            image_access: what images may be read from, for this call.
+            kwargs: transformers' arguments for text (padding, truncation, max_length, padding_side, add_special_tokens,
+                return_tensors, ...) and images, also in `text_kwargs` and `images_kwargs`. `split_special_tokens=True` takes the
+                texts as plain text, special tokens and all. Texts are padded when tensors of several are asked for.
 
         Raises:
-            ValueError: as many images as places for them are needed.
+            ValueError: another number of images than of places for them; an argument that is not known or has no meaning here.
         """
+        options = self._options(kwargs)
         if text is None:
             if images is None:
                 raise ValueError("Give text, images or both.")
-            return self._need_vision().preprocess(images, return_tensors=return_tensors, access=image_access)
-        batched = not isinstance(text, str)
+            return self._need_vision().preprocess(images, access=image_access, **options["images_kwargs"])
+        texts = self._texts(text)
+        if options["text_kwargs"].pop("split_special_tokens", None):
+            texts = [self.tokenizer.special.escape(each) for each in texts]
+        texts, sources = place_images(texts, images, self.tokenizer.special)
+        pixels, shown = self._pixels(sources, image_access, options["images_kwargs"])
+        replaced, replacements = self.get_text_with_replacements([str(each) for each in texts], shown)
+        rows = self.tokenizer(replaced, **_padded_for_tensors(options["text_kwargs"], len(texts)))
+        self._check_whole(rows["input_ids"], [each.count(IMG) for each in replaced])
+        if options["return_text_replacement_offsets"]:
+            rows["text_replacement_offsets"] = replacements
+        return self._joined(rows, pixels, options)
+
+    def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """What stands for an image in the text: rows of `[IMG]`, each closed by `[IMG_BREAK]`, the last by `[IMG_END]`."""
+        height, width = (int(side) for side in image_inputs["image_sizes"][image_idx])
+        unit = self._need_vision().unit
+        row = IMG * (width // unit)
+        return IMG_BREAK.join([row] * (height // unit)) + IMG_END
+
+    @property
+    def image_token_ids(self) -> list[int]:  # type: ignore[override]
+        """The ids that images take in a prompt."""
+        ids = (self.tokenizer.control_ids.get(token) for token in (IMG, IMG_BREAK, IMG_END))
+        return [index for index in ids if index is not None]
+
+    def _resolve_template(self, chat_template: str | None) -> str | None:
+        return (
+            None if chat_template is None and self.chat_template is None else self._resolve_chat_template(chat_template)
+        )
+
+    def _render_other(self, template: Any, mode: Any, effort: Any, variables: dict[str, Any], **arguments: Any) -> Any:
+        """transformers' way with a template that is not ours; what users typed is escaped before it is rendered."""
+        special = self.tokenizer.special
+        for name in ("conversation", "tools", "documents"):
+            arguments[name] = escape_all(read_objects(arguments[name]), special)
+        known = template_variables(template)
+        variables = variables | self.tokenizer.reasoning_variables(mode, effort)
+        unknown = sorted(name for name, value in variables.items() if name not in known and value is not None)
+        if mode is not None and not known & {"reasoning_mode", "reasoning_effort"}:
+            raise ValueError(f"reasoning_mode is {mode!r}, but this chat template has no such variable; leave it out.")
+        if set(unknown) - {"reasoning_mode", "reasoning_effort"}:
+            logger.warning_once(f"The chat template has no variables {unknown}; they are ignored.")
+        variables = {name: value for name, value in variables.items() if name in known}
+        return super().apply_chat_template(chat_template=template, **arguments, **escape_all(variables, special))
+
+    def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a call as transformers sorts them: `text_kwargs`, `images_kwargs`, and those of the whole."""
+        unknown = sorted(kwargs.keys() - _ARGUMENTS)
+        if unknown:
+            raise ValueError(f"Small4Processor has no argument {', '.join(unknown)}.")
+        for name in _OTHER_INPUTS:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"Small4Processor takes text and images, but no {name}.")
+        kwargs = {key: value for key, value in kwargs.items() if key not in (*_OTHER_INPUTS, "sanitize_control_tokens")}
+        split = kwargs.pop("split_special_tokens", None)
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        text = options["text_kwargs"]
+        text.pop("sanitize_control_tokens", None)
+        for name in _NO_PAIRS:
+            if text.pop(name, None):
+                raise ValueError(f"Small4Processor has no use for {name}; every text is one prompt string.")
+        for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
+            options[name] = text.pop(name, options[name])
+        if split is not None:
+            text["split_special_tokens"] = split
+        return options
+
+    def _texts(self, text: Any) -> list[str]:
         texts = [text] if isinstance(text, str) else list(text)
         for each in texts:
             if not isinstance(each, str):
                 raise ValueError(f"text must be a string or a list of strings, but holds {type(each).__name__}.")
-        groups = self._group(images, len(texts))
-        prompts = [self._text_pieces(each, group, control_tokens) for each, group in zip(texts, groups, strict=True)]
-        if not add_special_tokens:
-            prompts = [
-                pieces if isinstance(each, Prompt) or (each.startswith(BOS) and control_tokens) else pieces[1:]
-                for each, pieces in zip(texts, prompts, strict=True)
-            ]
-        options = {key: kwargs.pop(key) for key in _CALL_OPTIONS if key in kwargs}
-        if kwargs:
-            logger.warning_once(f"Small4Processor has no arguments {sorted(kwargs)}; they are ignored.")
-        return self._encode(prompts, images, image_access, batched, return_tensors, False, options)
-
-    def _text_pieces(self, text: str, images: list[Any], control_tokens: bool) -> list[Piece]:
-        if isinstance(text, Prompt):
-            return text.pieces
-        if not control_tokens:
-            if text.startswith(BOS):
-                logger.warning_once(
-                    f"A text beginning with {BOS} is encoded as plain text, control tokens and all. If it is a prompt that "
-                    "you wrote yourself, pass control_tokens=True."
-                )
-            return [Piece("control", BOS), *[Piece("image", None) for _ in images], Piece("text", text)]
-        pieces = []
-        for is_control, value in SpecialTokenSplitter(self.tokenizer.control_ids).feed(text, final=True):
-            kind = "text" if not is_control else "image" if value == IMG else "control"
-            pieces.append(Piece(kind, None if kind == "image" else value))
-        if not pieces or pieces[0] != Piece("control", BOS):
-            pieces.insert(0, Piece("control", BOS))
-        return pieces
-
-    def _group(self, images: Any, count: int) -> list[list[Any]]:
-        """The images of each text."""
-        if images is None:
-            return [[] for _ in range(count)]
-        if count == 1:
-            return [flatten(images)]
-        if not isinstance(images, (list, tuple)) or len(images) != count:
-            raise ValueError(f"For {count} texts, images must be a list of {count} lists, one for each text.")
-        return [flatten(group) for group in images]
+        if not texts:
+            raise ValueError("text is an empty list; give at least one string.")
+        return texts
 
     def _encode(
-        self,
-        prompts: list[list[Piece]],
-        images: Any,
-        access: ImageAccess | None,
-        batched: bool,
-        return_tensors: str | None,
-        assistant_masks: bool,
-        options: dict[str, Any],
+        self, prompts: list[list[Piece]], images: Any, access: ImageAccess | None, masks: bool, options: dict[str, Any]
     ) -> BatchFeature:
-        sources = _sources(prompts, flatten(images) if images is not None else [])
-        pixels = self._need_vision().preprocess(sources, access=access) if sources else {}
-        ids = iter(self._image_ids(pixels["image_sizes"].tolist()) if sources else [])
-        image_ids = [[next(ids) for piece in pieces if piece.kind == "image"] for pieces in prompts]
-        encoded = self.tokenizer.encode_prompts(prompts, image_ids)
-        rows = self.tokenizer.collate(
-            encoded, **options, return_tensors=return_tensors, assistant_masks=assistant_masks, batched=batched
-        )
-        if sources and options.get("truncation"):
-            _check_images_kept(encoded, rows["input_ids"], self.image_token_id)
-        return BatchFeature({**rows, **pixels})
+        """Laid-out conversations, each text encoded on its own."""
+        options = self._options(options)
+        text = dict(options["text_kwargs"])
+        text.pop("add_special_tokens", None)  # the layout has them
+        sources = fill([[piece.value for piece in pieces if piece.kind == "image"] for pieces in prompts], images)
+        if masks or (text.keys() <= set(COLLATE_OPTIONS) and not options["return_text_replacement_offsets"]):
+            others = sorted(text.keys() - set(COLLATE_OPTIONS))
+            if others:
+                raise ValueError(f"return_assistant_tokens_mask=True cannot be combined with {', '.join(others)}.")
+            pixels, shown = self._pixels(sources, access, options["images_kwargs"])
+            encoded = self._encode_pieces(prompts, iter(shown))
+            rows = self.tokenizer.collate(encoded, text, masks)
+            self._check_whole(
+                rows["input_ids"], [sum(index == self.image_token_id for index in ids) for ids, _ in encoded]
+            )
+            return self._joined(rows, pixels, options)
+        texts = [str(render(pieces, self.tokenizer.special)) for pieces in prompts]
+        flat = {name: options[name] for name in options if not name.endswith("_kwargs")}
+        groups = {"text_kwargs": text | {"add_special_tokens": False}, "images_kwargs": options["images_kwargs"]}
+        return self(text=texts, images=sources or None, image_access=access, **flat, **groups)
 
-    def _image_ids(self, sizes: list[list[int]]) -> list[list[int]]:
-        """For each (height, width) in pixels: rows of `[IMG]`, each closed by `[IMG_BREAK]`, the last by `[IMG_END]`."""
+    def _encode_pieces(self, prompts: list[list[Piece]], shown: Iterator[str]) -> list[tuple[list[int], list[int]]]:
+        ids = self.tokenizer.control_ids
+        images = [
+            [
+                [ids[token] for is_special, token in self.tokenizer.special.split(next(shown)) if is_special]
+                for piece in pieces
+                if piece.kind == "image"
+            ]
+            for pieces in prompts
+        ]
+        return self.tokenizer.encode_prompts(prompts, images)
+
+    def _pixels(
+        self, sources: list[Any], access: ImageAccess | None, options: dict[str, Any]
+    ) -> tuple[Mapping[str, Any], list[str]]:
+        """Pixel values and sizes of all images, and what stands for each in the text."""
+        if not sources:
+            return {}, []
         vision = self._need_vision()
-        unit = vision.patch_size * vision.spatial_merge_size
-        img, line, end = (self.tokenizer.control_id(token) for token in (IMG, IMG_BREAK, IMG_END))
-        out = []
-        for height, width in sizes:
-            ids = ([img] * (width // unit) + [line]) * (height // unit)
-            ids[-1] = end
-            out.append(ids)
-        return out
+        pixels = vision.preprocess([open_image(source, access or vision.access) for source in sources], **options)
+        return pixels, [self.replace_image_token(pixels, index) for index in range(len(sources))]
+
+    def _joined(self, rows: Mapping[str, Any], pixels: Mapping[str, Any], options: dict[str, Any]) -> BatchFeature:
+        tensors = options["text_kwargs"].get("return_tensors")
+        out = {**rows}
+        if options["return_mm_token_type_ids"]:
+            out["mm_token_type_ids"] = self.create_mm_token_type_ids(rows["input_ids"])
+        skipped = {key: out.pop(key) for key in self.skip_tensor_conversion if key in out}
+        return BatchFeature({**BatchFeature(out, tensor_type=tensors), **skipped, **pixels})
+
+    def _check_whole(self, rows: Any, before: list[int]) -> None:
+        """Truncation may not cut through an image, or leave out one whose pixels are there."""
+        after = [list(row).count(self.image_token_id) for row in (rows.tolist() if hasattr(rows, "tolist") else rows)]
+        if len(after) == len(before) and after != before:
+            raise ValueError(
+                f"Truncation would cut through an image: of the {sum(before)} {IMG} tokens in the prompts {sum(after)} are "
+                "left. Raise max_length, or leave out truncation."
+            )
 
     def _need_vision(self) -> Small4ImageProcessor:
         if self.image_processor is None:
-            raise ValueError("This checkpoint has no vision, so its processor takes no images.")
+            raise ValueError(
+                "This checkpoint has no vision, so its processor takes no images. (If its model has: processor_config.json "
+                "and config.json are missing beside the tokenizer; load the processor from the base model's folder.)"
+            )
         return self.image_processor
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        """How many tokens images of these (height, width) take, as transformers' own processors say it to other engines."""
+        if image_sizes is None:
+            return MultiModalData()
+        grids = [self._need_vision().token_grid(width, height) for height, width in image_sizes]
+        return MultiModalData(
+            num_image_tokens=[rows * (columns + 1) for rows, columns in grids], num_image_patches=[1] * len(grids)
+        )
 
     def parse_response(  # type: ignore[override]
         self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None
@@ -230,18 +323,19 @@ class Small4Processor(ProcessorMixin):
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
         """Always our own classes, whatever else is installed."""
-        known = {
-            key: kwargs[key]
-            for key in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-            if key in kwargs
-        }
-        tokenizer = Small4Tokenizer.from_pretrained(pretrained_model_name_or_path, **known)
-        given = processor_dict or {}
-        settings = given.get("image_processor")
-        if settings is None:
-            return [None, tokenizer]
-        above = {"spatial_merge_size": given["spatial_merge_size"]} if "spatial_merge_size" in given else {}
-        return [Small4ImageProcessor.from_dict(above | settings), tokenizer]
+        folder, image_arguments = pretrained_model_name_or_path, Small4ImageProcessor.valid_kwargs.__annotations__
+        tokenizer, vision = kwargs.get("tokenizer"), kwargs.get("image_processor")
+        if tokenizer is None:
+            rest = {key: kwargs[key] for key in kwargs.keys() - set(_NOT_FOR_TOKENIZER) - image_arguments.keys()}
+            tokenizer = _load_tokenizer(folder, rest)
+        settings = None
+        if vision is None:
+            known = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+            settings = _image_settings(folder, processor_dict or {}, known)
+        if settings is not None:
+            own = {key: kwargs[key] for key in image_arguments.keys() & kwargs.keys()}
+            vision = Small4ImageProcessor.from_dict(settings, **own)
+        return [vision, tokenizer]
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -263,24 +357,41 @@ class Small4Processor(ProcessorMixin):
             self.__dict__.pop("get_attributes", None)
 
 
-def _sources(prompts: list[list[Piece]], images: list[Any]) -> list[Any]:
-    """The source of each image piece in order; those that name none take the images given beside, in order."""
-    given = iter(images)
-    missing = object()
-    sources = []
-    for piece in (piece for pieces in prompts for piece in pieces if piece.kind == "image"):
-        source = piece.value if piece.value is not None else next(given, missing)
-        if source is missing:
-            raise ValueError(f"The text has more places for images than the {len(images)} images given.")
-        sources.append(source)
-    left = sum(1 for _ in given)
-    if left:
-        raise ValueError(f"{left} of the {len(images)} images given have no place in the text.")
-    return sources
+def _padded_for_tensors(options: dict[str, Any], count: int) -> dict[str, Any]:
+    """Options of the tokenizer's call; several texts become tensors only when they are padded."""
+    needed = count > 1 and options.get("return_tensors") is not None and not options.get("padding")
+    return options | {"padding": True} if needed else options
 
 
-def _check_images_kept(encoded: list[tuple[list[int], list[int]]], rows: Any, image_token: Any) -> None:
-    before = [ids.count(image_token) for ids, _ in encoded]
-    after = [list(row).count(image_token) for row in (rows.tolist() if hasattr(rows, "tolist") else rows)]
-    if before != after:
-        raise ValueError("Truncation would cut through an image; raise max_length or leave out truncation.")
+def _load_tokenizer(folder: Any, kwargs: dict[str, Any]) -> Small4Tokenizer:
+    try:
+        return Small4Tokenizer.from_pretrained(folder, **kwargs)
+    except (OSError, TypeError) as error:
+        raise OSError(
+            f"{folder} has no tokenizer that can be loaded ({type(error).__name__}: {error}). Save the processor there "
+            "(processor.save_pretrained), or load it from the checkpoint from which the model was trained."
+        ) from None
+
+
+def _image_settings(folder: Any, processor: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
+    """Settings of the image processor: from `processor_config.json` or `preprocessor_config.json`; where a trainer saved
+    neither, from the model's configuration. None if the model has no vision, or nothing says that it has."""
+    above = {"spatial_merge_size": processor["spatial_merge_size"]} if "spatial_merge_size" in processor else {}
+    if processor.get("image_processor") is not None:
+        return above | processor["image_processor"]
+    try:
+        return above | Small4ImageProcessor.get_image_processor_dict(folder, **known)[0]
+    except OSError:
+        pass
+    if processor.get("processor_class") == Small4Processor.__name__:
+        return None
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(folder, **known)
+    except OSError:
+        return None
+    vision = config.get("vision_config")
+    if not vision:
+        return None
+    sizes = {"patch_size": vision.get("patch_size"), "max_image_size": vision.get("image_size")}
+    sizes |= {"spatial_merge_size": config.get("spatial_merge_size")} | above
+    return {key: value for key, value in sizes.items() if value is not None}

@@ -1,47 +1,41 @@
 """The tokenizer: transformers' fast tokenizer, with chats encoded piece by piece as mistral-common encodes them.
 
-A chat never passes through one string: each text is encoded on its own, without control tokens, and the control
-tokens are set between. Must not know: pixels (the processor brings each image's ids), model classes.
+A chat never passes through one string: each text is encoded on its own, without special tokens, and the special
+tokens are set between. A prompt string is encoded by `tokenizer(text)`; in it, special tokens that users spelled are
+escaped (`chat_text`). Must not know: pixels (the processor brings each image's ids), model classes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from transformers import BatchEncoding
-from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import logging
+from transformers.utils.generic import PaddingStrategy
 
-from .ascii_words import AsciiWords
 from .chat import Piece, lay_out
 from .chat_answers import Decoded, Events, TokenReader, read, rows
+from .chat_messages import is_batch, read_objects
 from .chat_responses import SpecialTokenSplitter
-from .reasoning import IMG, check_reasoning_mode, resolve_reasoning_mode
+from .chat_template import chat_template as own_template
+from .chat_text import escape_all, render
+from .prompt_tokenizer import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
+from .reasoning import check_reasoning_mode, resolve_reasoning_mode
 
 logger = logging.get_logger(__name__)
 
-
-class Prompt(str):
-    """A chat as text that still knows its pieces, so that encoding it keeps user text apart from control tokens."""
-
-    pieces: list[Piece]
-
-    @classmethod
-    def of(cls, pieces: list[Piece]) -> "Prompt":
-        prompt = cls("".join(IMG if piece.kind == "image" else piece.value for piece in pieces))
-        prompt.pieces = pieces
-        return prompt
+# Template variables with which callers say what is so anyway, or what other models need.
+_NO_MEANING = ("sanitize_control_tokens", "load_audio_from_video")
 
 
-class Small4Tokenizer(TokenizersBackend):
+class Small4Tokenizer(PromptTokenizer):
     """Tekken tokenizer of Mistral Small 4.
 
-    `tokenizer(text)` recognises control tokens written in `text`, as transformers' tokenizers do (it takes raw
-    prompts; `split_special_tokens=True` turns that off). `apply_chat_template` never does.
+    `tokenizer(text)` takes prompt strings: special tokens written in `text` are recognized, as in transformers, except where
+    they are escaped (`[\\INST]` is the text `[INST]`), as `apply_chat_template` escapes those that users typed. A text that
+    begins with `<s>` is not given another. `split_special_tokens=True` takes the whole text as plain text.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
@@ -56,8 +50,9 @@ class Small4Tokenizer(TokenizersBackend):
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = True,
-        padding: bool | str = False,
-        truncation: bool = False,
+        sanitize_control_tokens: bool = False,
+        padding: bool | str | PaddingStrategy = False,
+        truncation: bool | str = False,
         max_length: int | None = None,
         return_tensors: str | None = None,
         return_dict: bool = True,
@@ -71,36 +66,83 @@ class Small4Tokenizer(TokenizersBackend):
 
         Arguments and return values are transformers'. `reasoning_mode` ("none" or "high"; `reasoning_effort` is the
         same) sets the model-settings block; left out, the tokenizer's default stands. With another `chat_template`
-        than the tokenizer's own, transformers renders it.
+        than the tokenizer's own, transformers renders it. Special tokens that users typed are text in every case, as with
+        `sanitize_control_tokens=True`.
 
         Raises:
             ValueError: a conversation that mistral-common refuses; images, which only the processor can encode.
         """
-        if chat_template is not None and chat_template != self.chat_template:
-            if (mode := resolve_reasoning_mode(reasoning_mode, reasoning_effort)) is not None:
-                kwargs |= {"reasoning_mode": mode, "reasoning_effort": mode}
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ValueError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True.")
+        if not self.is_own_template(self.chat_template if chat_template is None else chat_template):
+            variables = kwargs | self.reasoning_variables(reasoning_mode, reasoning_effort)
             return super().apply_chat_template(
-                conversation, tools, documents, chat_template, add_generation_prompt, continue_final_message, tokenize,
+                escape_all(read_objects(conversation), self.special), escape_all(tools, self.special),
+                escape_all(documents, self.special), chat_template, add_generation_prompt, continue_final_message, tokenize,
                 padding=padding, truncation=truncation, max_length=max_length, return_tensors=return_tensors,
                 return_dict=return_dict, return_assistant_tokens_mask=return_assistant_tokens_mask,
-                tokenizer_kwargs=tokenizer_kwargs, **kwargs,
+                tokenizer_kwargs=tokenizer_kwargs, **escape_all(variables, self.special),
             )  # fmt: skip
+        given = {key: kwargs.pop(key) for key in CALL_OPTIONS & kwargs.keys()}
+        mode = self.reasoning_mode(reasoning_mode, reasoning_effort, kwargs)
+        prompts, batched = self.lay_out(
+            conversation, tools, documents, mode, add_generation_prompt, continue_final_message
+        )
+        if not tokenize:
+            texts = [render(pieces, self.special) for pieces in prompts]
+            return texts if batched else texts[0]
+        options = {"padding": padding, "truncation": truncation, "max_length": max_length} | (tokenizer_kwargs or {})
+        options = {"return_tensors": return_tensors} | options | given
+        if options.keys() <= set(COLLATE_OPTIONS):
+            encoded = self.encode_prompts(prompts, [[] for _ in prompts])
+            out = self.collate(encoded, options, return_assistant_tokens_mask, batched)
+        else:
+            out = self._encode_rendered(prompts, options, return_assistant_tokens_mask, batched)
+        return out if return_dict else out["input_ids"]
+
+    def lay_out(
+        self,
+        conversation: Sequence[Any],
+        tools: Sequence[Any] | None,
+        documents: Any,
+        mode: str | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool | str,
+    ) -> tuple[list[list[Piece]], bool]:
+        """The pieces of each conversation, and whether it was a list of them."""
         if documents is not None:
             raise ValueError("The chat format has no place for documents; put their text into a message.")
-        mode = self.reasoning_mode(reasoning_mode, reasoning_effort, kwargs)
+        if add_generation_prompt and continue_final_message:
+            raise ValueError(
+                "add_generation_prompt and continue_final_message contradict each other: the one has the assistant begin a "
+                "message, the other go on with its last one. Give one of them."
+            )
+        conversation = read_objects(conversation)
         batched = is_batch(conversation)
         prompts = [
             lay_out(chat, tools, mode, continue_final_message, finished=not add_generation_prompt)
             for chat in (conversation if batched else [conversation])
         ]
-        if not tokenize:
-            texts = [Prompt.of(pieces) for pieces in prompts]
-            return texts if batched else texts[0]
-        encoded = self.encode_prompts(prompts, [[] for _ in prompts])
-        out = self.collate(
-            encoded, padding, truncation, max_length, return_tensors, return_assistant_tokens_mask, batched=batched
-        )
-        return out if return_dict else out["input_ids"]
+        return prompts, batched
+
+    def is_own_template(self, template: Any) -> bool:
+        """Whether chats are laid out by our own code: there is no template, or it is the one that says the same in Jinja."""
+        return template is None or template == self._own_template
+
+    def reasoning_variables(self, mode: Any, effort: Any) -> dict[str, str]:
+        """The mode under both of its names, for a template that is not ours; nothing if none was given."""
+        mode = resolve_reasoning_mode(mode, effort)
+        return {} if mode is None else {"reasoning_mode": mode, "reasoning_effort": mode}
+
+    def _encode_rendered(
+        self, prompts: list[list[Piece]], options: dict[str, Any], masks: bool, batched: bool
+    ) -> BatchEncoding:
+        """By way of prompt strings, for options that only transformers' own code knows."""
+        if masks:
+            others = sorted(options.keys() - set(COLLATE_OPTIONS))
+            raise ValueError(f"return_assistant_tokens_mask=True cannot be combined with {', '.join(others)}.")
+        texts = [render(pieces, self.special) for pieces in prompts]
+        return self(texts if batched else texts[0], **({"add_special_tokens": False} | options))
 
     def reasoning_mode(self, mode: Any, effort: Any, others: dict[str, Any]) -> str | None:
         """The mode to write into a prompt, None where the tokenizer knows no settings.
@@ -108,10 +150,8 @@ class Small4Tokenizer(TokenizersBackend):
         `others` are further template variables: `enable_thinking`, with which transformers' server says the same, is
         understood; the rest draws a warning.
         """
-        others = {key: value for key, value in others.items() if value is not None}
+        others = {key: value for key, value in others.items() if value is not None and key not in _NO_MEANING}
         thinking = others.pop("enable_thinking", None)
-        others.pop("sanitize_control_tokens", None)  # always so
-        others.pop("load_audio_from_video", None)  # said by transformers' server whatever the model
         if others:
             logger.warning_once(f"The chat format has no variables {sorted(others)}; they are ignored.")
         asked = resolve_reasoning_mode(mode, effort)
@@ -168,129 +208,46 @@ class Small4Tokenizer(TokenizersBackend):
     def collate(
         self,
         encoded: list[tuple[list[int], list[int]]],
-        padding: bool | str = False,
-        truncation: bool = False,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
+        options: Mapping[str, Any],
         assistant_masks: bool = False,
         batched: bool = True,
     ) -> BatchEncoding:
-        """A batch of `input_ids`, `attention_mask` and, when asked for, `assistant_masks`; padded as `padding` says, and
-        always when tensors of several prompts are asked for."""
-        limit = max_length or self.model_max_length
-        if truncation:
+        """A batch of `input_ids`, `attention_mask` and, when asked for, `assistant_masks`.
+
+        `options` are some of `COLLATE_OPTIONS`, with transformers' meanings. Rows are padded as `padding` says, and always
+        when tensors of several prompts are asked for.
+        """
+        options = dict(options)
+        side, unit = options.pop("padding_side", None) or self.padding_side, options.get("pad_to_multiple_of") or 1
+        with_mask, tensors = options.pop("return_attention_mask", None), options.pop("return_tensors", None)
+        padding, truncation, limit, _ = self._get_padding_truncation_strategies(**options)
+        if side not in ("left", "right"):
+            raise ValueError(f"padding_side is {side!r}, but it must be 'left' or 'right'.")
+        if truncation.value == "only_second":
+            raise ValueError("truncation='only_second' needs pairs of texts, and a prompt is one text; give True.")
+        if truncation.value != "do_not_truncate" and limit is not None:
             keep = slice(-limit, None) if self.truncation_side == "left" else slice(limit)
             encoded = [(ids[keep], mask[keep]) for ids, mask in encoded]
-        longest = max(len(ids) for ids, _ in encoded)
-        if padding == "max_length":
-            longest = max(longest, limit)
-        width = longest if padding or return_tensors is not None else None
-        rows = {
-            "input_ids": [self._padded(ids, width, self.pad_token_id) for ids, _ in encoded],
-            "attention_mask": [self._padded([1] * len(ids), width, 0) for ids, _ in encoded],
-        }
+        width = None
+        if padding.value != "do_not_pad" or tensors is not None:
+            longest = max(len(ids) for ids, _ in encoded)
+            if padding.value == "max_length" and limit is not None:
+                longest = max(longest, limit)
+            width = -(-longest // unit) * unit if padding.value != "do_not_pad" else longest
+        rows = {"input_ids": [_padded(ids, width, self.pad_token_id, side) for ids, _ in encoded]}
+        if with_mask is not False:
+            rows["attention_mask"] = [_padded([1] * len(ids), width, 0, side) for ids, _ in encoded]
         if assistant_masks:
-            rows["assistant_masks"] = [self._padded(mask, width, 0) for _, mask in encoded]
-        if return_tensors == "pt":
+            rows["assistant_masks"] = [_padded(mask, width, 0, side) for _, mask in encoded]
+        if tensors == "pt":
             return BatchEncoding({key: torch.from_numpy(np.array(value, np.int64)) for key, value in rows.items()})
-        if not batched and return_tensors is None:
+        if not batched and tensors is None:
             return BatchEncoding({key: value[0] for key, value in rows.items()})
-        return BatchEncoding(rows, tensor_type=return_tensors)
-
-    def _padded(self, row: list[int], width: int | None, filler: int) -> list[int]:
-        padding = [filler] * (width - len(row)) if width is not None else []
-        return padding + row if self.padding_side == "left" else row + padding
-
-    def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
-        """As in transformers; a prompt from `apply_chat_template(tokenize=False)` keeps its user text plain."""
-        prompts = [text] if isinstance(text, str) else text
-        if args or not isinstance(prompts, (list, tuple)) or not prompts:
-            return super().__call__(text, *args, **kwargs)
-        if not all(isinstance(prompt, Prompt) for prompt in prompts):
-            return super().__call__(text, *args, **kwargs)
-        encoded = self.encode_prompts([prompt.pieces for prompt in prompts], [[] for _ in prompts])
-        known = {key: kwargs[key] for key in ("padding", "truncation", "max_length", "return_tensors") if key in kwargs}
-        return self.collate(encoded, **known, batched=not isinstance(text, str))
+        return BatchEncoding(rows, tensor_type=tensors)
 
     @cached_property
-    def control_ids(self) -> dict[str, int]:
-        """Control token -> id."""
-        return {token.content: index for index, token in self.added_tokens_decoder.items() if token.special}
-
-    @cached_property
-    def control_tokens(self) -> dict[int, str]:
-        """Id -> control token."""
-        return {index: token for token, index in self.control_ids.items()}
-
-    def control_id(self, token: str) -> int:
-        """The id of a control token; ValueError when the vocabulary has none."""
-        if token not in self.control_ids:
-            raise ValueError(f"This tokenizer has no control token {token}, which the conversation needs.")
-        return self.control_ids[token]
-
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of plain texts, each encoded on its own; none is ever a control id, whatever the texts spell."""
-        out = [self._ascii.encode(text) for text in texts]
-        missing = [index for index, ids in enumerate(out) if ids is None]
-        for index, ids in zip(missing, self._encode_any([texts[index] for index in missing]), strict=True):
-            out[index] = ids
-        return [ids for ids in out if ids is not None]
-
-    def _encode_any(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        try:
-            encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):  # half of a surrogate pair: it becomes U+FFFD
-            texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-            encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
-        out = [encoding.ids for encoding in encodings]
-        if any(not self.control_tokens.keys().isdisjoint(ids) for ids in out):
-            out = [encoding.ids for encoding in self._strict.encode_batch_fast(list(texts), add_special_tokens=False)]
-        return out
-
-    @cached_property
-    def _ascii(self) -> AsciiWords:
-        splits = json.loads(self._tokenizer.to_str())["pre_tokenizer"]["pretokenizers"]
-        return AsciiWords(splits[0]["pattern"]["Regex"], self._word_ids)
-
-    def _word_ids(self, word: str) -> list[int]:
-        """Ids of one ASCII word that is not to be split again."""
-        shown = word.translate({byte: character for character, byte in self._byte_of.items()})
-        ids = [token.id for token in self._plain.model.tokenize(shown)]
-        if not self.control_tokens.keys().isdisjoint(ids):
-            ids = [token.id for token in self._strict.model.tokenize(shown)]
-        return ids
-
-    @cached_property
-    def _plain(self) -> Tokenizer:
-        """The same model without added tokens: nothing is looked for in the text before it is split into words."""
-        plain = Tokenizer(self._tokenizer.model)
-        plain.pre_tokenizer = self._tokenizer.pre_tokenizer
-        return plain
-
-    @cached_property
-    def _strict(self) -> Tokenizer:
-        """`_plain` with the control tokens taken out of the vocabulary too. Needed only where the split pattern lets a
-        whole control token through as one word, which Tekken's does not."""
-        state = json.loads(self._tokenizer.to_str())
-        state["added_tokens"] = []
-        state["post_processor"] = None
-        vocab = state["model"]["vocab"]
-        state["model"]["vocab"] = {token: index for token, index in vocab.items() if token not in self.control_ids}
-        return Tokenizer.from_str(json.dumps(state))
-
-    @cached_property
-    def _byte_of(self) -> dict[str, int]:
-        """Byte-level BPE writes each byte as a printable character: this is the way back."""
-        plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        shifted = [byte for byte in range(256) if byte not in plain]
-        return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(shifted)}
-
-    def token_bytes(self, index: int) -> bytes:
-        """The bytes that a token stands for; empty for control tokens and ids outside the vocabulary."""
-        token = None if index in self.control_tokens else self._tokenizer.id_to_token(index)
-        return bytes(self._byte_of[character] for character in token or "")
+    def _own_template(self) -> str:
+        return own_template(self.init_kwargs.get("reasoning_settings"))
 
     def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
@@ -348,11 +305,6 @@ class Small4Tokenizer(TokenizersBackend):
         return out
 
 
-def is_batch(conversation: Any) -> bool:
-    """Whether this is a list of conversations, not one."""
-    return (
-        isinstance(conversation, Sequence)
-        and len(conversation) > 0
-        and isinstance(conversation[0], Sequence)
-        and not isinstance(conversation[0], (str, bytes, Mapping))
-    )
+def _padded(row: list[int], width: int | None, filler: int, side: str) -> list[int]:
+    padding = [filler] * (width - len(row)) if width is not None else []
+    return padding + row if side == "left" else row + padding
