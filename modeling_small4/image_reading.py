@@ -41,7 +41,8 @@ def seen_size(image: Image.Image) -> tuple[int, int]:
 def as_seen(image: Image.Image) -> Image.Image:
     """The decoded image upright, as "L" or "RGB", transparency composited on white.
 
-    16-bit samples are scaled to 8 bits. Floats are taken as 0 to 1 if none is above 1, else as 0 to 255. An ICC profile is applied.
+    16-bit samples are scaled to 8 bits. Floats are taken as 0 to 1 if none is above 1, else as 0 to 255; 32-bit integers as 0 to
+    255 if none is above 255, else as 16 bits. An ICC profile is applied.
 
     Raises:
         ValueError: samples that are no such numbers; a mode without a way to RGB.
@@ -70,8 +71,8 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         image = _with_alpha(image, transparent)
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    elif image.mode in ("RGBa", "La"):
-        image = image.convert(image.mode[:-1] + "A")
+    elif image.mode == "RGBa":
+        image = image.convert("RGBA")
     elif image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("RGBA", "LA"):
@@ -90,13 +91,16 @@ def _with_alpha(image: Image.Image, transparent: Any) -> Image.Image:
 def _scaled(image: Image.Image, transparent: Any) -> tuple[Image.Image, Image.Image | None]:
     """Grey of 16 bits or floats as grey of 8 bits."""
     values = np.asarray(image)
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    top = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        top = 1.0 if high <= 1 else 255.0
+    else:
+        top = 255.0 if image.mode == "I" and high <= 255 else 65535.0
     if not (low >= 0 and high <= top):
         raise ValueError(
             f"An image of mode {image.mode} must hold values from 0 to {top:g}, but this one has {low:g} to {high:g}; scale them."
         )
-    grey = Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))
+    grey = image.convert("L") if top == 255 else Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))
     if not isinstance(transparent, int):
         return grey, None
     return grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))

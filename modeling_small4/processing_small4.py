@@ -15,7 +15,7 @@ from transformers.utils.chat_template_utils import _get_template_variables as te
 
 from .chat import Piece
 from .chat_messages import read_objects
-from .chat_text import escape_all, render
+from .chat_text import escape_all
 from .image_processing_small4 import Small4ImageProcessor
 from .image_sources import ImageAccess, open_image
 from .prompt_images import fill, place_images
@@ -124,7 +124,7 @@ class Small4Processor(ProcessorMixin):
             conversation, tools, documents, mode, add_generation_prompt, continue_final_message
         )
         if not tokenize:
-            texts = [render(pieces, self.tokenizer.special) for pieces in prompts]
+            texts = [self.tokenizer.prompt_text(pieces) for pieces in prompts]
             return texts if batched else texts[0]
         out = self._encode(prompts, images, access, return_assistant_tokens_mask, options)
         return out if return_dict else out["input_ids"]
@@ -251,7 +251,7 @@ class Small4Processor(ProcessorMixin):
                 rows["input_ids"], [sum(index == self.image_token_id for index in ids) for ids, _ in encoded]
             )
             return self._joined(rows, pixels, options)
-        texts = [str(render(pieces, self.tokenizer.special)) for pieces in prompts]
+        texts = [str(self.tokenizer.prompt_text(pieces)) for pieces in prompts]
         flat = {name: options[name] for name in options if not name.endswith("_kwargs")}
         groups = {"text_kwargs": text | {"add_special_tokens": False}, "images_kwargs": options["images_kwargs"]}
         return self(text=texts, images=sources or None, image_access=access, **flat, **groups)

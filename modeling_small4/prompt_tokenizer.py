@@ -11,7 +11,8 @@ from tokenizers import Regex, normalizers
 from transformers import BatchEncoding
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from .chat_text import PromptText, SpecialTokens
+from .chat import Piece
+from .chat_text import PromptText, SpecialTokens, render
 from .plain_text import PlainText, without_surrogates
 from .reasoning import BOS
 
@@ -105,6 +106,22 @@ class PromptTokenizer(TokenizersBackend):
             plain = {"add_special_tokens": False, "split_special_tokens": False}
             return self(escaped, **plain)["input_ids"] if escaped else []
         return self._plain.encode(texts)
+
+    def prompt_text(self, pieces: Sequence[Piece]) -> PromptText:
+        """The prompt string of a laid-out conversation, which `self` encodes as each of its texts encoded on its own.
+
+        Raises:
+            ValueError: there is none.
+        """
+        prompt = render(pieces, self.special)
+        typed = [piece.value for piece in pieces if piece.kind == "text" and not self.special.is_plain(piece.value)]
+        if typed and not self.control_tokens.keys().isdisjoint(
+            self(self.special.escape("\n".join(typed)))["input_ids"][1:]
+        ):
+            raise ValueError(
+                "A text spells a special token that this vocabulary cannot write as text in a prompt string; use tokenize=True."
+            )
+        return prompt
 
     @cached_property
     def _plain(self) -> PlainText:

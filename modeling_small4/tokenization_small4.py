@@ -20,7 +20,7 @@ from .chat_answers import Decoded, Events, TokenReader, read, rows
 from .chat_messages import is_batch, read_objects
 from .chat_responses import SpecialTokenSplitter
 from .chat_template import chat_template as own_template
-from .chat_text import escape_all, render
+from .chat_text import escape_all
 from .prompt_tokenizer import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
 from .reasoning import check_reasoning_mode, resolve_reasoning_mode
 
@@ -89,7 +89,7 @@ class Small4Tokenizer(PromptTokenizer):
             conversation, tools, documents, mode, add_generation_prompt, continue_final_message
         )
         if not tokenize:
-            texts = [render(pieces, self.special) for pieces in prompts]
+            texts = [self.prompt_text(pieces) for pieces in prompts]
             return texts if batched else texts[0]
         options = {"padding": padding, "truncation": truncation, "max_length": max_length} | (tokenizer_kwargs or {})
         options = {"return_tensors": return_tensors} | options | given
@@ -141,7 +141,7 @@ class Small4Tokenizer(PromptTokenizer):
         if masks:
             others = sorted(options.keys() - set(COLLATE_OPTIONS))
             raise ValueError(f"return_assistant_tokens_mask=True cannot be combined with {', '.join(others)}.")
-        texts = [render(pieces, self.special) for pieces in prompts]
+        texts = [self.prompt_text(pieces) for pieces in prompts]
         return self(texts if batched else texts[0], **({"add_special_tokens": False} | options))
 
     def reasoning_mode(self, mode: Any, effort: Any, others: dict[str, Any]) -> str | None:

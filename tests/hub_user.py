@@ -36,10 +36,9 @@ def load(folder: Path) -> dict[str, Any]:
     nested = AutoModelForCausalLM.from_pretrained("lab/nested", subfolder="inner")
     processor = AutoProcessor.from_pretrained("lab/tiny")
     chat = [{"role": "user", "content": "What is 2 + 3?"}]
-    ids = processor.apply_chat_template(chat, reasoning_mode="high")["input_ids"]
-    local = AutoProcessor.from_pretrained(folder / "first").apply_chat_template(chat, reasoning_mode="high")[
-        "input_ids"
-    ]
+    options = {"reasoning_mode": "high", "tokenize": True, "return_tensors": "pt"}
+    ids = processor.apply_chat_template(chat, **options)
+    local = AutoProcessor.from_pretrained(folder / "first").apply_chat_template(chat, **options)
     modes = [main.generation_config.reasoning_token_ids, nested.generation_config.reasoning_token_ids]
     return {
         "main": same(main, folder / "first"), "second": same(second, folder / "second"), "commit": same(commit, folder / "first"),

@@ -11,6 +11,7 @@ from transformers import pipeline
 import modeling_small4
 from modeling_small4.image_sources import ImageAccess
 from modeling_small4.processing_small4 import Small4Processor
+from tests.chat_options import ENCODED, PROMPT
 from tests.tekken_files import CONTROL
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -63,15 +64,16 @@ def test_text_generation(folder: Path, processor: Small4Processor, scripted: dic
     for options in ({}, {"tools": TOOLS}):
         found = pipe(MESSAGES, **options)[0]["generated_text"]
         assert (
-            scripted["input_ids"].tolist() == processor.apply_chat_template(MESSAGES, **options)["input_ids"].tolist()
+            scripted["input_ids"].tolist()
+            == processor.apply_chat_template(MESSAGES, **PROMPT, **options)["input_ids"].tolist()
         )
         check_answer(found[-1])
     pipe(MESSAGES, tokenizer_encode_kwargs={"reasoning_mode": "high"})
-    expected = processor.apply_chat_template(MESSAGES, reasoning_mode="high")["input_ids"]
+    expected = processor.apply_chat_template(MESSAGES, reasoning_mode="high", **PROMPT)["input_ids"]
     assert scripted["input_ids"].tolist() == expected.tolist()
     pipe([*MESSAGES, {"role": "assistant", "content": "so"}])
     continued = [*MESSAGES, {"role": "assistant", "content": "so"}]
-    expected = processor.apply_chat_template(continued, continue_final_message=True)["input_ids"]
+    expected = processor.apply_chat_template(continued, continue_final_message=True, **ENCODED)["input_ids"]
     assert scripted["input_ids"].tolist() == expected.tolist()
     with pytest.raises(ValueError, match="image-text-to-text"):
         pipe([{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (9, 9))}]}])
@@ -84,7 +86,7 @@ def test_image_text_to_text(folder: Path, processor: Small4Processor, scripted: 
     chat = [{"role": "user", "content": content}]
     for options in ({}, {"tools": TOOLS}, {"reasoning_mode": "high"}, {"reasoning_effort": "high", "tools": TOOLS}):
         found = pipe(text=chat, **options)[0]["generated_text"]
-        expected = processor.apply_chat_template(chat, **options)
+        expected = processor.apply_chat_template(chat, **PROMPT, **options)
         assert scripted["input_ids"].tolist() == expected["input_ids"].tolist()
         assert torch.equal(scripted["options"]["pixel_values"], expected["pixel_values"])
         assert torch.equal(scripted["options"]["image_sizes"], expected["image_sizes"])

@@ -13,6 +13,7 @@ from small4_conversion.tokenizer import read_tokenizer, write_processor
 
 from modeling_small4.processing_small4 import Small4Processor
 from tests import chat_corpus
+from tests.chat_options import ENCODED
 from tests.tekken_files import write_tekken
 
 IMAGE = {"image_patch_size": 14, "max_image_size": 56, "spatial_merge_size": 2}
@@ -51,7 +52,9 @@ def ours(processor: Small4Processor, case: dict[str, Any]) -> Any:
         case["messages"],
         tools=case["tools"],
         continue_final_message=case["continue_final_message"],
+        add_generation_prompt=not case["continue_final_message"],
         reasoning_mode=case["mode"],
+        **ENCODED,
     )
 
 
@@ -99,7 +102,7 @@ def test_finished_conversations_equal_mistral_common_for_training(processor: Sma
                 case["messages"].pop()
             case["messages"].append(chat_corpus.assistant(rng, [1000]))
         out = processor.apply_chat_template(
-            case["messages"], tools=case["tools"], reasoning_mode=case["mode"], add_generation_prompt=False
+            case["messages"], tools=case["tools"], reasoning_mode=case["mode"], **ENCODED
         )
         assert out["input_ids"][0].tolist() == theirs(authority, case).tokens
 

@@ -20,6 +20,7 @@ from modeling_small4 import Small4ForCausalLM, demo_checkpoint
 from modeling_small4.commands import cli
 from modeling_small4.commands.session import Session
 from modeling_small4.processing_small4 import Small4Processor
+from tests.chat_options import PROMPT
 
 torch.set_num_threads(1)
 
@@ -63,7 +64,7 @@ def by_hand(
 ) -> tuple[dict[str, Any], list[int], int]:
     """The message, the new ids and the prompt's length, from the library itself."""
     model, processor = Small4ForCausalLM.from_pretrained(folder), Small4Processor.from_pretrained(folder)
-    inputs = processor.apply_chat_template([{"role": "user", "content": content}], reasoning_mode=mode)
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], reasoning_mode=mode, **PROMPT)
     out = model.generate(**inputs, max_new_tokens=new, reasoning_mode=mode, max_thinking_tokens=budget)
     length = inputs["input_ids"].shape[1]
     ids = out[0, length:].tolist()
@@ -160,7 +161,7 @@ def test_chat_equals_one_long_conversation(
     content = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": "Look"}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     for answer, following in zip(answers, ("And now?", "Thanks", ""), strict=True):
-        inputs = processor.apply_chat_template(messages, reasoning_mode="high")
+        inputs = processor.apply_chat_template(messages, reasoning_mode="high", **PROMPT)
         sequences = model.generate(**inputs, reasoning_mode="high", max_thinking_tokens=3, max_new_tokens=9)
         message = processor.parse_response(sequences[0, inputs["input_ids"].shape[1] :])
         assert {name: answer[name] for name in message} == message

@@ -17,6 +17,7 @@ from transformers.data.data_collator import DataCollatorWithFlattening
 
 from modeling_small4 import ImageAccess, Small4DataCollator, Small4ForCausalLM, Small4Processor
 from tests import chat_corpus
+from tests.chat_options import ENCODED, PROMPT
 from tests.tekken_files import write_tekken
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -155,7 +156,7 @@ def test_modes(processor: Small4Processor) -> None:
     assert collator.modes(ROWS) == ["high", "none", "none", "none"]
     assert Small4DataCollator(processor, reasoning_mode="high").modes(ROWS) == ["high", "none", "high", "high"]
     for row, mode in zip(ROWS, ("high", "none", "none", "none"), strict=True):
-        given = processor.apply_chat_template(row["messages"], reasoning_mode=mode, add_generation_prompt=False)
+        given = processor.apply_chat_template(row["messages"], reasoning_mode=mode, **ENCODED)
         assert collator.encode(row)["input_ids"] == given["input_ids"][0].tolist()
     with pytest.raises(ValueError, match='the assistant thinks, but the mode is "none"'):
         collator([ROWS[2], ROWS[0] | {"reasoning_mode": "none"}])
@@ -211,7 +212,7 @@ def test_gradients_of_a_packed_batch(processor: Small4Processor, folder: Path) -
 
 def test_pictures_of_unlike_sizes(processor: Small4Processor) -> None:
     batch = Small4DataCollator(processor)(ROWS)
-    alone = [processor.apply_chat_template(ROWS[i]["messages"], add_generation_prompt=False) for i in (1, 3)]
+    alone = [processor.apply_chat_template(ROWS[i]["messages"], **ENCODED) for i in (1, 3)]
     assert batch["image_sizes"].tolist() == [given["image_sizes"][0].tolist() for given in alone]
     for pixels, given in zip(batch["pixel_values"], alone, strict=True):
         height, width = given["image_sizes"][0].tolist()
@@ -298,7 +299,7 @@ def test_prompts_are_what_generate_is_given(processor: Small4Processor) -> None:
     found = collator.prompts(rows)
     chats = [row["messages"][:-1] if row["messages"][-1]["role"] == "assistant" else row["messages"] for row in rows]
     for index, (chat, mode) in enumerate(zip(chats, collator.modes(rows), strict=True)):
-        alone = processor.apply_chat_template(chat, reasoning_mode=mode)["input_ids"][0]
+        alone = processor.apply_chat_template(chat, reasoning_mode=mode, **PROMPT)["input_ids"][0]
         assert torch.equal(found["input_ids"][index, -len(alone) :], alone)
         assert found["attention_mask"][index].sum() == len(alone)
     assert "labels" not in found

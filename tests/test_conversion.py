@@ -15,6 +15,7 @@ from small4_conversion.naming import fused_shape, leaves
 from transformers import AutoModelForCausalLM, AutoProcessor, Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 
 from modeling_small4 import Small4Config, Small4ForCausalLM
+from tests.chat_options import PROMPT
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -151,7 +152,7 @@ def test_loads_with_auto_classes_generation_defaults_included(tmp_path: Path) ->
     assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (1, 2, 11)
     assert settings.reasoning_token_ids["think"] == 34
     assert processor.image_processor.max_image_size == 98
-    batch = processor.apply_chat_template([{"role": "user", "content": "hi"}], reasoning_mode="high")
+    batch = processor.apply_chat_template([{"role": "user", "content": "hi"}], reasoning_mode="high", **PROMPT)
     assert model.generate(**batch, max_new_tokens=3, reasoning_mode="high").shape[1] == batch["input_ids"].shape[1] + 3
     names = {entry.name for entry in (tmp_path / "ours").iterdir()}
     assert not any(name.endswith(".py") for name in names)

@@ -29,7 +29,7 @@ def use(folder):
     assert all(type(made[name]).__module__.startswith("transformers_modules.") for name in made)
     model, processor = made["AutoModelForCausalLM"], made["AutoProcessor"]
     chat = [{"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image", "image": Image.new("RGB", (30, 40))}]}]
-    batch = processor.apply_chat_template(chat, reasoning_mode="high")
+    batch = processor.apply_chat_template(chat, reasoning_mode="high", tokenize=True, return_dict=True, return_tensors="pt")
     with torch.no_grad():
         logits = model(**batch).logits
     answer = model.generate(**batch, max_new_tokens=4, reasoning_mode="high")[0].tolist()

@@ -19,6 +19,7 @@ from model_card.evals.expert_use import expert_use
 from model_card.evals.wilson_accuracy import wilson
 from modeling_small4 import demo_checkpoint
 from modeling_small4.moe import Small4TopkRouter
+from tests.chat_options import ENCODED, PROMPT
 
 torch.set_num_threads(1)
 
@@ -123,7 +124,7 @@ def test_answers_in_batches_are_those_of_single_prompts(model: Any, processor: A
     rows = held_out(task, mode, 4)
     given = answers.answer(model, processor, rows, 3, mode, 24)
     for row, one in zip(rows, given, strict=True):
-        inputs = processor.apply_chat_template(chat(row)[:-1], tools=tools(row), reasoning_mode=mode)
+        inputs = processor.apply_chat_template(chat(row)[:-1], tools=tools(row), reasoning_mode=mode, **PROMPT)
         out = model.generate(**inputs, reasoning_mode=mode, max_thinking_tokens=24)[0, inputs["input_ids"].shape[1] :]
         ids = out.tolist()
         assert one["message"] == processor.parse_response(ids)
@@ -161,7 +162,7 @@ def test_use_of_experts_is_what_routers_choose_for_each_token(model: Any, proces
         for router, kept in zip(routers, counts, strict=True)
     ]
     for row in rows:  # one by one, without padding
-        inputs = processor.apply_chat_template(chat(row), reasoning_mode=row["mode"], add_generation_prompt=False)
+        inputs = processor.apply_chat_template(chat(row), reasoning_mode=row["mode"], **ENCODED)
         with torch.inference_mode():
             model(**inputs)
     for hook in hooks:
@@ -191,7 +192,9 @@ def test_the_harness_scores_as_the_judge_does(model: Any, processor: Any, tmp_pa
     for mode, score in stored["modes"].items():
         right = 0
         for row in asked:
-            inputs = processor.apply_chat_template([{"role": "user", "content": row["question"]}], reasoning_mode=mode)
+            inputs = processor.apply_chat_template(
+                [{"role": "user", "content": row["question"]}], reasoning_mode=mode, **PROMPT
+            )
             ids = model.generate(**inputs, reasoning_mode=mode)[0, inputs["input_ids"].shape[1] :]
             wanted = {"task": row["kind"], "answer": row["answer"], "messages": [{"tool_calls": ""}]}
             right += correct(wanted, processor.parse_response(ids))

@@ -10,6 +10,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 
 import modeling_small4  # noqa: F401  (registers the classes)
+from tests.chat_options import PROMPT
 
 torch.set_num_threads(1)
 NEW = 12
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wanted(folder: Path, chat: list[dict[str, Any]], options: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
     model, processor = AutoModelForCausalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     mode = options.get("reasoning_mode")
-    inputs = processor.apply_chat_template(chat, reasoning_mode=mode)
+    inputs = processor.apply_chat_template(chat, reasoning_mode=mode, **PROMPT)
     new = model.generate(**inputs, **options, max_new_tokens=NEW, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     return new.tolist(), processor.parse_response(new)
 
@@ -71,7 +72,7 @@ def test_text_generation_returns_ids_and_text_that_go_on_from_the_prompt(folder:
     pipe = pipeline("text-generation", model=str(folder))
     options = {"max_new_tokens": NEW, "do_sample": False, **CASES["high"]}
     ids = pipe(CHATS[0], return_tensors=True, **options)[0]["generated_token_ids"]
-    prompt = AutoProcessor.from_pretrained(folder).apply_chat_template(CHATS[0])["input_ids"][0].tolist()
+    prompt = AutoProcessor.from_pretrained(folder).apply_chat_template(CHATS[0], tokenize=True)[0]
     assert list(ids) == prompt + wanted(folder, CHATS[0], CASES["high"])[0]
 
 

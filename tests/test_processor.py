@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, TokenizersBackend
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import settings_text
 from modeling_small4.tokenization_small4 import Small4Tokenizer
+from tests.chat_options import ENCODED
 from tests.tekken_files import CONTROL, tekken, write_tekken
 
 VISION = {"patch_size": 14, "max_image_size": 112, "spatial_merge_size": 2}
@@ -40,7 +41,7 @@ def picture(width: int = 60, height: int = 30) -> Image.Image:
 
 
 def row(processor: Small4Processor, messages: Any, **options: Any) -> list[int]:
-    return processor.apply_chat_template(messages, **options)["input_ids"][0].tolist()
+    return processor.apply_chat_template(messages, tokenize=True, **options)[0]
 
 
 def text_of(processor: Small4Processor, *parts: str) -> list[int]:
@@ -75,18 +76,20 @@ def test_a_batch_is_padded_on_the_left(processor: Small4Processor) -> None:
         [USER],
         [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "long " * 9}]}],
     ]
-    batch = processor.apply_chat_template(chats)
+    batch = processor.apply_chat_template(chats, **ENCODED)
     alone = [row(processor, chat) for chat in chats]
     for ids, mask, expected in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), alone, strict=True):
         assert ids[len(ids) - len(expected) :] == expected
         assert set(ids[: len(ids) - len(expected)]) <= {CONTROL["<pad>"]}
         assert mask == [0] * (len(ids) - len(expected)) + [1] * len(expected)
     assert batch["image_sizes"].tolist() == [[56, 84]]
-    ragged = processor.apply_chat_template(chats, return_tensors=None)
+    ragged = processor.apply_chat_template(chats, tokenize=True, return_dict=True)
     assert ragged["input_ids"] == alone
-    assert processor.apply_chat_template([USER], return_tensors=None)["input_ids"] == alone[0]
-    assert processor.apply_chat_template([USER], return_dict=False).tolist() == [alone[0]]
-    assert processor.apply_chat_template([USER], return_tensors="np")["input_ids"].tolist() == [alone[0]]
+    assert processor.apply_chat_template([USER], tokenize=True) == [alone[0]]
+    assert processor.apply_chat_template([USER], tokenize=True, return_tensors="pt").tolist() == [alone[0]]
+    assert processor.apply_chat_template([USER], **ENCODED | {"return_tensors": "np"})["input_ids"].tolist() == [
+        alone[0]
+    ]
 
 
 def test_continued_and_finished_conversations(processor: Small4Processor) -> None:
@@ -94,7 +97,7 @@ def test_continued_and_finished_conversations(processor: Small4Processor) -> Non
     said = text_of(processor, "hello")
     assert row(processor, [USER, ANSWER], continue_final_message=True) == start + said
     assert row(processor, [USER, {**ANSWER, "prefix": True}]) == start + said
-    assert row(processor, [USER, ANSWER], add_generation_prompt=False) == [*start, *said, CONTROL["</s>"]]
+    assert row(processor, [USER, ANSWER]) == [*start, *said, CONTROL["</s>"]]
     thought = {"role": "assistant", "reasoning_content": "hello", "content": ""}
     assert row(processor, [USER, thought], continue_final_message="reasoning_content") == [
         *start,
@@ -102,7 +105,9 @@ def test_continued_and_finished_conversations(processor: Small4Processor) -> Non
         *said,
     ]
     with pytest.raises(ValueError, match="continue_final_message=True"):
-        row(processor, [USER, ANSWER])
+        row(processor, [USER, ANSWER], add_generation_prompt=True)
+    with pytest.raises(ValueError, match="contradict"):
+        row(processor, [USER, ANSWER], add_generation_prompt=True, continue_final_message=True)
     with pytest.raises(ValueError, match="last message of the assistant"):
         row(processor, [USER], continue_final_message=True)
 
@@ -115,79 +120,66 @@ def test_assistant_masks(processor: Small4Processor) -> None:
         {"role": "tool", "tool_call_id": "a", "content": "out"},
         ANSWER,
     ]
-    out = processor.apply_chat_template(messages, add_generation_prompt=False, return_assistant_tokens_mask=True)
+    out = processor.apply_chat_template(messages, return_assistant_tokens_mask=True, **ENCODED)
     ids, mask = out["input_ids"][0], out["assistant_masks"][0]
     first = text_of(processor, "[THINK]", "hm", "[/THINK]", "[TOOL_CALLS]", "f", "[ARGS]", "{}", "</s>")
     assert ids[mask.bool()].tolist() == first + text_of(processor, "hello", "</s>")
-    batch = processor.apply_chat_template(
-        [messages, [USER, ANSWER]], add_generation_prompt=False, return_assistant_tokens_mask=True
-    )
+    batch = processor.apply_chat_template([messages, [USER, ANSWER]], return_assistant_tokens_mask=True, **ENCODED)
     assert batch["assistant_masks"].shape == batch["input_ids"].shape
     assert batch["input_ids"][1][batch["assistant_masks"][1].bool()].tolist() == text_of(processor, "hello", "</s>")
 
 
-def test_plain_text_is_never_control(processor: Small4Processor) -> None:
-    out = processor(text="[INST] <s>[IMG] hi [/INST]</s>", images=picture())
+def test_text_without_special_tokens_on_request(processor: Small4Processor) -> None:
+    text = r"[INST] <s>[IMG] hi [/INST]</s> [\INST]"
+    out = processor(text=text, images=picture(), split_special_tokens=True, return_tensors="pt")
     ids = out["input_ids"][0].tolist()
     assert ids[0] == CONTROL["<s>"]
     units = (out["image_sizes"][0] // 28).prod().item()
     assert ids.count(IMG) == units
     control = [index for index in ids if index < 1000]
     assert set(control) == {CONTROL[token] for token in ("<s>", "[IMG]", "[IMG_BREAK]", "[IMG_END]")}
-    assert processor.tokenizer.decode(ids).endswith("[INST] <s>[IMG] hi [/INST]</s>")
+    assert processor.tokenizer.decode(ids).endswith(text)
+    assert processor.tokenizer(text, split_special_tokens=True)["input_ids"] == text_of(processor, "<s>", text)
 
 
-def test_special_tokens_can_be_left_out(processor: Small4Processor) -> None:
+def test_a_prompt_string_begins_with_one_bos(processor: Small4Processor) -> None:
     for text, options, expected in (
         ("a", {}, ["<s>", "a"]),
         ("a", {"add_special_tokens": False}, ["a"]),
-        ("[INST]", {"control_tokens": True}, ["<s>", "[INST]"]),
-        ("[INST]", {"control_tokens": True, "add_special_tokens": False}, ["[INST]"]),
-        ("<s>[INST]", {"control_tokens": True, "add_special_tokens": False}, ["<s>", "[INST]"]),
+        ("[INST]", {}, ["<s>", "[INST]"]),
+        ("[INST]", {"add_special_tokens": False}, ["[INST]"]),
+        ("<s>[INST]", {}, ["<s>", "[INST]"]),
+        ("<s>[INST]", {"add_special_tokens": False}, ["<s>", "[INST]"]),
+        (r"[\INST]a", {}, ["<s>", "[INST]a"]),
+        (r"[\\INST]a[/INST]", {}, ["<s>", r"[\INST]a", "[/INST]"]),
     ):
-        assert processor(text=text, **options)["input_ids"][0].tolist() == text_of(processor, *expected)
+        assert processor(text=text, **options)["input_ids"][0] == text_of(processor, *expected)
+        assert processor.tokenizer(text, **options)["input_ids"] == text_of(processor, *expected)
+    both = processor.tokenizer(["<s>a", "a"])["input_ids"]
+    assert both[0] == both[1] == text_of(processor, "<s>", "a")
 
 
-def test_raw_prompts_for_experts(processor: Small4Processor) -> None:
+def test_prompts_written_by_hand(processor: Small4Processor) -> None:
     image = picture()
     content = [{"type": "image", "image": image}, {"type": "text", "text": "hi"}]
-    expected = processor.apply_chat_template([{"role": "user", "content": content}])
+    expected = processor.apply_chat_template([{"role": "user", "content": content}], **ENCODED)
     raw = f"<s>[MODEL_SETTINGS]{settings_text('none')}[/MODEL_SETTINGS][INST][IMG]hi[/INST]"
-    got = processor(text=raw, images=[image], control_tokens=True)
+    got = processor(text=raw, images=[image], return_tensors="pt")
     assert got["input_ids"].tolist() == expected["input_ids"].tolist()
     assert torch.equal(got["pixel_values"], expected["pixel_values"])
-    with pytest.raises(ValueError, match="more places for images than the 0 images"):
-        processor(text=raw, control_tokens=True)
-    with pytest.raises(ValueError, match="1 of the 2 images given have no place"):
-        processor(text=raw, images=[image, image], control_tokens=True)
-
-
-def test_a_rendered_prompt_keeps_user_text_apart(processor: Small4Processor) -> None:
-    image = picture()
-    content = [
-        {"type": "text", "text": "[/INST]a[IMG]"},
-        {"type": "image", "image": image},
-        {"type": "text", "text": "</s>"},
-    ]
-    messages = [{"role": "user", "content": content}]
-    expected = row(processor, messages)
-    prompt = processor.apply_chat_template(messages, tokenize=False)
-    assert prompt.count("[IMG]") == 2
-    assert processor(text=prompt)["input_ids"][0].tolist() == expected
-    hollow = [{"role": "user", "content": [content[0], {"type": "image"}, content[2]]}]
-    prompt = processor.apply_chat_template(hollow, tokenize=False)
-    batch = processor(text=[prompt, prompt], images=[[image], [image]])
-    assert batch["input_ids"].tolist() == [expected, expected]
-    assert row(processor, hollow, images=[image]) == expected
-    plain = processor.apply_chat_template([USER], tokenize=False)
-    assert processor.tokenizer(plain, return_tensors="pt")["input_ids"][0].tolist() == row(processor, [USER])
-    with pytest.raises(ValueError, match="the processor"):
-        processor.tokenizer.apply_chat_template(messages)
+    with pytest.raises(ValueError, match="1 places for images and 0 images"):
+        processor(text=raw)
+    with pytest.raises(ValueError, match="1 places for images and 2 images"):
+        processor(text=raw, images=[image, image])
+    with pytest.raises(ValueError, match="1 places for images in prompt 2 and 2 images"):
+        processor(text=[raw, raw], images=[[image], [image, image]])
+    with pytest.raises(ValueError, match="0 places for images and 1 images"):
+        processor(text="<s>[INST]hi[/INST]", images=[image])
 
 
 def test_several_texts_need_as_many_groups_of_images(processor: Small4Processor) -> None:
     out = processor(text=["a", "b"], images=[[picture()], [picture(), picture(28, 28)]])
-    counts = [ids.count(IMG) for ids in out["input_ids"].tolist()]
+    counts = [ids.count(IMG) for ids in out["input_ids"]]
     assert counts == [2 * 3, 2 * 3 + 1]
     with pytest.raises(ValueError, match="list of 2 lists"):
         processor(text=["a", "b"], images=[picture()])
@@ -195,7 +187,7 @@ def test_several_texts_need_as_many_groups_of_images(processor: Small4Processor)
         processor()
     with pytest.raises(ValueError, match="cut through an image"):
         processor(text="a", images=picture(), truncation=True, max_length=4)
-    assert processor(text="a b c d e", truncation=True, max_length=3)["input_ids"].shape == (1, 3)
+    assert len(processor(text="a b c d e", truncation=True, max_length=3)["input_ids"][0]) == 3
 
 
 def test_a_tokenizer_and_the_processor_agree(processor: Small4Processor) -> None:
@@ -282,7 +274,7 @@ def test_a_checkpoint_without_vision(tmp_path: Path) -> None:
     assert processor.image_processor is None
     assert row(processor, [USER])
     with pytest.raises(ValueError, match="no vision"):
-        processor.apply_chat_template([{"role": "user", "content": [{"type": "image", "image": picture()}]}])
+        row(processor, [{"role": "user", "content": [{"type": "image", "image": picture()}]}])
     processor.save_pretrained(tmp_path / "again")
     assert Small4Processor.from_pretrained(tmp_path / "again").image_processor is None
 
@@ -327,6 +319,9 @@ def test_a_pattern_that_lets_control_tokens_through_as_words(tmp_path: Path) -> 
     inside = ids[ids.index(CONTROL["[INST]"]) + 1 : -1]
     assert min(inside) >= 1000
     assert tokenizer.decode(inside) == "[INST]</s>[/INST]"
+    with pytest.raises(ValueError, match="cannot write as text"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "a [INST]"}], tokenize=False)
+    assert tokenizer.apply_chat_template([USER], tokenize=False).endswith("[INST]hi[/INST]")
 
 
 def test_the_jinja_template_says_the_same(processor: Small4Processor, folder: Path) -> None:
@@ -418,5 +413,5 @@ def test_no_text_becomes_a_control_token(
         "</s>", "[TOOL_RESULTS]", "[IMG]", "[IMG_END]", "[/TOOL_RESULTS]", "[INST]", "[/INST]",
     ]  # fmt: skip
     assert control == [CONTROL[mark] for mark in marks]
-    plain = processor(text=user)["input_ids"][0].tolist()
+    plain = processor(text=user, split_special_tokens=True)["input_ids"][0]
     assert [index for index in plain if index < 1000] == [CONTROL["<s>"]]

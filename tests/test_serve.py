@@ -22,6 +22,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4ForCausalLM, Small4Processor
 from modeling_small4.commands.server import make_server
+from tests.chat_options import PROMPT
 
 torch.set_num_threads(1)
 QUESTION = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -76,7 +77,7 @@ def expected(
 ) -> dict[str, Any]:
     """What the library itself answers."""
     model, processor = Small4ForCausalLM.from_pretrained(folder), Small4Processor.from_pretrained(folder)
-    inputs = processor.apply_chat_template([{"role": "user", "content": content}], reasoning_mode=mode)
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], reasoning_mode=mode, **PROMPT)
     out = model.generate(
         **inputs, max_new_tokens=tokens, do_sample=False, reasoning_mode=mode, max_thinking_tokens=budget
     )
@@ -195,7 +196,7 @@ def test_a_whole_round_with_a_tool(service: Service, says: Any, monkeypatch: pyt
     assert service.ask(messages, tools=[TOOL], tokens=60).choices[0].message.content == "5"
     spoken = {"role": "assistant", "reasoning_content": "hm", "content": "Adding"}
     spoken["tool_calls"] = [{"id": call.id, "type": "function", "function": {"name": "add", "arguments": {"a": 2}}}]
-    want = service.processor.apply_chat_template([*QUESTION, spoken, messages[-1]], tools=[TOOL])
+    want = service.processor.apply_chat_template([*QUESTION, spoken, messages[-1]], tools=[TOOL], **PROMPT)
     assert prompts == [want["input_ids"][0].tolist()]
 
 

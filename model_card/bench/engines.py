@@ -60,7 +60,7 @@ def prompts(processor: Any) -> list[list[int]]:
     """Each question in both reasoning modes, as ids."""
     chats = ([{"role": "user", "content": text}] for text in QUESTIONS)
     return [
-        processor.apply_chat_template(chat, reasoning_mode=mode)["input_ids"][0].tolist()
+        processor.apply_chat_template(chat, reasoning_mode=mode, tokenize=True)[0]
         for chat in chats
         for mode in ("none", "high")
     ]
@@ -72,13 +72,11 @@ def long_prompts(processor: Any, original: int) -> list[list[int]]:
         return []
     text = " ".join(QUESTIONS)
     while (
-        len(ids := processor.apply_chat_template([{"role": "user", "content": text}])["input_ids"][0]) < original + 50
+        len(ids := processor.apply_chat_template([{"role": "user", "content": text}], tokenize=True)[0]) < original + 50
     ):
         text += " " + " ".join(QUESTIONS[: 1 + (original + 50 - len(ids)) // 100])
     chat = [{"role": "user", "content": text}]
-    return [
-        processor.apply_chat_template(chat, reasoning_mode=mode)["input_ids"][0].tolist() for mode in ("none", "high")
-    ]
+    return [processor.apply_chat_template(chat, reasoning_mode=mode, tokenize=True)[0] for mode in ("none", "high")]
 
 
 def pictures(processor: Any) -> list[Question]:
@@ -88,9 +86,11 @@ def pictures(processor: Any) -> list[Question]:
         image = Image.new("RGB", (112, 84), "white")
         getattr(ImageDraw.Draw(image), shape)((20, 10, 90, 70), fill=color)
         content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
-        inputs = processor.apply_chat_template([{"role": "user", "content": content}], reasoning_mode="none")
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], reasoning_mode="none", tokenize=True, return_dict=True
+        )
         pixels = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
-        out.append(Question(inputs["input_ids"][0].tolist(), text, image, pixels))
+        out.append(Question(inputs["input_ids"][0], text, image, pixels))
     return out
 
 

@@ -132,11 +132,12 @@ def measure_prompts(runs: int, count: int, work: Path) -> dict[str, Any]:
         cases = conversations(kind, count, rng)
 
         def ours(cases: list[dict[str, Any]] = cases) -> list[list[int]]:
-            prompts = [
-                processor.apply_chat_template(case["messages"], tools=case["tools"], reasoning_mode=case["mode"])
+            return [
+                processor.apply_chat_template(
+                    case["messages"], tools=case["tools"], reasoning_mode=case["mode"], tokenize=True
+                )[0]
                 for case in cases
             ]
-            return [prompt["input_ids"][0].tolist() for prompt in prompts]
 
         def theirs(cases: list[dict[str, Any]] = cases) -> list[list[int]]:
             requests = [

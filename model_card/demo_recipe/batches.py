@@ -55,7 +55,7 @@ def encode(row: dict[str, Any], collator: Small4DataCollator) -> dict[str, Any]:
     encoded = collator.encode({"messages": chat(row), "tools": tools(row), "reasoning_mode": row["mode"]})
     ids, labels = encoded["input_ids"], encoded["labels"]
     if row["budget"] >= 0:
-        ids, labels = cut_thought(ids, labels, row["budget"], collator.tokenizer.control_ids)
+        ids, labels = cut_thought(ids, labels, row["budget"], collator.processor.tokenizer.control_ids)
     return {"input_ids": ids, "labels": labels}
 
 

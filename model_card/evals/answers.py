@@ -27,7 +27,7 @@ def answer(
         end of the turn, and its share of the batch's `seconds`.
     """
     prompts = [prompt(row, processor, mode) for row in rows]
-    lengths = [len(ids) for ids in processor(text=prompts, return_tensors=None)["input_ids"]] if prompts else []
+    lengths = [len(ids) for ids in processor(text=prompts)["input_ids"]] if prompts else []
     out: list[dict[str, Any]] = [{} for _ in rows]
     for members in alike(lengths, batch):
         inputs = processor(text=[prompts[i] for i in members], return_tensors="pt", padding=True)
@@ -44,7 +44,7 @@ def answer(
 
 
 def prompt(row: dict[str, Any], processor: Any, mode: str) -> str:
-    """The row's question as the processor lays it out, which still knows its pieces and pictures."""
+    """The row's question as the processor lays it out, which still knows its pictures."""
     return processor.apply_chat_template(
         chat(row)[:-1], tools=tools(row), tokenize=False, reasoning_mode=mode, add_generation_prompt=True
     )

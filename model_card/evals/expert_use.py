@@ -24,7 +24,7 @@ def expert_use(model: Any, processor: Any, rows: Sequence[dict[str, Any]], batch
         for row in rows
     ]
     counts = torch.zeros(text.num_hidden_layers - text.first_k_dense_replace, text.n_routed_experts)
-    lengths = [len(ids) for ids in processor(text=chats, return_tensors=None)["input_ids"]]
+    lengths = [len(ids) for ids in processor(text=chats)["input_ids"]]
     for members in alike(lengths, batch):
         inputs = processor(text=[chats[i] for i in members], return_tensors="pt", padding=True)
         output = model(**inputs, output_router_logits=True, logits_to_keep=1)

@@ -84,7 +84,12 @@ class Session:
         settings = self.model.generation_config
         mode = self.mode or getattr(settings, "reasoning_mode", None) or "none"
         inputs = self.processor.apply_chat_template(
-            self.messages, reasoning_mode=mode, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            self.messages,
+            reasoning_mode=mode,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
         prompt = inputs["input_ids"][0].tolist()
         new = self.max_new_tokens or settings.max_new_tokens or 4096

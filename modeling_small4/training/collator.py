@@ -67,7 +67,9 @@ class Small4DataCollator:
         if self.packing and self.pad_to_multiple_of is not None:
             raise ValueError("packing leaves no padding; give packing or pad_to_multiple_of, not both.")
         self.reasoning_mode = resolve_reasoning_mode(self.reasoning_mode)
-        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        self._tokens = getattr(self.processor, "tokenizer", self.processor)
+        # Where `Trainer` is given no `processing_class`, it saves what stands under this name in its folders: images included.
+        self.tokenizer = self.processor
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels` [batch, length] (-100: not trained on), `attention_mask` or `position_ids` of the same shape, and for
@@ -124,7 +126,7 @@ class Small4DataCollator:
         return [self._mode(row) for row in rows]
 
     def _mode(self, row: Mapping[str, Any]) -> str | None:
-        known = self.tokenizer.init_kwargs.get("reasoning_settings")
+        known = self._tokens.init_kwargs.get("reasoning_settings")
         asked = resolve_reasoning_mode(row.get("reasoning_mode"), row.get("reasoning_effort")) or self.reasoning_mode
         if asked is None and known is not None:
             asked = "high" if any(map(_thinks, row_messages(row))) else known["default"]
@@ -140,17 +142,19 @@ class Small4DataCollator:
             "reasoning_mode": self._mode(row),
             "add_generation_prompt": not answered,
             "return_assistant_tokens_mask": True,
+            "tokenize": True,
+            "return_dict": True,
         }
-        if self.tokenizer is self.processor:
-            encoded = self.tokenizer.apply_chat_template(messages, **options)
+        if self._tokens is self.processor:
+            encoded = self._tokens.apply_chat_template(messages, **options)
             return {"input_ids": encoded["input_ids"]}, encoded["assistant_masks"]
         images = row.get("images")
         encoded = self.processor.apply_chat_template(messages, images=images, image_access=self.image_access, **options)
         images = {name: encoded[name] for name in _IMAGE_FIELDS if name in encoded}
-        return {"input_ids": encoded["input_ids"][0].tolist(), **images}, encoded["assistant_masks"][0].tolist()
+        return {"input_ids": encoded["input_ids"][0], **images}, encoded["assistant_masks"][0]
 
     def _labels(self, ids: list[int], mask: list[int], mode: str | None) -> list[int]:
-        think, end_think = (self.tokenizer.control_ids.get(token) for token in (THINK, END_THINK))
+        think, end_think = (self._tokens.control_ids.get(token) for token in (THINK, END_THINK))
         first = 0
         if self.last_turn_only and 1 in mask:
             last = len(mask) - 1 - mask[::-1].index(1)
@@ -172,17 +176,17 @@ class Small4DataCollator:
         """The first `max_length` tokens; an image is kept whole or not at all."""
         assert self.max_length is not None
         ids, kept = example["input_ids"], self.max_length
-        inside = {self.tokenizer.control_ids.get(token) for token in (IMG, IMG_BREAK)}
+        inside = {self._tokens.control_ids.get(token) for token in (IMG, IMG_BREAK)}
         while kept and ids[kept - 1] in inside:
             kept -= 1
-        images = ids[:kept].count(self.tokenizer.control_ids.get(IMG_END))
+        images = ids[:kept].count(self._tokens.control_ids.get(IMG_END))
         out = {"input_ids": ids[:kept], "labels": example["labels"][:kept]}
         return out | {name: example[name][:images] for name in _IMAGE_FIELDS if images and name in example}
 
     def _padded(self, examples: list[dict[str, Any]], side: str | None = None) -> dict[str, torch.Tensor]:
         unit = self.pad_to_multiple_of or 1
         width = -(-max(len(example["input_ids"]) for example in examples) // unit) * unit
-        fillers = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED, "attention_mask": 0}
+        fillers = {"input_ids": self._tokens.pad_token_id, "labels": IGNORED, "attention_mask": 0}
         rows: dict[str, list[list[int]]] = {name: [] for name in fillers}
         for example in examples:
             row = example | {"attention_mask": [1] * len(example["input_ids"])}
