@@ -26,6 +26,7 @@ DTYPES = {
     "U8": torch.uint8,
     "I8": torch.int8,
     "I32": torch.int32,
+    "U32": torch.uint32,
     "I64": torch.int64,
 }
 _WIDTHS = {

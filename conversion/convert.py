@@ -140,7 +140,7 @@ def convert(
     note(f"softmax scale: {source.scale_note}")
     with Reader() as reader:
         planned = plan(source, options.to, options.dtype, reader)
-        for remark in sorted(planned.remarks) + _warnings(planned):
+        for remark in [*source.remarks, *sorted(planned.remarks), *_warnings(planned)]:
             note(remark)
         configuration = _configuration(planned)
         _check_space(dst, sum(output.nbytes for output in planned.outputs))

@@ -62,7 +62,8 @@ class Place:
     def beside(self, part: str) -> str:
         """Name of a tensor that belongs to the module: `X.weight` and "activation_scale" give `X.activation_scale`; `P` gives
         `P_activation_scale`."""
-        return f"{self.weight}_{part}" if self.index else f"{self.weight.removesuffix('.weight')}.{part}"
+        stem = self.weight.removesuffix(".weight")
+        return f"{stem}_{part}" if stem == self.weight else f"{stem}.{part}"
 
     def stacked(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the tensor that holds a matrix of `shape` for every expert, or `shape` itself."""
@@ -232,6 +233,7 @@ def fused_shape(leaf: Leaf, experts: int) -> tuple[int, ...]:
 _PUBLISHED = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", TEXT),
+    ("vision_tower.vision_model.", TOWER),  # mlx-vlm
     ("vision_tower.", TOWER),
     ("multi_modal_projector.", PROJECTOR),
 )

@@ -12,13 +12,13 @@ from typing import Any
 from modeling_small4.configuration_small4 import Small4Config
 
 from . import raw, transformers_layout
-from .checkpoint import CheckpointError, read_headers, read_json
+from .checkpoint import CheckpointError, Stored, read_headers, read_json
 from .files import INDEX, PATTERN, RAW_INDEX, RAW_PATTERN, no_weights, weight_files
-from .formats import reading
+from .formats import mlx, reading
 from .formats.announced import Announced, announced
 from .formats.finder import Finder
 from .formats.values import Values
-from .naming import from_transformers, leaves, place_fused, place_raw, place_unfused
+from .naming import TOWER, from_transformers, leaves, place_fused, place_raw, place_unfused
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class Checkpoint:
     values: dict[str, Values]  # by the raw name of the leaf
     announced: Announced
     problems: list[tuple[str, str]] = field(default_factory=list)
+    remarks: tuple[str, ...] = ()  # what the user should know about how it was read
 
     def precision(self) -> str:
         """How the weights are stored: "fp8", "nvfp4", "int4", several joined by "+", or the dtype of plain numbers ("BF16", ...)."""
-        kinds = sorted({v.form for v in self.values.values() if v.quantized})
+        kinds = sorted({part.form for v in self.values.values() for part in v.inner() if part.quantized})
         return "+".join(kinds) or self.plain_dtype()
 
     def plain_dtype(self) -> str:
@@ -108,24 +109,33 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
         config, note = transformers_layout.config_from_transformers(given, rule or "released", has_head, file)
     else:
         raise CheckpointError(f"{file}: model_type is {kind!r}; known are mistral3 with mistral4, mistral4 and small4")
+    remarks = _leave_out_vision(config, headers)
     said = announced(given, file)
     finder = Finder(headers, strict, file, layout, said)
     values = _read(finder, config)
     params = read_json(folder / raw.KEPT) if (folder / raw.KEPT).exists() else None
-    return Checkpoint(folder, layout, config, file, params, note, values, said, finder.problems)
+    return Checkpoint(folder, layout, config, file, params, note, values, said, finder.problems, remarks)
+
+
+def _leave_out_vision(config: Small4Config, headers: dict[str, Stored]) -> tuple[str, ...]:
+    """mlx-lm keeps the configuration of the tower and drops its tensors: what is left is a text model."""
+    if config.vision_config is None or not mlx.written_by_mlx(headers) or any(n.startswith(TOWER) for n in headers):
+        return ()
+    config.vision_config = None
+    return ("vision: mlx-lm has left it out, so the result reads text only",)
 
 
 def _read(finder: Finder, config: Small4Config) -> dict[str, Values]:
     """Every leaf that is there, by its raw name."""
     experts = config.text_config.n_routed_experts
-    raw_names = finder.layout == "mistral"
+    raw_names, mlx_names = finder.layout == "mistral", mlx.written_by_mlx(finder.headers)
     apart = not raw_names and any(re.search(r"\.mlp\.experts\.\d+\.", name) for name in finder.headers)
     values: dict[str, Values] = {}
     for leaf in leaves(config):
         place = place_raw(leaf) if raw_names else place_fused(leaf, experts)
         if apart and not reading.stands(finder, place):  # one tensor for each expert, as quantizers write them
             place = place_unfused(leaf)
-        found = reading.take(finder, leaf, place)
+        found = mlx.take(finder, leaf, config.text_config) if mlx_names else reading.take(finder, leaf, place)
         if found is not None:
             values[leaf.raw] = found
     reading.check(finder, values)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .checkpoint import DTYPES, Reader, Stored, as_bytes
-from .formats.values import Held, Values
+from .formats.values import Held, Plain, Values
 
 Bytes = memoryview | bytes
 
@@ -61,7 +61,7 @@ class Cast(Step):
         if self.turn is not None:
             rows = torch.cat(list(self.values.numbers(reader, rounded)))
             yield "", as_bytes(self.turn(rows).to(DTYPES[self.dtype]).contiguous())
-        elif not self.values.quantized and self.values.body.dtype == self.dtype:
+        elif isinstance(self.values, Plain) and self.values.body.dtype == self.dtype:
             for data in reader.stream(self.values.body):
                 yield "", data
         else:

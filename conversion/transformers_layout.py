@@ -84,8 +84,8 @@ def _softmax_rule(rope: dict[str, Any], rule: str, file: Path) -> tuple[bool, st
 def transformers_config(config: Small4Config, dtype: str) -> dict[str, Any]:
     """`config.json` with which transformers' own classes compute the same logits.
 
-    Without magnitude correction `attention_factor` 1.0 and `mscale_all_dim` 0.0, which every version reads as none; with it
-    `mscale = mscale_all_dim = 1.0`.
+    Without magnitude correction `attention_factor` 1.0 and `mscale_all_dim` 0.0, which every version reads as none, and `mscale` 0.0 for
+    readers like MLX that know no `attention_factor`; with it `mscale = mscale_all_dim = 1.0`.
     """
     text = _text(config.text_config, dtype)
     if config.vision_config is None:
@@ -106,10 +106,13 @@ def transformers_config(config: Small4Config, dtype: str) -> dict[str, Any]:
     }
 
 
+_NO_SCALE = {"mscale": 0.0, "mscale_all_dim": 0.0}
+
+
 def _text(text: Small4TextConfig, dtype: str) -> dict[str, Any]:
     rope = dict(text.rope_parameters)
     corrected = text.softmax_scale_rule == "transformers"
-    rope |= {"mscale": 1.0, "mscale_all_dim": 1.0} if corrected else {"attention_factor": 1.0, "mscale_all_dim": 0.0}
+    rope |= {"mscale": 1.0, "mscale_all_dim": 1.0} if corrected else {"attention_factor": 1.0, **_NO_SCALE}
     rope["type"] = rope["rope_type"]
     rope["partial_rotary_factor"] = text.qk_rope_head_dim / text.qk_head_dim
     if rope.get("llama_4_scaling_beta") is None:

@@ -16,7 +16,7 @@ import torch
 from . import hub
 from .checkpoint import Reader, Stored
 from .console import add_json, progress_bar
-from .formats.values import INPUT_ROLES, Values
+from .formats.values import INPUT_ROLES, Plain, Values
 from .naming import Leaf, leaves
 from .source import Checkpoint, open_checkpoint
 from .transforms import halves_to_interleaved
@@ -155,9 +155,7 @@ def _rounding(one: Values, other: Values) -> torch.dtype | None:
 
 def _same_codes(reader: Reader, one: Values, other: Values) -> bool:
     """Whether two leaves hold the same bytes, scales included; the quick answer for most tensors of most comparisons."""
-    if one.quantized != other.quantized:
-        return False
-    if not one.quantized:
+    if isinstance(one, Plain) and isinstance(other, Plain):
         return reader.same_bytes(one.body, other.body)
     pairs = [_weight_parts(one), _weight_parts(other)]
     if pairs[0].keys() != pairs[1].keys() or not pairs[0]:

@@ -303,3 +303,70 @@ BITS4 = {
     "bnb_4bit_use_double_quant": True,
 }
 INT8 = compressed_entry("int-quantized", num_bits=8, type="int", strategy="channel", group_size=None)
+
+
+def mlx(group: int, bits: int, tensor: torch.Tensor) -> Encoded:
+    """MLX's affine mode."""
+    out, inner = tensor.shape
+    blocks, top = tensor.float().view(out, inner // group, group), 2**bits - 1
+    bias = blocks.amin(-1).bfloat16()
+    scale = ((blocks.amax(-1) - blocks.amin(-1)) / top).bfloat16()
+    codes = ((blocks - bias.float()[..., None]) / scale.float()[..., None]).round().clamp(0, top).int()
+    parts = {"weight": packed(codes.view(out, inner), bits).view(torch.uint32), "scales": scale, "biases": bias}
+    return parts, (codes.float() * scale.float()[..., None] + bias.float()[..., None]).view(out, inner)
+
+
+def mlx_folder(
+    folder: Path, p: dict[str, Any], raw: rc.Tensors, bits: int, group: int = 32, vision: bool = False
+) -> rc.Tensors:
+    """A folder as mlx-lm writes it, or with `vision` as mlx-vlm does; returns the plain raw tensors it stands for. bits 0: not quantized."""
+    heads, rank = p["n_heads"], p["kv_lora_rank"]
+    nope, wide = p["qk_nope_head_dim"], p["v_head_dim"]
+    stored, plain = {}, dict(raw)
+    experts: dict[str, list[dict[str, torch.Tensor]]] = {}
+
+    def encoded(tensor: torch.Tensor) -> Encoded:
+        return mlx(group, bits, tensor) if bits else ({"weight": tensor}, tensor.float())
+
+    def put(stem: str, tensor: torch.Tensor) -> torch.Tensor:
+        parts, numbers = encoded(tensor)
+        stored.update({f"{stem}.{ending}": part for ending, part in parts.items()})
+        return numbers.to(tensor.dtype)
+
+    def by_head(stem: str, matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+        both = [encoded(matrix) for matrix in matrices]
+        for ending in both[0][0]:
+            stored[f"{stem}.{ending}"] = torch.stack([parts[ending] for parts, _ in both])
+        return [numbers.bfloat16() for _, numbers in both]
+
+    for name, tensor in raw.items():
+        if not name.startswith("layers."):
+            continue
+        stem = unfused_name(name).removesuffix(".weight")
+        if ".experts." in name:
+            parts, numbers = encoded(tensor)
+            module, _, projection = stem.rpartition(".")
+            experts.setdefault(f"{module.rpartition('.experts')[0]}.switch_mlp.{projection}", []).append(parts)
+            plain[name] = numbers.to(tensor.dtype)
+        elif ".wkv_b." in name and not vision:
+            split = tensor.view(heads, nope + wide, rank)
+            keys = by_head(stem.replace("kv_b_proj", "embed_q"), [m[:nope].T for m in split])
+            values = by_head(stem.replace("kv_b_proj", "unembed_out"), [m[nope:] for m in split])
+            plain[name] = torch.cat([torch.cat((k.T, v)) for k, v in zip(keys, values, strict=True)])
+        elif tensor.ndim == 2:
+            plain[name] = put(stem, tensor)
+        else:
+            stored[f"{stem}.weight"] = tensor
+    for stem, each in experts.items():
+        for ending in each[0]:
+            stored[f"{stem}.{ending}"] = torch.stack([parts[ending] for parts in each])
+    plain["tok_embeddings.weight"] = put("model.language_model.embed_tokens", raw["tok_embeddings.weight"])
+    plain["output.weight"] = put("lm_head", raw["output.weight"])
+    stored["model.language_model.norm.weight"] = raw["norm.weight"]
+    for name, tensor in rc.host_state(p, raw).items():
+        if name.startswith(("model.vision_tower.", "model.multi_modal")) and vision:
+            last = tensor.permute(0, 2, 3, 1) if "patch_conv" in name else tensor
+            stored[name.replace("vision_tower.", "vision_tower.vision_model.")] = last
+    entry = {"group_size": group, "bits": bits, "mode": "affine"}
+    write_folder(folder, p, stored, **({"quantization": entry, "quantization_config": entry} if bits else {}))
+    return plain if vision else {k: v for k, v in plain.items() if not k.startswith(("vision", "patch_m", "pre_mm"))}

@@ -121,3 +121,12 @@ def test_what_bitsandbytes_writes_is_read(tmp_path: Path, kind: str, double: boo
     found = rc.read_all(tmp_path / "out")
     for name, tensor in plain.items():
         torch.testing.assert_close(found[name], tensor, rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group", [32, 64])
+def test_mlx(bits: int, group: int) -> None:
+    mx = pytest.importorskip("mlx.core")
+    parts, plain = d.mlx(group, bits, matrix(48, 192))
+    given = [mx.array(parts["weight"].numpy()), *(mx.array(parts[k].float().numpy()) for k in ("scales", "biases"))]
+    assert torch.equal(torch.tensor(mx.dequantize(*given, group_size=group, bits=bits).tolist()), plain)

@@ -42,13 +42,20 @@ class Announced:
 
     @property
     def words(self) -> str:
-        """The formats for people."""
-        return " or ".join(_WORDS.get(form, form) for form in sorted(self.forms))
+        """The formats for people, and the word of the configuration."""
+        method = self.entry.get("quant_method")
+        return " or ".join(_WORDS.get(form, form) for form in sorted(self.forms)) + (f" ({method})" if method else "")
 
     @property
     def blocks(self) -> bool:
         """Whether FP8 scales are those of blocks."""
         return self.arrangements == {"block"}
+
+    @property
+    def widths(self) -> set[int]:
+        """MLX: the bits of a code, for all layers and for single ones."""
+        inner = [value for value in self.entry.values() if isinstance(value, dict)]
+        return {part["bits"] for part in (self.entry, *inner) if type(part.get("bits")) is int}
 
     @property
     def asymmetric(self) -> bool:
@@ -71,6 +78,8 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
         CheckpointError: A format that is not read; the message names it and the nearest one that is.
     """
     entry = content.get("quantization")
+    if isinstance(entry, dict) and "bits" in entry and "group_size" in entry:
+        return _mlx(entry, file)
     if entry is not None:
         return _mistral(entry, file)
     entry = content.get("quantization_config")
@@ -97,6 +106,17 @@ def _mistral(entry: Any, file: Path) -> Announced:
     if not fp8 or entry.get("qscheme_act", "NO_SCALES") not in ("TENSOR", "NO_SCALES"):
         raise CheckpointError(f"{file}: quantization is {entry!r}; known is fp8_e4m3 with TENSOR or NO_SCALES")
     return Announced(frozenset({"fp8"}), entry, frozenset({"tensor"}))
+
+
+def _mlx(entry: dict[str, Any], file: Path) -> Announced:
+    """MLX: bits and groups for all, and for single layers by their names."""
+    inner = [value for value in entry.values() if isinstance(value, dict)]
+    for mode in [part.get("mode", "affine") for part in (entry, *inner)]:
+        if mode != "affine":
+            raise CheckpointError(
+                f"{file}: MLX in the mode {mode!r} is not read; convert it with mlx_lm in the mode 'affine'"
+            )
+    return Announced(frozenset({"mlx"}), entry)
 
 
 def _fine_grained(entry: dict[str, Any], file: Path) -> Announced:

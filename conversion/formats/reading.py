@@ -57,11 +57,11 @@ def check(finder: Finder, values: dict[str, Values]) -> None:
     """
     finder.finish()
     announced = finder.said
-    plain = next((v.body for v in values.values() if not v.quantized), None)
-    found = {v.form: v for v in values.values() if v.quantized}
-    for value in values.values():
-        body = value.body
-        if plain and not value.quantized and body.dtype != plain.dtype:
+    parts = [part for value in values.values() for part in value.inner()]
+    plain = next((v.body for v in parts if not v.quantized), None)
+    found = {v.form: v for v in parts if v.quantized}
+    for body in [v.body for v in parts if not v.quantized]:
+        if plain and body.dtype != plain.dtype:
             reason = f"is {body.dtype}, but {plain.tensor} is {plain.dtype}; one dtype is expected"
             finder.problem(body.tensor, body.file, reason)
     for form, value in found.items():

@@ -33,7 +33,11 @@ class Values(ABC):
     @property
     def quantized(self) -> bool:
         """Whether codes are stored rather than numbers."""
-        return self.form != "plain"
+        return any(part.form != "plain" for part in self.inner())
+
+    def inner(self) -> tuple["Values", ...]:
+        """The weights that it is put together of, itself mostly."""
+        return (self,)
 
     @abstractmethod
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
