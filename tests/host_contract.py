@@ -102,6 +102,12 @@ OVERRIDDEN = (
         "self token_ids skip_special_tokens clean_up_tokenization_spaces kwargs"),
     Row("transformers.processing_utils:ProcessorMixin._get_arguments_from_pretrained", "a processor may have no image processor",
         "cls pretrained_model_name_or_path processor_dict kwargs"),
+    Row("transformers.tokenization_utils_tokenizers:TokenizersBackend._encode_plus", "escapes, halves of surrogate pairs, one `<s>`",
+        "self text text_pair add_special_tokens padding_strategy truncation_strategy max_length stride is_split_into_words "
+        "pad_to_multiple_of padding_side return_tensors return_token_type_ids return_attention_mask return_overflowing_tokens "
+        "return_special_tokens_mask return_offsets_mapping return_length verbose split_special_tokens kwargs"),
+    Row("transformers.tokenization_utils_tokenizers:TokenizersBackend._add_tokens", "a new special token is escaped too",
+        "self new_tokens special_tokens"),
     # quantized weights
     Row("transformers.quantizers.base:HfQuantizer._process_model_before_weight_loading", "modules that hold codes take the place of plain ones",
         "self model kwargs"),
@@ -128,6 +134,10 @@ IMPORTED = (
     Row("transformers.generation.candidate_generator:CandidateGenerator", "base class of drafts"),
     Row("transformers.generation.continuous_batching.cache:PagedAttentionCache", "tells continuous batching from a plain call"),
     Row("transformers.generation.streamers:BaseStreamer", "base class of streamers"),
+    Row("transformers.image_utils:ChannelDimension", "the order of an array's axes, as callers of image processors say it"),
+    Row("transformers.processing_utils:MultiModalData", "how many tokens images take, as other engines ask"),
+    Row("transformers.utils.chat_template_utils:_get_template_variables", "which options a caller's own template takes", "chat_template"),
+    Row("transformers.utils.generic:PaddingStrategy", "the padding that a caller's option means"),
     Row("transformers.integrations.mistral.tokenizer:MistralConverter", "Tekken files to fast tokenizers"),
     Row("transformers.integrations.moe:ALL_EXPERTS_FUNCTIONS", "kernels of experts by name"),
     Row("transformers.integrations.moe:ExpertsInterface", "our kernel on a CPU", None, ("get_interface",)),
