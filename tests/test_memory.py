@@ -64,6 +64,8 @@ def test_the_releases_numbers() -> None:
     sizes = {precision: sum(weight_bytes(RELEASE, precision).values()) / 1e9 for precision in PRECISIONS}
     assert sizes["bfloat16"] == pytest.approx(238.8, rel=0.001)
     assert sizes["fp8"] == pytest.approx(119, rel=0.02)  # the published folder
+    assert sizes["nvfp4"] == pytest.approx(70.80, rel=0.0002)
+    assert sizes["int4"] == pytest.approx(65, rel=0.03)
     assert sizes["float32"] > sizes["bfloat16"] > sizes["int8"] > sizes["fp8"] > sizes["nvfp4"] > sizes["int4"]
 
 
@@ -167,7 +169,7 @@ def test_the_releases_table_comes_out() -> None:
 def test_every_byte_has_a_place(devices: str, precision: str) -> None:
     for layout in ("auto", "device_map"):
         made = plan(RELEASE, devices, precision, layout=layout, context=32768)
-        total = sum(weight_bytes(RELEASE, made.held).values())
+        total = sum(weight_bytes(RELEASE, precision).values())
         held = sum(sum(load.weights.values()) for load in made.loads)
         if made.distributed:
             assert all(sum(load.weights.values()) < 1.2 * total / len(made.loads) for load in made.loads)
@@ -215,10 +217,18 @@ def test_the_cheapest_that_would_do_is_named(devices: str) -> None:
     assert not cards or len(made.machine.gpus) < cards["int4"] < cards["fp8"]
 
 
-def test_fp8_where_it_cannot_be_computed_with_counts_as_bfloat16() -> None:
-    for devices in ("8xA100", "512GB-ram"):
-        assert plan(RELEASE, devices, "fp8").held == "bfloat16"
-    assert plan(RELEASE, "8xH100", "fp8").held == "fp8"
+def test_stored_forms_are_held_everywhere() -> None:
+    """Also where there are no instructions for them; then one piece and `kv_b_proj` are expanded."""
+    for devices in ("8xA100", "512GB-ram", "8xH100"):
+        whole, *stored = (
+            plan(RELEASE, devices, precision, layout="device_map") for precision in ("bfloat16", "fp8", "nvfp4", "int4")
+        )
+        for made in stored:
+            weights = sum(sum(load.weights.values()) for load in made.loads)
+            assert weights == sum(weight_bytes(RELEASE, made.request.precision).values())
+            more = made.loads[0].activations - whole.loads[0].activations
+            up = 2 * 36 * 32 * 192 * 256
+            assert more == sizes.PIECE_BYTES + (0 if made.request.precision == "nvfp4" else up)
 
 
 @pytest.mark.parametrize(

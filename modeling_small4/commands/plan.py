@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices", metavar="SPEC", help=f"4xH100, 24GB+64GB-ram, ... (default: this machine). Known names: {known}"
     )
     parser.add_argument(
-        "--dtype", type=_precision, choices=PRECISIONS, default="fp8", help="precision of weights (default: fp8)"
+        "--dtype",
+        type=_precision,
+        choices=PRECISIONS,
+        help="precision of weights (default: as --model stores them where they are quantized, else fp8)",
     )
     parser.add_argument(
         "--context", metavar="N", type=int, default=262144, help="tokens per sequence (default: 262144)"
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         return
     machine = parse_machine(args.devices) if args.devices else this_machine()
     asked = {name: getattr(args, name) for name in ("context", "batch", "chunk", "images", "cache_bits")}
-    made = plan(config, machine, args.dtype, layout=args.layout, **asked)
+    made = plan(config, machine, args.dtype or stored_precision(config), layout=args.layout, **asked)
     print(json.dumps(_as_json(config, made)) if args.json else _as_text(config, made))
 
 
@@ -82,10 +85,17 @@ def _configuration(model: str | None) -> Any:
     return Small4Config.from_pretrained(model)
 
 
+def stored_precision(config: Any) -> str:
+    """The precision that a configuration says its weights are stored in; FP8, the release's, where it says none."""
+    entry = getattr(config, "quantization_config", None)
+    words = str(entry if isinstance(entry, dict) else getattr(entry, "entry", {}))
+    return next((held for word, held in (("nvfp4", "nvfp4"), ("pack-quantized", "int4")) if word in words), "fp8")
+
+
 def _as_json(config: Any, made: Plan) -> dict[str, Any]:
     copies, contexts = replicas(config, made)
     return made.to_dict() | {
-        "weights": weight_bytes(config, made.held),
+        "weights": weight_bytes(config, made.request.precision),
         "cache_per_token": cache_bytes(config, 1),
         "replicas": {"copies": copies, "contexts": contexts},
         "command": command(made),
@@ -95,7 +105,7 @@ def _as_json(config: Any, made: Plan) -> dict[str, Any]:
 
 
 def _as_text(config: Any, made: Plan) -> str:
-    request, weights = made.request, weight_bytes(config, made.held)
+    request, weights = made.request, weight_bytes(config, made.request.precision)
     lines = [
         f"{made.machine.name}, {request.precision} weights, {request.batch} x {request.context:,} tokens",
         "",
@@ -197,10 +207,8 @@ def _rows(config: Any, context: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(config: Any, machine: Machine, precision: str, context: int) -> dict[str, Any] | None:
-    """None where the machine does not compute in that precision. The longest context that fits, and how many of them."""
-    if not machine.computes(precision) or (precision == "nvfp4" and not machine.gpus):
-        return None
+def _cell(config: Any, machine: Machine, precision: str, context: int) -> dict[str, Any]:
+    """The longest context that fits, and how many of them."""
     for tokens in (context, *(c for c in (65536, 16384, 4096) if c < context)):
         made = plan(config, machine, precision, context=tokens)
         if made.fits:
@@ -220,9 +228,7 @@ def _markdown(config: Any, rows: list[dict[str, Any]], context: int) -> str:
     return "\n".join(lines)
 
 
-def _cell_text(precision: str, cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return "as BF16" if precision == "fp8" else "-"
+def _cell_text(precision: str, cell: dict[str, Any]) -> str:
     if not cell["context"]:
         return "no"
     tokens = f"{cell['context'] // 1024}k"

@@ -14,7 +14,6 @@ from .sizes import BITS
 CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096)
 COUNTS = (1, 2, 4, 8, 16)
 RAM_SIZES_GB = (32, 64, 96, 128, 192, 256, 384, 512)
-ENGINE_ONLY = "transformers has no NVFP4; vLLM runs it, from the published NVFP4 checkpoint"
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,8 @@ def _first(tried: Iterator[Alternative]) -> Iterator[Alternative]:
 
 
 def _lower(made: Plan) -> list[str]:
-    """Precisions with fewer bits that this machine has a use for."""
-    order = [p for p in ("bfloat16", "fp8", "int8", "nvfp4", "int4") if BITS[p] < BITS[made.held]]
-    return [p for p in order if made.machine.computes(p) and (p != "nvfp4" or made.machine.gpus)]
+    """Precisions with fewer bits."""
+    return [p for p in ("bfloat16", "fp8", "int8", "nvfp4", "int4") if BITS[p] < BITS[made.request.precision]]
 
 
 def _counts(machine: Machine, below: int = 1 << 30, above: int = 0) -> Iterator[Machine]:
@@ -143,27 +141,35 @@ def _said(old: Request, new: Request) -> str:
 
 
 def notes(made: Plan) -> list[str]:
-    """What a number does not say: expanded FP8, engines, weights that visit, the cache that every rank holds."""
-    out = []
-    if made.held != made.request.precision:
+    """What a number does not say: instructions, other engines, weights that visit, the cache that every rank holds."""
+    out, precision = [], made.request.precision
+    if precision in ("fp8", "nvfp4") and not (made.machine.gpus and made.machine.computes(precision)):
         out.append(
-            "These devices do not compute in FP8: the weights are expanded to bfloat16 while loading (vLLM keeps FP8 on Ampere)."
+            f"These devices have no instructions for {precision.upper()}: weights stay as stored and are expanded piece by piece as they are used."
         )
-    if made.request.precision == "nvfp4":
-        out.append(f"{ENGINE_ONLY}.")
-    if made.request.precision == "int4":
-        here = (
-            ""
-            if made.machine.gpus
-            else ', or here: weight_only("int4") computes on a CPU, from an unquantised checkpoint'
+    if precision == "nvfp4":
+        out.append(
+            "NVFP4: routed and shared experts, as released. vLLM and SGLang compute it too, on Ampere and Hopper as W4A16."
         )
-        out.append(f"4 bits: llama.cpp with an exported model, whose layers in main memory run on the CPU{here}.")
-    if made.offloads and made.request.precision != "int4":
+    if precision == "int4":
+        out.append(
+            f"4 bits: a checkpoint of small4 convert --dtype int4, or one quantized elsewhere in groups.{_exported(made)}"
+        )
+    if made.offloads and not _exported(made):
         out.append("Weights in main memory or on disk visit the GPU for every token: generation is bound by that copy.")
     if made.distributed:
         out.append("Heads share the latents, so every rank holds the whole cache: more ranks free memory only from weights. "
                    "Replicas on fewer GPUs each serve more sequences.")  # fmt: skip
     return out
+
+
+def _exported(made: Plan) -> str:
+    """What to do with 4 bits that do not fit the GPUs: llama.cpp computes on the CPU with what lies in main memory."""
+    if made.request.precision != "int4" or not made.machine.gpus or not made.offloads:
+        return ""
+    return (
+        " Where they do not fit the GPU: llama.cpp with an exported model, whose layers in main memory run on the CPU."
+    )
 
 
 def replicas(config: Any, made: Plan) -> tuple[int, int]:
@@ -220,12 +226,8 @@ def _reason(config: Any, devices: str, row: dict[str, Any], context: int) -> str
 def command(made: Plan) -> str:
     """What loads the model so: a line of Python, or the engine that has the precision."""
     gpus, request = len(made.machine.gpus), made.request
-    if request.precision == "nvfp4":
-        return f"vllm serve MODEL --tensor-parallel-size {gpus or 1} --max-model-len {request.context}"
     homes = list((made.device_map or {}).values())
-    if request.precision == "int4" and not gpus:
-        return 'Small4ForCausalLM.from_pretrained(MODEL, **weight_only("int4"))'
-    if request.precision == "int4":
+    if _exported(made):
         layers = sum(
             ".layers." in name and home not in ("cpu", "disk") for name, home in (made.device_map or {}).items()
         )

@@ -11,11 +11,11 @@ from math import ceil
 from typing import Any
 
 from .hardware import Device, Machine, parse_machine
-from .sizes import LONG, PRECISIONS, Tensor, Work, activation_bytes, cache_bytes, tensors
+from .sizes import LONG, PRECISIONS, Tensor, Work, activation_bytes, cache_bytes, expanded_bytes, tensors
 
 CHUNK = 2048
 LAYOUTS = ("auto", "device_map", "tensor", "expert")
-WHOLE_LAYERS = ("int8", "int4")  # what runs these, torchao and llama.cpp, is not cut within a layer
+WHOLE_LAYERS = ("int8",)  # what runs it, torchao, is not cut within a layer
 _STEPS = 40  # how finely whole modules are balanced over GPUs
 
 
@@ -34,7 +34,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """What one device holds, in bytes: weights by part, the cache, the largest activations. `streamed`: room for the largest module
+    """What one device holds, in bytes: weights by part, the cache, the largest activations and what is expanded of weights. `streamed`: room for the largest module
     that visits from main memory or disk to be run."""
 
     device: Device
@@ -56,13 +56,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """An answer. `held`: the precision weights are really held in. `device_map`: for one process. `distributed`: arguments of
+    """An answer. `device_map`: for one process. `distributed`: arguments of
     transformers' `DistributedConfig`, for one process per GPU. `contexts`: how many sequences of the asked context fit at once."""
 
     machine: Machine
     request: Request
     layout: str
-    held: str
     loads: tuple[Load, ...]
     device_map: dict[str, int | str] | None = None
     distributed: dict[str, int] | None = None
@@ -100,7 +99,7 @@ class Plan:
         ]
         return {
             "machine": self.machine.name, "request": asdict(self.request), "fits": self.fits, "layout": self.layout,
-            "held": self.held, "contexts": self.contexts, "device_map": self.device_map, "distributed": self.distributed,
+            "contexts": self.contexts, "device_map": self.device_map, "distributed": self.distributed,
             "devices": devices,
         }  # fmt: skip
 
@@ -111,7 +110,7 @@ def plan(config: Any, devices: str | Machine, precision: str = "fp8", *, layout:
     Args:
         config: A `Small4Config`; `Small4Config()` is the release.
         devices: `"4xH100"`, `"24GB+64GB-ram"`, ... (see `hardware.parse_machine`), or a `Machine`.
-        precision: One of `sizes.PRECISIONS`. FP8 is held as bfloat16 where the machine does not compute in FP8.
+        precision: One of `sizes.PRECISIONS`. FP8, NVFP4 and 4 bits are held as stored on every device.
         layout: "device_map": whole layers on each device, one process. "tensor": heads and the width of each expert are cut; "expert":
             heads are cut and each rank has some experts; one process per GPU. "auto": "tensor" on several GPUs of one kind if that
             fits, else "device_map"; always "device_map" for `WHOLE_LAYERS`.
@@ -146,11 +145,6 @@ def _check(request: Request, layout: str) -> None:
             raise ValueError(f"{name}={getattr(request, name)} cannot be planned; it must be 1 or more.")
 
 
-def held_precision(machine: Machine, precision: str) -> str:
-    """FP8 weights are expanded to bfloat16 on loading where they cannot be computed with, which includes a CPU's share of the model."""
-    return "bfloat16" if precision == "fp8" and not machine.computes("fp8") else precision
-
-
 def undivided(config: Any, machine: Machine, layout: str) -> str | None:
     """Why heads or experts cannot be cut for this machine, or None."""
     text, ranks = config.text_config, len(machine.gpus)
@@ -164,15 +158,15 @@ def undivided(config: Any, machine: Machine, layout: str) -> str | None:
 
 def _sharded(config: Any, machine: Machine, request: Request, layout: str) -> Plan:
     """Every rank alike: its share of heads and experts, the whole of what is small, and the whole latent cache, which heads share."""
-    ranks, held = len(machine.gpus), held_precision(machine, request.precision)
+    ranks = len(machine.gpus)
     weights: dict[str, int] = {}
     for tensor in tensors(config):
-        size = tensor.nbytes(held)
+        size = tensor.nbytes(request.precision)
         weights[tensor.part] = weights.get(tensor.part, 0) + (ceil(size / ranks) if _is_cut(config, tensor) else size)
     work = _activations(config, request, ranks, fused=False)
     loads = tuple(Load(gpu, dict(weights), _cache(config, request), work) for gpu in machine.gpus)
     distributed = {"tp_size": ranks} | ({"ep_size": ranks} if layout == "expert" else {})
-    return Plan(machine, request, layout, held, loads, distributed=distributed)
+    return Plan(machine, request, layout, loads, distributed=distributed)
 
 
 def _is_cut(config: Any, tensor: Tensor) -> bool:
@@ -187,24 +181,24 @@ def _is_cut(config: Any, tensor: Tensor) -> bool:
 def _mapped(config: Any, machine: Machine, request: Request) -> Plan:
     """Whole modules in the order they run in: balanced over the GPUs (or in main memory) if those suffice, else GPUs first, then main
     memory, then disk. What waits there is run by the first device, which keeps its cache too."""
-    held, work = held_precision(machine, request.precision), _activations(config, request, 1, fused=not machine.gpus)
-    units = list(_units(config, request, held))
+    work = _activations(config, request, 1, fused=not machine.gpus)
+    units = list(_units(config, request))
     residents = [*machine.gpus] or [d for d in (machine.ram,) if d]
     for step in range(1, _STEPS + 1):
         homes = _fill(units, [_Room(d, (d.usable - work) * step // _STEPS) for d in residents])
         if homes is not None:
-            return _as_plan(machine, request, held, units, homes, work)
+            return _as_plan(machine, request, units, homes, work)
     stores = [d for d in (machine.ram, machine.disk) if d and d not in residents]
     if not stores:  # balanced, so that it shows what each lacks
         share = ceil(sum(unit.weights_bytes + unit.cache for unit in units) / len(residents))
         homes = _fill(units, [_Room(d, share) for d in residents], overflow=True)
-        return _as_plan(machine, request, held, units, homes or [], work)
+        return _as_plan(machine, request, units, homes or [], work)
     visiting, cache = max(unit.weights_bytes for unit in units), sum(unit.cache for unit in units)
     rooms = [_Room(d, d.usable - work) for d in residents]
     rooms[0] = _Room(rooms[0].device, rooms[0].size - visiting - cache, with_cache=False)
     rooms += [_Room(d, d.usable, with_cache=False) for d in stores]
     homes = _fill(units, rooms, overflow=True)
-    return _as_plan(machine, request, held, units, homes or [], work, visiting)
+    return _as_plan(machine, request, units, homes or [], work, visiting)
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,7 @@ def _fill(units: list[_Unit], rooms: list[_Room], overflow: bool = False) -> lis
 
 
 def _as_plan(
-    machine: Machine, request: Request, held: str, units: list[_Unit], homes: list[Device], work: int, visiting: int = 0
+    machine: Machine, request: Request, units: list[_Unit], homes: list[Device], work: int, visiting: int = 0
 ) -> Plan:
     """Add up what each device holds, and write the device_map."""
     # A tied head has no weights of its own and must be where the embedding is.
@@ -268,10 +262,10 @@ def _as_plan(
         first = visiting if device == runs[0] else 0
         loads.append(Load(device, weights, sum(unit.cache for unit in cached), work if device in runs else 0, first))
     names: dict[str, int | str] = {unit.name: home.name for unit, home in zip(units, homes, strict=True)}
-    return Plan(machine, request, "device_map", held, tuple(loads), device_map=names)
+    return Plan(machine, request, "device_map", tuple(loads), device_map=names)
 
 
-def _units(config: Any, request: Request, held: str) -> Iterator[_Unit]:
+def _units(config: Any, request: Request) -> Iterator[_Unit]:
     inner, layers = "model.language_model", config.text_config.num_hidden_layers
     names = ["model.vision_tower", "model.multi_modal_projector"] if config.vision_config is not None else []
     names += [f"{inner}.embed_tokens", *(f"{inner}.layers.{i}" for i in range(layers)), f"{inner}.norm", "lm_head"]
@@ -279,7 +273,7 @@ def _units(config: Any, request: Request, held: str) -> Iterator[_Unit]:
     for tensor in tensors(config):
         words = tensor.name.split(".")
         home = next(weights[name] for n in (1, 2, 3, 4) if (name := ".".join(words[:n])) in weights)
-        home[tensor.part] = home.get(tensor.part, 0) + tensor.nbytes(held)
+        home[tensor.part] = home.get(tensor.part, 0) + tensor.nbytes(request.precision)
     for name in names:
         yield _Unit(name, weights[name], _cache(config, request) // layers if ".layers." in name else 0)
 
@@ -293,9 +287,11 @@ def _cache(config: Any, request: Request) -> int:
 
 
 def _activations(config: Any, request: Request, shards: int, fused: bool) -> int:
-    """The most while reading a prompt in chunks (at its end, or just before attention goes block by block), generating and looking."""
+    """The most while reading a prompt in chunks (at its end, or just before attention goes block by block), generating and looking; and
+    what is expanded of weights."""
     chunk = min(request.chunk, request.context)
     turn = min(request.context, max(chunk, (LONG - 1) // chunk))
     reading = Work(request.batch, chunk, request.context, request.images, shards, fused=fused)
     works = (reading, replace(reading, context=turn), replace(reading, chunk=1))
-    return max(max(activation_bytes(config, work).values()) for work in works)
+    most = max(max(activation_bytes(config, work).values()) for work in works)
+    return most + expanded_bytes(config, request.precision)

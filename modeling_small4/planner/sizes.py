@@ -10,9 +10,10 @@ from typing import Any
 
 from ..attention_blocks import BLOCK, LONG
 
-BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4, "int4": 4}
+BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4.5, "int4": 4.125}  # of a weight, scales included
 PRECISIONS = tuple(BITS)
 NVFP4_BLOCK, INT4_GROUPS = 16, (128, 64, 32)
+PIECE_BYTES = 12 * 2**20  # of `stored_weights`, which needs torch: what expanding `PIECE` numbers takes
 
 
 @dataclass(frozen=True)
@@ -32,34 +33,30 @@ class Tensor:
     def nbytes(self, precision: str) -> int:
         """Bytes, scales included, when the model is held in `precision` (one of `PRECISIONS`).
 
-        fp8: a bfloat16 scale for weights and one for activations per matrix, gate and up rows of an expert apart. nvfp4: routed
-        experts only, a byte for 16 values and two float32 per matrix. int8: a float32 scale and an int8 zero point per row, as torchao.
-        int4: a bfloat16 scale and zero for each group of a row (see `int4_group`). All but text linears and experts is bfloat16 then.
+        fp8, as released: a bfloat16 scale for weights and one for activations per matrix, gate and up rows of an expert apart. nvfp4, as
+        released: routed and shared experts, a byte for 16 values, a divisor for weights and one for activations per matrix, float32 but for
+        the second of shared experts, which is bfloat16. int4, as `small4 convert` writes: a bfloat16 scale for each group of a row. int8: a
+        float32 scale and an int8 zero point per row, as torchao. All but text linears and experts is bfloat16 then.
         """
+        shared = self.part == "shared experts"
         if precision == "float32":
             return 4 * self.count
-        if precision == "bfloat16" or self.kind == "plain" or (precision == "nvfp4" and self.kind != "experts"):
+        if (
+            precision == "bfloat16"
+            or self.kind == "plain"
+            or (precision == "nvfp4" and self.kind != "experts" and not shared)
+        ):
             return 2 * self.count
-        group = int4_group(self.name.removesuffix(".weight"), self.shape)
-        if precision == "int4" and group is None:
-            return 2 * self.count
-        rows, packed = self.count // self.shape[-1], self.count * BITS[precision] // 8
-        matrices = self.shape[0] * (2 if self.name.endswith("gate_up_proj") else 1) if self.kind == "experts" else 1
-        scales = {
-            "fp8": 4 * matrices,
-            "int8": 5 * rows,
-            "nvfp4": rows * ceil(self.shape[-1] / NVFP4_BLOCK) + 8 * matrices,
-            "int4": 4 * rows * (self.shape[-1] // group) if group else 0,
-        }
-        return packed + scales[precision]
-
-
-def int4_group(path: str, shape: tuple[int, ...]) -> int | None:
-    """How many values of a row share a scale in 4 bits: the most that divide it. None where the kernel has no form for the shape, and
-    for `kv_b_proj`, whose weight decoding on the latents needs whole."""
-    if path.endswith("kv_b_proj") or shape[-2] % 16:
-        return None
-    return next((group for group in INT4_GROUPS if shape[-1] % group == 0), None)
+        rows, matrices = self.count // self.shape[-1], 1
+        if self.kind == "experts":
+            matrices = self.shape[0] * (2 if self.name.endswith("gate_up_proj") else 1)
+        group = next((group for group in INT4_GROUPS if self.shape[-1] % group == 0), 0)
+        return {
+            "fp8": self.count + 4 * matrices,
+            "int8": self.count + 5 * rows,
+            "nvfp4": self.count // 2 + rows * ceil(self.shape[-1] / NVFP4_BLOCK) + (6 if shared else 8) * matrices,
+            "int4": self.count // 2 + 2 * self.count // group if group else 2 * self.count,
+        }[precision]
 
 
 def tensors(config: Any) -> Iterator[Tensor]:
@@ -147,6 +144,14 @@ def weight_bytes(config: Any, precision: str = "bfloat16") -> dict[str, int]:
     for tensor in tensors(config):
         parts[tensor.part] = parts.get(tensor.part, 0) + tensor.nbytes(precision)
     return parts
+
+
+def expanded_bytes(config: Any, precision: str) -> int:
+    """Bytes of what is expanded of weights that are held as stored: one piece, and for good `kv_b_proj`, which decoding on the latents reads."""
+    if precision not in ("fp8", "nvfp4", "int4"):
+        return 0
+    ups = [t for t in tensors(config) if t.name.endswith("kv_b_proj.weight") and t.nbytes(precision) < 2 * t.count]
+    return PIECE_BYTES + 2 * sum(t.count for t in ups)
 
 
 def cache_bytes(config: Any, context: int, batch: int = 1, element: int = 2) -> int:

@@ -18,9 +18,17 @@ from transformers.quantizers.auto import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..moe import Small4Experts
-from ..planner.sizes import int4_group
 
 METHOD = "small4_int4"
+GROUPS = (128, 64, 32)
+
+
+def kernel_group(path: str, shape: tuple[int, ...]) -> int | None:
+    """How many values of a row share a scale: the most that divide it. None where the kernel has no form for the shape, and for
+    `kv_b_proj`, whose weight decoding on the latents needs whole."""
+    if path.endswith("kv_b_proj") or shape[-2] % 16:
+        return None
+    return next((group for group in GROUPS if shape[-1] % group == 0), None)
 
 
 def pack(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,7 +95,7 @@ def _stacked(weights: torch.Tensor, group: int) -> tuple[nn.Parameter, nn.Parame
 
 
 def hold_in_int4(model: nn.Module) -> None:
-    """Replace the text model's linears and experts, one after the other. What cannot be packed stays as it is (see `sizes.int4_group`).
+    """Replace the text model's linears and experts, one after the other. What cannot be packed stays as it is (see `kernel_group`).
 
     Raises:
         ValueError: The weights are not in main memory, where the kernel is.
@@ -100,7 +108,7 @@ def hold_in_int4(model: nn.Module) -> None:
                 f"int4 weights are computed with on a CPU; {path} is on {next(module.parameters()).device}."
             )
         weights = [module.weight] if isinstance(module, nn.Linear) else [module.gate_up_proj, module.down_proj]
-        groups = [group for weight in weights if (group := int4_group(path, tuple(weight.shape)))]
+        groups = [group for weight in weights if (group := kernel_group(path, tuple(weight.shape)))]
         if len(groups) < len(weights):
             continue
         new = Int4Linear(module, groups[0]) if isinstance(module, nn.Linear) else Int4Experts(module, groups)
