@@ -8,6 +8,7 @@ from .commands.terminal import quiet_imports
 with quiet_imports():
     from .cache import LatentCache
     from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+    from .grammar import Grammar
     from .image_processing_small4 import Small4ImageProcessor
     from .image_sources import ImageAccess
     from .modeling_small4 import (
@@ -44,6 +45,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AnswerCallback",
     "ExpertLoadCallback",
+    "Grammar",
     "ImageAccess",
     "LatentCache",
     "Small4Config",

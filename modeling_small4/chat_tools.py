@@ -24,12 +24,17 @@ def tools_text(tools: Sequence[Any]) -> str:
     Raises:
         ValueError: a tool of another form, a bad name, or parameters that are no JSON schema (draft 7).
     """
-    if isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence):
-        raise ValueError(f"tools must be a list of functions or JSON schemas, but is {type(tools).__name__}.")
     try:
-        return json.dumps([_definition(tool) for tool in tools], ensure_ascii=False)
+        return json.dumps(tool_definitions(tools), ensure_ascii=False)
     except TypeError as error:
         raise ValueError(f"A tool definition is not JSON: {error}.") from None
+
+
+def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """The tools as the model reads them: `{"type": "function", "function": {"name", "description", "parameters"}}`; raises as above."""
+    if isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence):
+        raise ValueError(f"tools must be a list of functions or JSON schemas, but is {type(tools).__name__}.")
+    return [_definition(tool) for tool in tools]
 
 
 def _definition(tool: Any) -> dict[str, Any]:

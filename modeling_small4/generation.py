@@ -25,9 +25,10 @@ from .attention_paged import LatentBatchingManager
 from .cache import note_rewritten_prompt, rewritten_prompt_of
 from .generation_batching import continuous_batching_for, generate_many
 from .generation_call import GenerateCall, Modes
+from .generation_grammar import GrammarProcessor, GrammarRow
 from .generation_hooks import Small4PrefillMixin
 from .generation_presets import check_preset, for_latency
-from .generation_prompt import Prompt, RewrittenPrompt
+from .generation_prompt import Prompt, ReasoningIds, RewrittenPrompt
 from .generation_thinking import ThinkingProcessor
 from .reasoning import check_reasoning_mode
 
@@ -48,9 +49,10 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         reasoning_mode: Modes = None,
         max_thinking_tokens: int | None = None,
         preset: str | None = None,
+        grammar: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate`, with three more arguments.
+        """transformers' `generate`, with four more arguments.
 
         Args:
             reasoning_mode: "none" or "high", or a list with one of them for each row. The prompt's model-settings block
@@ -61,6 +63,11 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode is kept to.
             preset: "latency" answers one prompt as soon as it can (see `presets`), "throughput" many prompts in as little
                 time as it can (see `batching`). Greedy answers are those of a plain call.
+            grammar: what each answer must look like, from its first token or, where it thinks, from the end of the thought on: a
+                JSON schema (dict or pydantic class), `re.compile(...)`, a list of choices, an EBNF text, a `Grammar`, or a dict
+                `{"json_schema" | "regex" | "ebnf" | "choices" | "tools": ...}`; or a list with one of them, or None, for each
+                row. Where tokens run out, the answer is closed in time. The prompt's own mode is kept to. Needs the extra
+                `grammar`, and the tokens' texts: of `tokenizer`, else of the folder that the model was loaded from.
             kwargs: everything else `generate` takes; `tokenizer` (a processor will do) also supplies the control ids where the
                 checkpoint's generation_config has no `reasoning_token_ids`.
 
@@ -73,11 +80,13 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         Raises:
             ValueError: a mode or budget that is not allowed, a prompt that is no chat prompt, a mode that contradicts
                 a filled cache, unknown control ids, or continuous batching, which can keep to neither argument. A preset
-                that does not exist, or one beside arguments that contradict it.
+                that does not exist, or one beside arguments that contradict it. A grammar that is wrong, impossible or cannot
+                be enforced, with the path of what is wrong in a schema.
         """
         given = {"inputs": inputs, "generation_config": generation_config, "logits_processor": logits_processor}
         given |= {"stopping_criteria": stopping_criteria, "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
         given |= {"reasoning_mode": reasoning_mode, "max_thinking_tokens": max_thinking_tokens, "preset": preset}
+        given |= {"grammar": grammar}
         call = GenerateCall.of(kwargs | given, self.generation_config)
         # An assistant's drafts are governed by the processor, and the preset, of the model it drafts for.
         if getattr(generation_config, "is_assistant", False):
@@ -92,11 +101,13 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
     def _generate(self, call: GenerateCall) -> Any:
         """One plain `generate` of transformers, with the reasoning arguments."""
         record = rewritten_prompt_of(call.cache)
-        if call.mode is None and call.budget is None and record is None:
+        if not call.ruled and record is None:
             return super().generate(**call.arguments)
         if call.arguments.get("cache_implementation") == "paged":
             _refuse_continuous_batching(call)
         _check_budget(call.budget)
+        if call.grammars is not None and call.arguments.get("tokenizer") is None:
+            call.arguments["tokenizer"] = self._own_tokenizer()
         rewritten = _prepare(call, record)
         result = super().generate(**call.arguments)
         if rewritten is None:
@@ -104,6 +115,22 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         for cache in (call.cache, getattr(result, "cache", None)):
             note_rewritten_prompt(cache, record or rewritten)
         return _as_caller(result, rewritten)
+
+    def _own_tokenizer(self) -> Any:
+        """The tokenizer of the folder or repository that the model was loaded from.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if "_tokenizer_for_grammars" not in self.__dict__:
+            from .tokenization_small4 import Small4Tokenizer
+
+            try:
+                tokenizer = Small4Tokenizer.from_pretrained(self.name_or_path)
+            except (OSError, ValueError):
+                raise ValueError("A grammar needs the tokens' texts; pass tokenizer=... to generate.") from None
+            self.__dict__["_tokenizer_for_grammars"] = tokenizer
+        return self.__dict__["_tokenizer_for_grammars"]
 
     def generate_batch(
         self, inputs: Any, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
@@ -115,7 +142,9 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         call = GenerateCall.of(kwargs | {"generation_config": generation_config}, self.generation_config)
         _refuse_continuous_batching(call)
         kwargs = {
-            name: value for name, value in kwargs.items() if name not in ("reasoning_mode", "max_thinking_tokens")
+            name: value
+            for name, value in kwargs.items()
+            if name not in ("reasoning_mode", "max_thinking_tokens", "grammar")
         }
         if not args and kwargs.get("continuous_batching_config") is None and inputs:
             lengths = [len(row) for row in inputs]
@@ -156,14 +185,32 @@ def _prepare(call: GenerateCall, record: RewrittenPrompt | None) -> RewrittenPro
     rewritten = None if actual is caller else RewrittenPrompt(caller, actual)
     if rewritten is not None:
         _hand_over(call, rewritten)
-    if mode is not None or call.budget is not None:
+    if call.ruled:
         rows = actual.ids.tolist()
         starts = [known.answer_start(row, eos) for row in rows]
         ruled = modes if mode is not None else [known.mode_of(row) for row in rows]
-        rules = ThinkingProcessor(starts, ruled, call.budget, known.think, known.end_think, eos)
-        processors = call.arguments["logits_processor"] or []
-        call.arguments["logits_processor"] = LogitsProcessorList([*processors, rules])
+        rules: list[LogitsProcessor] = [
+            ThinkingProcessor(starts, ruled, call.budget, known.think, known.end_think, eos)
+        ]
+        if call.grammars is not None:
+            rules.append(_grammar_rules(call, rows, starts, ruled, known))
+        call.arguments["logits_processor"] = LogitsProcessorList([*(call.arguments["logits_processor"] or []), *rules])
     return rewritten
+
+
+def _grammar_rules(
+    call: GenerateCall, rows: list[list[int]], starts: list[int], modes: list[str | None], known: ReasoningIds
+) -> GrammarProcessor:
+    """The processor that keeps each row to its grammar; where a prompt is no chat, the answer begins behind it."""
+    vocabulary = getattr(call.arguments["tokenizer"], "grammar_vocabulary", None)
+    if vocabulary is None:
+        raise ValueError("A grammar needs Small4Tokenizer (AutoTokenizer gives it) or Small4Processor as tokenizer=...")
+    wanted = []
+    for grammar, row, start, mode in zip(call.grammars or (), rows, starts, modes, strict=True):
+        chat = known.inst in row or not row
+        opens = {"high": True, "none": False, None: None}[mode] if chat else False
+        wanted.append(GrammarRow(grammar, start if chat else len(row), opens, row[start:] if chat else []))
+    return GrammarProcessor(wanted, vocabulary, known.think, known.end_think, call.eos())
 
 
 def _hand_over(call: GenerateCall, rewritten: RewrittenPrompt) -> None:
@@ -297,7 +344,7 @@ def _check_cache(cache: Any, changed: bool, mode: Modes) -> None:
 
 
 def _refuse_continuous_batching(call: GenerateCall) -> None:
-    if call.mode is None and call.budget is None:
+    if not call.ruled:
         return
     given = {"reasoning_mode": call.mode, "max_thinking_tokens": call.budget}
     named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)

@@ -45,8 +45,7 @@ def generate_many(model: Any, call: GenerateCall, run: Run) -> torch.Tensor:
         raise ValueError(
             f'preset="throughput" needs prompts padded on the left and an attention_mask of their shape {list(ids.shape)}.'
         )
-    ruled = call.mode is not None or call.budget is not None
-    settings = None if ruled else _continuous(model, call, ids)
+    settings = None if call.ruled else _continuous(model, call, ids)
     if settings is not None:
         answers = _by_continuous_batching(model, prompts, settings)
     else:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from .cache import with_cache_name
 from .generation_prompt import ReasoningIds
+from .grammar import Grammar
 
 Modes = str | Sequence[str] | None
 
@@ -24,6 +25,7 @@ class GenerateCall:
         mode: `reasoning_mode`, as given: one for all rows, or one for each.
         budget: `max_thinking_tokens`.
         preset: "latency", "throughput" or None.
+        grammars: `grammar`, one for each row (None: the row is free); None where there is none at all.
     """
 
     arguments: dict[str, Any]
@@ -31,15 +33,17 @@ class GenerateCall:
     mode: Modes = None
     budget: int | None = None
     preset: str | None = None
+    grammars: list[Grammar | None] | None = None
 
     @classmethod
     def of(cls, arguments: dict[str, Any], own: GenerationConfig) -> "GenerateCall":
         """Takes Small 4's own settings out of the arguments; each that is missing comes from a configuration.
 
         Raises:
-            ValueError: A cache under both of its names.
+            ValueError: A cache under both of its names, or a grammar that is wrong, impossible or cannot be enforced.
         """
         given = with_cache_name(arguments)
+        grammar = given.pop("grammar", None)
         mode, budget, preset = (given.pop(name, None) for name in ("reasoning_mode", "max_thinking_tokens", "preset"))
         if (tokenizer := given.get("tokenizer")) is not None:  # transformers' server hands over a processor
             given["tokenizer"] = getattr(tokenizer, "tokenizer", tokenizer)
@@ -47,12 +51,25 @@ class GenerateCall:
         call.mode = call.get("reasoning_mode") if mode is None else mode
         call.budget = call.get("max_thinking_tokens") if budget is None else budget
         call.preset = call.get("preset") if preset is None else preset
+        call.grammars = None if grammar is None else _grammars_of_rows(grammar, call.rows)
         return call
 
     def of_rows(self, arguments: dict[str, Any], rows: Sequence[int]) -> "GenerateCall":
         """The call for some rows of its batch, whose arguments are given."""
         mode = [self.mode[row] for row in rows] if isinstance(self.mode, (list, tuple)) else self.mode
-        return replace(self, arguments=arguments, mode=mode)
+        grammars = None if self.grammars is None else [self.grammars[row] for row in rows]
+        return replace(self, arguments=arguments, mode=mode, grammars=grammars)
+
+    @property
+    def ruled(self) -> bool:
+        """Whether decoding has rules of its own: of thinking, or a grammar."""
+        return self.mode is not None or self.budget is not None or self.grammars is not None
+
+    @property
+    def rows(self) -> int:
+        """How many prompts there are."""
+        prompts = self.ids if self.ids is not None else self.arguments.get("inputs_embeds")
+        return 1 if prompts is None else prompts.shape[0]
 
     @property
     def configs(self) -> list[GenerationConfig]:
@@ -118,3 +135,14 @@ class GenerateCall:
                 setattr(self.arguments["generation_config"], name, length + added)
             else:
                 self.arguments[name] = length + added
+
+
+def _grammars_of_rows(grammar: Any, rows: int) -> list[Grammar | None]:
+    """One grammar for each row; a list of texts is one grammar, of choices."""
+    if not isinstance(grammar, (list, tuple)) or all(isinstance(each, str) for each in grammar):
+        return [Grammar.read(grammar)] * rows
+    if len(grammar) != rows:
+        raise ValueError(
+            f"grammar lists {len(grammar)} grammars for a batch of {rows}; give one for each row (None for none), or a single one."
+        )
+    return [None if each is None else Grammar.read(each) for each in grammar]

@@ -12,6 +12,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from .cache import FIRST_TOKENS, LatentCache, given_cache
+from .generation_grammar import GrammarProcessor
 from .generation_presets import PromptDrafts
 
 LONG_PROMPT = 4096  # tokens from which a prompt is read in chunks
@@ -105,6 +106,16 @@ class Small4PrefillMixin:
             generation_config.prefill_chunk_size = CHUNK
         with cache.reading_a_prompt() if isinstance(cache, LatentCache) else nullcontext():
             return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)  # type: ignore[misc]
+
+    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own; a grammar is told at what length the answer is cut off, so that it can end it before."""
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
+        for each in processors:
+            if (
+                isinstance(each, GrammarProcessor) and each.limit is None
+            ):  # an assistant's drafts have a limit of their own
+                each.limit = generation_config.max_length
+        return processors
 
     def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
         """The latency preset's own drafts, else transformers' generators."""

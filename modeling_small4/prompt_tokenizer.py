@@ -13,6 +13,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from .chat import Piece
 from .chat_text import PromptText, SpecialTokens, render
+from .grammar import Vocabulary
 from .plain_text import PlainText, without_surrogates
 from .reasoning import BOS
 
@@ -73,7 +74,7 @@ class PromptTokenizer(TokenizersBackend):
 
     def _set_escapes(self) -> None:
         """Has the tokenizer read escapes, after special tokens are cut out of a text, and forgets what was known of these."""
-        for name in ("control_ids", "control_tokens", "special", "_plain"):
+        for name in ("control_ids", "control_tokens", "special", "_plain", "grammar_vocabulary"):
             self.__dict__.pop(name, None)
         self._tokenizer.normalizer = normalizers.Replace(Regex(self.special.escapes), "")
 
@@ -126,6 +127,13 @@ class PromptTokenizer(TokenizersBackend):
     @cached_property
     def _plain(self) -> PlainText:
         return PlainText(self._tokenizer, self.control_ids)
+
+    @cached_property
+    def grammar_vocabulary(self) -> Vocabulary:
+        """The tokens as the engine of grammars reads them; an added one stands for its own text."""
+        added = {index: token.content.encode() for index, token in self.added_tokens_decoder.items()}
+        tokens = [added[index] if index in added else self.token_bytes(index) for index in range(len(self))]
+        return Vocabulary(tokens, self.control_ids, self.eos_token_id, self.encode_texts)
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes that a token stands for; empty for special tokens and ids outside the vocabulary."""

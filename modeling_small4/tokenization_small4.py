@@ -23,7 +23,6 @@ from .chat_template import chat_template as own_template
 from .chat_text import escape_all
 from .prompt_tokenizer import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
 from .reasoning import check_reasoning_mode, resolve_reasoning_mode
-from .saving import NoLinksFollowed
 
 logger = logging.get_logger(__name__)
 
@@ -31,7 +30,7 @@ logger = logging.get_logger(__name__)
 _NO_MEANING = ("sanitize_control_tokens", "load_audio_from_video")
 
 
-class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
+class Small4Tokenizer(PromptTokenizer):
     """Tekken tokenizer of Mistral Small 4.
 
     `tokenizer(text)` takes prompt strings: special tokens written in `text` are recognized, as in transformers, except where
@@ -153,6 +152,10 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         """
         others = {key: value for key, value in others.items() if value is not None and key not in _NO_MEANING}
         thinking = others.pop("enable_thinking", None)
+        if "grammar" in others:
+            raise ValueError(
+                'A grammar is not of the prompt but of generate; in a pipeline: generate_kwargs={"grammar": ...}.'
+            )
         if others:
             logger.warning_once(f"The chat format has no variables {sorted(others)}; they are ignored.")
         asked = resolve_reasoning_mode(mode, effort)

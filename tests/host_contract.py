@@ -44,6 +44,10 @@ OVERRIDDEN = (
         "self input_ids generation_config model_kwargs is_first_iteration", ("prefill_chunk_size", "_mask_length"),
     ),
     Row(
+        f"{GENERATION}._get_logits_processor", "a grammar is told the length at which the answer is cut off, once it is resolved",
+        "self generation_config input_ids_seq_length encoder_input_ids prefix_allowed_tokens_fn logits_processor device model_kwargs negative_prompt_ids negative_prompt_attention_mask", ("max_length",),
+    ),
+    Row(
         f"{GENERATION}._get_candidate_generator", "drafts of the latency preset; `generate` takes no generator from outside",
         "self generation_config input_ids inputs_tensor logits_processor model_kwargs assistant_model target_tokenizer assistant_tokenizer",
     ),

@@ -23,7 +23,7 @@ PUBLIC = {
     "Small4Model", "Small4TextModel", "Small4VisionModel",
     "Small4ForCausalLM", "Small4ForSequenceClassification", "Small4ForTokenClassification",
     "Small4ImageProcessor", "Small4Processor", "Small4Streamer", "Small4Tokenizer", "ImageAccess", "LatentCache", "demo_checkpoint",
-    "AnswerCallback", "ExpertLoadCallback", "Small4DataCollator", "lora_targets",
+    "AnswerCallback", "ExpertLoadCallback", "Grammar", "Small4DataCollator", "lora_targets",
 }  # fmt: skip
 BUILT = ("build", "dist", "*.egg-info", ".*", "__pycache__", "results")
 
