@@ -92,6 +92,8 @@ def _download(source: str, note: Callable[[str], None], revision: str | None) ->
     except OfflineModeIsEnabled:
         return _cached(source, note, revision)
     raw = "params.json" in files and any(f.startswith("consolidated") and f.endswith(".safetensors") for f in files)
+    if not raw and "config.json" not in files and any(f.endswith(".gguf") for f in files):
+        raise CheckpointError(f"{source}: the repository holds GGUF files; download one of them and give its path")
     if not raw and "config.json" not in files:
         raise CheckpointError(
             f"{source}: the repository holds neither params.json with consolidated weights nor config.json"

@@ -155,8 +155,8 @@ def _plain_output(out: Plan, members: list[Leaf], place: Place) -> Output:
 
 
 def _turn(out: Plan, leaf: Leaf) -> partial[torch.Tensor] | None:
-    """The change of rows between interleaved rotary pairs (raw) and pairs in two halves (all others)."""
-    if not leaf.rotary_heads or (out.source.layout == "mistral") == (out.layout == "mistral"):
+    """The change of rows between interleaved rotary pairs (raw, GGUF) and pairs in two halves (all others)."""
+    if not leaf.rotary_heads or out.source.interleaved == (out.layout == "mistral"):
         return None
     return partial(halves_to_interleaved if out.layout == "mistral" else interleaved_to_halves, heads=leaf.rotary_heads)
 

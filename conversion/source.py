@@ -11,10 +11,10 @@ from typing import Any
 
 from modeling_small4.configuration_small4 import Small4Config
 
-from . import raw, transformers_layout
+from . import gguf_file, raw, transformers_layout
 from .checkpoint import CheckpointError, Stored, read_headers, read_json
 from .files import INDEX, PATTERN, RAW_INDEX, RAW_PATTERN, no_weights, weight_files
-from .formats import mlx, reading
+from .formats import ggml, mlx, reading
 from .formats.announced import Announced, announced
 from .formats.finder import Finder
 from .formats.values import Values
@@ -26,7 +26,7 @@ class Checkpoint:
     """A checked checkpoint. `values` holds every leaf of `config` that is there; `problems` is empty unless asked for."""
 
     folder: Path
-    layout: str  # "mistral", "transformers" or "small4"
+    layout: str  # "mistral", "transformers", "small4" or "gguf"
     config: Small4Config
     config_file: Path
     params: dict[str, Any] | None  # the params.json it has, or once came with
@@ -42,8 +42,17 @@ class Checkpoint:
         return "+".join(kinds) or self.plain_dtype()
 
     def plain_dtype(self) -> str:
-        """The one dtype of everything that is not quantized."""
-        return next((v.body.dtype for v in self.values.values() if not v.quantized), "BF16")
+        """The one dtype of everything that is not quantized; of GGUF, which has small tensors in F32, that of the others."""
+        parts = [part for value in self.values.values() for part in value.inner()]
+        found = {part.body.dtype for part in parts if not part.quantized}
+        if self.layout == "gguf" and (len(found) > 1 or any(part.quantized for part in parts)):
+            found.discard("F32")
+        return min(found, default="BF16")
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether rows of vision's queries and keys come in rotary pairs, rather than in two halves."""
+        return self.layout in ("mistral", "gguf")
 
     def scalar_shape(self) -> tuple[int, ...]:
         """Shape that a single scale has in this checkpoint, [] or [1]: as where it is not fused."""
@@ -61,6 +70,8 @@ def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True) 
     Raises:
         CheckpointError: No checkpoint, or a damaged one; the message names the file and the tensor.
     """
+    if folder.is_file():
+        return _open_gguf(gguf_file.files_of(folder), rule, strict)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     names = {entry.name for entry in folder.iterdir()}
@@ -74,6 +85,8 @@ def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True) 
         raise no_weights(folder, names, RAW_PATTERN)
     if any(name.startswith("consolidated") for name in names):
         raise CheckpointError(f"{folder / 'params.json'}: missing beside the consolidated weights")
+    if files := gguf_file.files_of(folder):
+        return _open_gguf(files, rule, strict)
     raise CheckpointError(f"{folder}: no checkpoint, neither params.json nor config.json is in it")
 
 
@@ -115,6 +128,22 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
     values = _read(finder, config)
     params = read_json(folder / raw.KEPT) if (folder / raw.KEPT).exists() else None
     return Checkpoint(folder, layout, config, file, params, note, values, said, finder.problems, remarks)
+
+
+def _open_gguf(files: list[Path], rule: str | None, strict: bool) -> Checkpoint:
+    content = gguf_file.read(files, rule)
+    config, said = content.config, Announced(frozenset({"gguf"}))
+    finder = Finder(content.headers, strict, files[0], "gguf", said)
+    values = {}
+    for leaf in leaves(config):
+        found = ggml.take(finder, content.types, leaf, config.text_config)
+        if found is not None:
+            values[leaf.raw] = found
+    finder.finish()
+    place = files[0].parent
+    return Checkpoint(
+        place, "gguf", config, files[0], None, content.scale_note, values, said, finder.problems, content.remarks
+    )
 
 
 def _leave_out_vision(config: Small4Config, headers: dict[str, Stored]) -> tuple[str, ...]:

@@ -122,14 +122,17 @@ def _largest_difference(
     reader: Reader, sides: list[Checkpoint], tables: list[dict[str, Leaf]], raw: str, values: tuple[Values, Values]
 ) -> float:
     """Largest |a - b|; infinite where one is no finite number and the other is not the same; 0 if equal."""
-    turned = any(raw in table and table[raw].rotary_heads for table in tables) and sides[0].layout != sides[1].layout
+    turned = (
+        any(raw in table and table[raw].rotary_heads for table in tables)
+        and sides[0].interleaved != sides[1].interleaved
+    )
     if not turned and _same_codes(reader, *values):
         return 0.0
     rounded = _rounding(*values)
     streams: list[Iterator[torch.Tensor]] = []
     for side, table, value in zip(sides, tables, values, strict=True):
         heads = table[raw].rotary_heads if raw in table else 0
-        if heads and side.layout != "mistral":
+        if heads and not side.interleaved:
             streams.append(iter([halves_to_interleaved(torch.cat(list(value.numbers(reader))), heads)]))
         elif heads:
             streams.append(iter([torch.cat(list(value.numbers(reader)))]))
