@@ -8,7 +8,6 @@ Knows names and configurations; the arithmetic is PEFT's (extra `train`), which 
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from .bundle import TOKENIZER_FILES, VERBATIM
 from .checkpoint import CheckpointError, read_json
 from .convert import Options, Summary, convert
 from .naming import to_transformers
-from .staging import check_destination
+from .staging import check_destination, new_folder, private_folder
 from .transformers_layout import MODEL_TYPES, config_from_transformers
 
 _PREFIX = "base_model.model."
@@ -48,12 +47,12 @@ def merge_adapter(
     check_destination(out, base, overwrite)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+    with private_folder(out, "merging") as private:
+        (scratch := private / "merged").mkdir()
         merged.save_pretrained(scratch)
         for name in (*TOKENIZER_FILES, *VERBATIM):
             if (base / name).is_file():
-                shutil.copyfile(base / name, Path(scratch) / name)
+                shutil.copyfile(base / name, scratch / name)
         return convert(scratch, out, Options(to=to, overwrite=overwrite))
 
 
@@ -69,8 +68,7 @@ def export_adapter(adapter: str | Path, out: Path, base: Path) -> None:
             explicitly); or `out` exists.
     """
     folder, settings = _read_adapter(adapter)
-    if out.exists():
-        raise CheckpointError(f"{out}: is there already; remove it or choose another name")
+    check_destination(out, base, overwrite=False)
     ours = AutoConfig.from_pretrained(settings["base_model_name_or_path"])
     text_only = _check_base(ours, base)
     weights = {
@@ -87,9 +85,9 @@ def export_adapter(adapter: str | Path, out: Path, base: Path) -> None:
     )
     if settings.get("target_parameters"):
         settings["target_parameters"] = list(EXPERTS)
-    out.mkdir(parents=True)
-    save_file(weights, out / _WEIGHTS, metadata={"format": "pt"})
-    (out / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with new_folder(out, overwrite=False) as new:
+        save_file(weights, new / _WEIGHTS, metadata={"format": "pt"})
+        (new / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_adapter(adapter: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -1,8 +1,9 @@
 """A source named on the command line to a folder on disk: as it is, or downloaded from the Hub, only the files that are needed."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -100,7 +101,12 @@ def _download(source: str, note: Callable[[str], None], revision: str | None) ->
         )
     name = source if revision is None else f"{source} at {revision}"
     note(f"source: {name} on the Hub, {'raw' if raw else 'config.json'} layout, only its files are downloaded")
-    return Path(snapshot_download(source, revision=revision, allow_patterns=list(_RAW if raw else _FUSED)))
+    return Path(snapshot_download(source, revision=revision, allow_patterns=_wanted(files, _RAW if raw else _FUSED)))
+
+
+def _wanted(files: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+    """The names that are downloaded: only files of the top folder, for in the client's patterns a star also stands for "/"."""
+    return sorted(f for f in files if "/" not in f and "\\" not in f and any(fnmatchcase(f, p) for p in patterns))
 
 
 def _cached(source: str, note: Callable[[str], None], revision: str | None) -> Path:

@@ -19,10 +19,8 @@ from .checkpoint import CheckpointError
 from .ownership import carried_code, foreign_entries, is_known, read_as_weights, why_no_checkpoint
 
 PREFIX, MARK = ".small4-", "small4-is-writing"
-_NEW, _FORMER = (
-    "new",
-    "former",
-)  # what is being written; what stood at the destination before, or is about to change places with it
+# What is being written; and what stood at the destination before, or is about to change places with it.
+_NEW, _FORMER = "new", "former"
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
@@ -56,40 +54,44 @@ def new_folder(destination: Path, overwrite: bool, note: Callable[[str], None] =
         CheckpointError: Another run is writing the same destination, or it came into being or changed meanwhile.
     """
     place = _place(destination)
-    made = _make_parents(place.parent)
-    done = False
-    try:
-        _clear_leftovers(place, destination)
+    with private_folder(place) as private:
         if _is_filled(place):
             _check_former(place, destination, overwrite)
-        with private_folder(place) as private:
-            new = private / _NEW
-            new.mkdir()
-            yield new
-            _sync(new)
-            if kept := _put_in_place(new, place, destination, overwrite):
-                note(f"{destination}: kept beside the checkpoint, as small4 did not write it: {_listed(kept)}")
-            done = True
-    finally:
-        if not done:
-            for folder in made:
-                with suppress(OSError):
-                    folder.rmdir()
+        new = private / _NEW
+        new.mkdir()
+        yield new
+        _sync(new)
+        if kept := _put_in_place(new, place, destination, overwrite):
+            note(f"{destination}: kept beside the checkpoint, as small4 did not write it: {_listed(kept)}")
 
 
 @contextmanager
-def private_folder(place: Path) -> Iterator[Path]:
-    """A folder of mode 0700 beside `place` that only this run writes; afterwards it is removed with the checkpoint files in it."""
-    private = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.parent))
-    lock = os.open(private / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+def private_folder(place: Path, purpose: str = "") -> Iterator[Path]:
+    """A folder of mode 0700 beside `place` that only this run writes; afterwards it is removed with the checkpoint files in its folders.
+
+    purpose: tells runs apart that may work on one place at a time. What a killed run on `place` with this purpose left is removed first.
+
+    Raises:
+        CheckpointError: Such a run is alive.
+    """
+    place = _place(place)
+    made = _make_parents(place.parent)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.write(lock, _mark_of(place))
-        (private / ".lock").rename(private / MARK)  # whoever sees the mark finds it locked, or its run dead
-        yield private
+        _clear_leftovers(place, purpose)
+        private = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.parent))
+        lock = os.open(private / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.write(lock, _mark_of(place, purpose))
+            (private / ".lock").rename(private / MARK)  # whoever sees the mark finds it locked, or its run dead
+            yield private
+        finally:
+            _remove(private, place)
+            os.close(lock)
     finally:
-        _remove(private, place)
-        os.close(lock)
+        for folder in made:  # those with the new folder in them stay
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _place(destination: Path) -> Path:
@@ -137,22 +139,21 @@ def _make_parents(parent: Path) -> list[Path]:
     return made
 
 
-def _mark_of(place: Path) -> bytes:
-    return b"A run of small4 writes here, or was killed while it did. Destination: " + os.fsencode(place.name) + b"\n"
+def _mark_of(place: Path, purpose: str = "") -> bytes:
+    words = f"A run of small4 writes here, or was killed while it did. Destination{purpose and f' of {purpose}'}: "
+    return words.encode() + os.fsencode(place.name) + b"\n"
 
 
-def _clear_leftovers(place: Path, destination: Path) -> None:
-    """Remove what killed runs on this destination left. Raises CheckpointError where such a run is alive."""
+def _clear_leftovers(place: Path, purpose: str) -> None:
+    """Remove what killed runs on this place left. Raises CheckpointError where such a run is alive."""
     for private in sorted(place.parent.glob(f"{PREFIX}*")):
-        lock = _open_mark(private, place)
+        lock = _open_mark(private, _mark_of(place, purpose))
         if lock is None:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(
-                f"{destination}: another run is writing it; wait for it or choose another folder"
-            ) from None
+            raise CheckpointError(f"{place}: another run is writing it; wait for it or choose another folder") from None
         else:
             _restore(private, place)
             _remove(private, place)
@@ -160,8 +161,8 @@ def _clear_leftovers(place: Path, destination: Path) -> None:
             os.close(lock)
 
 
-def _open_mark(private: Path, place: Path) -> int | None:
-    """The mark of a run on `place`, opened; None for a folder that is no run's, whatever it is called."""
+def _open_mark(private: Path, content: bytes) -> int | None:
+    """The mark of a run's folder, opened, if it has this content; None for a folder that is no such run's, whatever it is called."""
     try:
         found = os.lstat(private)
         if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.geteuid():
@@ -169,7 +170,7 @@ def _open_mark(private: Path, place: Path) -> int | None:
         mark = os.open(private / MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    if stat.S_ISREG(os.fstat(mark).st_mode) and os.read(mark, 4096) == _mark_of(place):
+    if stat.S_ISREG(os.fstat(mark).st_mode) and os.read(mark, 4096) == content:
         return mark
     os.close(mark)
     return None

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .saving import NoLinksFollowed
 from .stored_config import stored_entry
 
 SOFTMAX_SCALE_RULES = ("released", "transformers")
@@ -78,7 +79,7 @@ def _warn_of_misspellings(config: PreTrainedConfig, unknown: dict[str, Any]) -> 
             )
 
 
-class _Small4BaseConfig(PreTrainedConfig):
+class _Small4BaseConfig(NoLinksFollowed, PreTrainedConfig):
     """What the three configurations share: checks at construction, misspelling warnings, an `auto_map` for libraries."""
 
     _checks: ClassVar[tuple[_Check, ...]] = ()

@@ -17,13 +17,14 @@ from .image_resample import resample
 from .image_settings import ImageSettings, Small4ImagesKwargs
 from .image_sources import ImageAccess, decoded, load_image, open_image
 from .prompt_images import flatten
+from .saving import NoLinksFollowed
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 _SETTINGS = ("patch_size", "spatial_merge_size", "max_image_size", "image_mean", "image_std")
 
 
-class Small4ImageProcessor(BaseImageProcessor):
+class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
     """Resizes images to whole image tokens and normalizes them.
 
     Images are read as a person sees them: turned by their EXIF orientation, 16-bit and float samples scaled to 8 bits, ICC

@@ -15,6 +15,7 @@ from .loading_fp8 import scale_spreaders
 from .loading_names import published_names
 from .loading_stages import distribute
 from .loading_stored import expanders, register
+from .saving import refuse_links
 from .stored_config import METHOD, Small4StoredConfig
 
 SHOWN = 8
@@ -56,6 +57,7 @@ class Small4LoadingMixin:
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, FP8 announced only where it is held."""
+        refuse_links(save_directory)
         if not self.is_remote_code():  # type: ignore[attr-defined]
             self.config.auto_map = {}  # type: ignore[attr-defined]
         if getattr(self, "hf_quantizer", None) is None and hasattr(self.config, "quantization_config"):  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from .image_processing_small4 import Small4ImageProcessor
 from .image_sources import ImageAccess, open_image
 from .prompt_images import fill, place_images
 from .reasoning import IMG, IMG_BREAK, IMG_END
+from .saving import refuse_links
 from .tokenization_small4 import COLLATE_OPTIONS, Small4Tokenizer
 
 logger = logging.get_logger(__name__)
@@ -343,6 +344,7 @@ class Small4Processor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """As in transformers; a processor without vision saves no image processor, one without code no `auto_map`."""
+        refuse_links(save_directory)
         if (
             self._auto_class is None
         ):  # the entry names files, which transformers copies only for code that came with a folder

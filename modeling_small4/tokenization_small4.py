@@ -23,6 +23,7 @@ from .chat_template import chat_template as own_template
 from .chat_text import escape_all
 from .prompt_tokenizer import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
 from .reasoning import check_reasoning_mode, resolve_reasoning_mode
+from .saving import NoLinksFollowed
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +31,7 @@ logger = logging.get_logger(__name__)
 _NO_MEANING = ("sanitize_control_tokens", "load_audio_from_video")
 
 
-class Small4Tokenizer(PromptTokenizer):
+class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
     """Tekken tokenizer of Mistral Small 4.
 
     `tokenizer(text)` takes prompt strings: special tokens written in `text` are recognized, as in transformers, except where

@@ -9,9 +9,11 @@ import pytest
 import torch
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
+from small4_conversion import staging
 from small4_conversion.adapters import export_adapter, merge_adapter
 from small4_conversion.checkpoint import CheckpointError
 from small4_conversion.convert import Options, convert
+from small4_conversion.staging import private_folder
 from transformers import AutoModelForCausalLM, Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
@@ -172,6 +174,35 @@ def test_what_is_no_adapter_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="convert BASE OUT --to transformers"):
         export_adapter(trained / "adapter", tmp_path / "out", trained / "base")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_taken_stays_as_it_is(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("mine", "link"):
+        with pytest.raises(CheckpointError, match="exists"):
+            export_adapter(trained / "adapter", tmp_path / name, trained / "hf")
+        for overwrite in (False, True):
+            with pytest.raises(CheckpointError, match=r"exists|no checkpoint"):
+                merge_adapter(trained / "adapter", tmp_path / name, overwrite=overwrite)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "mine"]
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_what_a_killed_merge_left_is_cleared(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(private: Path, place: Path) -> None:
+        """As if the process had gone before it could clear up."""
+
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patched:  # noqa: PT012
+        patched.setattr(staging, "_remove", killed)
+        with private_folder(tmp_path / "merged", "merging") as private:
+            (private / "merged").mkdir()
+            (private / "merged" / "model.safetensors").write_text("half")
+            raise ZeroDivisionError
+    assert [entry.name[:8] for entry in tmp_path.iterdir()] == [staging.PREFIX]
+    merge_adapter(trained / "adapter", tmp_path / "merged")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["merged"]
 
 
 def test_experts_in_eight_bits(tmp_path: Path) -> None:

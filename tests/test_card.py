@@ -111,6 +111,34 @@ def test_rendering_again_gives_the_same_bytes(card: Path, tmp_path: Path) -> Non
         assert file.read_bytes() == (card / file.relative_to(tmp_path)).read_bytes(), file
 
 
+def test_only_a_card_is_replaced(card: Path, tmp_path: Path) -> None:
+    def shown() -> list[Any]:
+        return sorted((str(p), p.is_dir() or p.is_symlink() or p.read_bytes()) for p in tmp_path.rglob("*"))
+
+    mine = {name: tmp_path / name for name in ("readme", "picture", "link", "linked", "within")}
+    for folder in mine.values():
+        (folder / "figures").mkdir(parents=True)
+    picture = next((card / "figures").iterdir()).name
+    (mine["readme"] / "README.md").write_text("# My project\n\nname: modeling-small4-demo\n")
+    (mine["picture"] / "figures" / picture).write_text("my picture")
+    (mine["link"] / "README.md").symlink_to(tmp_path / "nowhere")
+    shutil.copy(card / "README.md", mine["linked"])
+    (mine["linked"] / "figures" / picture).symlink_to(mine["picture"] / "figures" / picture)
+    (tmp_path / "elsewhere").mkdir()
+    (mine["within"] / "figures").rmdir()
+    (mine["within"] / "figures").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    before = shown()
+    for folder in (*mine.values(), tmp_path / "out"):
+        with pytest.raises(ValueError, match="choose another folder"):
+            render(folder)
+        assert shown() == before
+    (card / "figures" / "mine.png").write_text("mine")
+    (card / "notes").write_text("mine")
+    render(card)
+    assert (card / "figures" / "mine.png").read_text() == (card / "notes").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_the_code_it_shows_prints_what_it_says(card: Path) -> None:
     text = (card / "README.md").read_text("utf-8")

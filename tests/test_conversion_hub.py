@@ -126,3 +126,26 @@ def test_revisions_and_offline_mode(tmp_path: Path) -> None:
 def test_a_folder_has_no_revision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder").mkdir()
     refused([str(tmp_path / "folder"), str(tmp_path / "none"), "--revision", "main"], capsys, "is a folder here")
+
+
+def test_only_files_of_the_top_folder_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the client's patterns a star also stands for folders, which a repository may have any number of."""
+    p = rc.params(vision=False)
+    source = rc.write_raw(tmp_path / "source", p, rc.weights(p), shards=2)
+    files: Files = {file.name: file.read_bytes() for file in source.iterdir()}
+    others = (
+        "consolidated/copy.safetensors",
+        "consolidated-x/../../../outside.safetensors",
+        "consolidated\\x.safetensors",
+    )
+    hub = Hub()
+    try:
+        hub.commit("lab/small", "main", files | dict.fromkeys(others, b"no weights"))
+        done = command(hub.endpoint, tmp_path / "home", "lab/small", str(tmp_path / "dst"))
+    finally:
+        hub.close()
+    assert done.returncode == 0, done.stderr
+    asked = {path for path, _ in hub.downloads}
+    assert asked
+    assert not any(other in path for path in asked for other in others)
+    assert not list(tmp_path.rglob("*outside*"))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from model_card.evals.record import provenance
+from model_card.evals.record import provenance, write
 from modeling_small4 import Small4Config, Small4ForCausalLM
 from modeling_small4.training.expert_load import ExpertLoad, relative
 
@@ -115,7 +115,7 @@ def main() -> None:
     found = measured(args.steps, args.seeds)
     if args.out:
         stored = provenance(["python", "-m", "model_card.bench.balance"]) | found
-        args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        write(args.out, stored)
     print(f"{'':<26}{'largest load':>14}{'smallest':>10}{'cross-entropy':>15}")
     for name in WAYS:
         one = found[name]

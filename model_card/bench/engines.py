@@ -28,7 +28,7 @@ from small4_conversion.llama_cpp import overrides
 from transformers import Mistral3ForConditionalGeneration
 
 from model_card.bench import llama_engine, vllm_engine
-from model_card.evals.record import provenance
+from model_card.evals.record import provenance, write
 from modeling_small4 import Small4ForCausalLM, Small4Processor, demo_checkpoint
 
 QUESTIONS = ("What is 348 + 276?", "Compute 9021 - 478.", "37 + 5 = ?", "What is 1204 minus 96?")
@@ -218,7 +218,7 @@ def main() -> None:
     stored = provenance(["python", "-m", "model_card.bench.engines", *_spoken(args)])
     stored |= {"weights_sha256": weights_hash(args.model), "engines": results}
     if args.out:
-        args.out.write_text(json.dumps(stored, indent=1) + "\n")
+        write(args.out, stored)
     print(f"{'engine':<60}{'answers equal':>14}{'tokens':>8}{'log-probability':>17}")
     for name, row in results.items():
         counts = f"{row['equal']:>8} of {row['answers']}"

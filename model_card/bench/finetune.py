@@ -27,7 +27,7 @@ from model_card.bench import lunar
 from model_card.demo_recipe.batches import chat, tools
 from model_card.demo_recipe.tasks import data
 from model_card.demo_recipe.tasks.judge import correct
-from model_card.evals.record import provenance
+from model_card.evals.record import provenance, write
 from model_card.evals.scores import share
 from modeling_small4 import Small4DataCollator, demo_checkpoint, lora_targets
 from modeling_small4.training.evaluation import answer
@@ -190,7 +190,7 @@ def main() -> None:
     found = measured(args)
     stored = provenance(["python", "-m", "model_card.bench.finetune", *sys.argv[1:]]) | found
     if args.out:
-        args.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        write(args.out, stored)
     print(table(found, args.ways))
     print(json.dumps(found))
 

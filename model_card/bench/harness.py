@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from small4_conversion.memory import peak_rss_bytes
 
-from model_card.evals.record import provenance
+from model_card.evals.record import provenance, write
 
 Run = Callable[[], Any]
 
@@ -126,8 +126,7 @@ def store(out: Path | None, result: dict[str, Any]) -> None:
     stored = result | provenance(["python", *sys.orig_argv[1:]])
     stored["versions"] |= result.get("versions", {})
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(stored, indent=2) + "\n")
+        write(out, stored, indent=2)
     print(json.dumps(stored))
 
 

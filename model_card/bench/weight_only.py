@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from model_card.bench.engines import continued, prompts, weights_hash, without_end
-from model_card.evals.record import provenance
+from model_card.evals.record import provenance, write
 from modeling_small4 import Small4ForCausalLM, Small4Processor, demo_checkpoint
 from modeling_small4.planner.sizes import weight_bytes
 from modeling_small4.quantize.weight_only import weight_only
@@ -61,7 +61,7 @@ def main() -> None:
     stored |= {"weights_sha256": weights_hash(args.model)}
     stored["versions"]["torchao"] = version("torchao")
     if args.out:
-        args.out.write_text(json.dumps(stored | found, indent=1) + "\n")
+        write(args.out, stored | found)
     print(f"bfloat16: {found['bytes_bfloat16']:,} bytes; {found['answers']} answers compared")
     for kind in ("int8", "int4"):
         print(f"{kind}: " + ", ".join(f"{name} {value:.6g}" for name, value in found[kind].items()))

@@ -4,7 +4,6 @@
 how anything is measured.
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,14 @@ PICTURES = "figures"
 
 
 def render(out: Path, results: Results | None = None) -> list[Path]:
-    """Writes README.md and its pictures into `out`, which is made; files of the same names are replaced.
+    """Writes README.md and its pictures into `out`, which is made. A card that an earlier run wrote there is replaced.
 
     Returns:
         What was written, README.md first.
 
     Raises:
         MissingNumber: Something that the card states is not stored, or was measured on other weights than those shipped.
-        ValueError: matplotlib is missing.
+        ValueError: matplotlib is missing, or files of these names are there that are no card's, or links.
     """
     results = results or Results()
     text = str(ModelCard(f"---\n{metadata(results).to_yaml()}\n---\n\n{body(results)}")).rstrip() + "\n"
@@ -38,11 +37,33 @@ def render(out: Path, results: Results | None = None) -> list[Path]:
         unknown = [name for name in context.pictures(text) if name not in {picture.name for picture in pictures}]
         if unknown:
             raise MissingNumber(f"The card shows {', '.join(unknown)}, which no result draws.")
-        (out / PICTURES).mkdir(parents=True, exist_ok=True)
-        drawn = [Path(shutil.copy(picture, out / PICTURES / picture.name)) for picture in pictures]
-    readme = out / "README.md"
-    readme.write_text(text, encoding="utf-8")
-    return [readme, *drawn]
+        files = {out / "README.md": text.encode()}
+        files |= {out / PICTURES / picture.name: picture.read_bytes() for picture in pictures}
+    _check_own(out, list(files))
+    (out / PICTURES).mkdir(parents=True, exist_ok=True)
+    for file, data in files.items():
+        _put(file, data)
+    return list(files)
+
+
+def _check_own(out: Path, files: list[Path]) -> None:
+    """Refuse to replace what is no card of ours, or to write through a link."""
+    readme = files[0]
+    for path in (out, out / PICTURES, *files):
+        if path.is_symlink():
+            raise ValueError(f"{path}: is a link, which is not followed; choose another folder with --out.")
+    head = readme.read_text("utf-8", errors="replace").split("\n---\n")[0] if readme.is_file() else ""
+    if head.startswith("---\n") and f"name: {NAME}" in head:
+        return
+    if taken := next((file for file in files if file.exists()), None):
+        raise ValueError(f"{taken}: is not of a card that small4 card wrote; choose another folder with --out.")
+
+
+def _put(file: Path, data: bytes) -> None:
+    """Write a new file in the place of one of ours; "x" follows no link."""
+    file.unlink(missing_ok=True)
+    with file.open("xb") as stream:
+        stream.write(data)
 
 
 def benchmarks(results: Results, out: Path) -> list[Path]:

@@ -87,7 +87,9 @@ class Export(TrainerCallback):
 
 def train(out: Path, recipe: Recipe, workers: int = 1) -> None:
     """Train and write `out`; finished stages and interrupted ones are taken up from `out/run`."""
-    out.mkdir(parents=True, exist_ok=True)
+    if out.is_symlink() or (out.exists() and any(out.iterdir()) and not (out / "run").is_dir()):
+        raise ValueError(f"{out}: no run of this recipe was begun here; choose a new folder.")
+    (out / "run").mkdir(parents=True, exist_ok=True)
     write_tekken(out / "tekken.json")
     write_processor(out / "tekken.json", out, VISION)
     set_generation_defaults(out)

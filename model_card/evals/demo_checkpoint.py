@@ -22,7 +22,7 @@ from model_card.card.results import sha256
 from model_card.demo_recipe.tasks.data import TASKS, dataset
 from model_card.evals.answers import answer
 from model_card.evals.expert_use import expert_use
-from model_card.evals.record import provenance
+from model_card.evals.record import provenance, write
 from model_card.evals.scores import share, summary, valid_calls
 from modeling_small4 import demo_checkpoint
 from modeling_small4.reasoning import REASONING_MODES
@@ -140,8 +140,7 @@ def main() -> None:
     settings = {"threads": args.threads, "batch": args.batch, "dtype": str(model.dtype).removeprefix("torch.")}
     settings |= {"weights_sha256": sha256(folder / "model.safetensors"), "seconds": round(time.perf_counter() - begin)}
     record = provenance(["python", "-m", "model_card.evals.demo_checkpoint", *sys.argv[1:]]) | settings | result
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(args.out, record)
     print(json.dumps(record))
 
 

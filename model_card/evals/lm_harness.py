@@ -76,7 +76,7 @@ def main() -> None:
         return
     import torch
 
-    from model_card.evals.record import provenance
+    from model_card.evals.record import provenance, write
     from modeling_small4 import demo_checkpoint
 
     torch.set_num_threads(args.threads)
@@ -85,7 +85,7 @@ def main() -> None:
     record["versions"]["lm_eval"] = version("lm_eval")
     record |= {"weights_sha256": sha256(demo_checkpoint() / "model.safetensors")}
     record |= {"modes": run(demo_checkpoint(), args.limit, args.batch), "seconds": round(time.perf_counter() - begin)}
-    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(args.out, record)
     print(json.dumps(record))
 
 

@@ -1,5 +1,6 @@
-"""Where a stored number comes from: command, commit, date, machine and versions. Knows nothing of what was measured."""
+"""Where a stored number comes from: command, commit, date, machine and versions; and its file. Knows nothing of what was measured."""
 
+import json
 import os
 import platform
 import shlex
@@ -31,6 +32,25 @@ def provenance(command: list[str]) -> dict[str, Any]:
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
+
+
+def write(out: Path, record: dict[str, Any], indent: int = 1) -> None:
+    """Write a result with its provenance to a file, whose folder is made.
+
+    Raises:
+        ValueError: `out` is a link, or a file that holds something else than a result.
+    """
+    if out.is_symlink() or (out.exists() and not _is_result(out)):
+        raise ValueError(f"{out}: is no stored result, so it is not replaced; choose another name.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _is_result(file: Path) -> bool:
+    try:
+        return {"command", "commit"} <= json.loads(file.read_bytes()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _commit(root: Path = ROOT) -> str | None:

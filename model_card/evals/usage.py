@@ -16,7 +16,7 @@ import torch
 
 from model_card.card.context import examples
 from model_card.card.results import sha256
-from model_card.evals.record import provenance
+from model_card.evals.record import provenance, write
 from modeling_small4 import demo_checkpoint
 
 CARD = Path(__file__).resolve().parent.parent / "card.md"
@@ -42,7 +42,7 @@ def main() -> None:
     record = provenance(["python", "-m", "model_card.evals.usage"])
     record |= {"weights_sha256": sha256(demo_checkpoint() / "model.safetensors")}
     record["examples"] = run(examples(CARD.read_text("utf-8")))
-    args.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(args.out, record)
     for example in record["examples"]:
         print(example["printed"])
     print(json.dumps(record))

@@ -1,0 +1,32 @@
+"""What saving may touch: files in the folder that was named, and none elsewhere through a link. Knows names only."""
+
+import os
+from typing import Any
+
+_SAVED = (".json", ".safetensors", ".jinja", ".txt", ".py", ".model")
+
+
+class NoLinksFollowed:
+    """Put before a class of transformers: its `save_pretrained` writes into the folder it is given, and through no link in it."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'. Raises ValueError for a file that is a link, see `refuse_links`."""
+        refuse_links(save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+
+def refuse_links(save_directory: Any) -> None:
+    """Look through a folder that `save_pretrained` is about to write into. A snapshot in the Hub's cache consists of links to its store.
+
+    Raises:
+        ValueError: A file with the ending of those that are saved is a link there.
+    """
+    if not os.path.isdir(save_directory):
+        return
+    with os.scandir(save_directory) as entries:
+        for entry in entries:
+            if entry.name.endswith(_SAVED) and entry.is_symlink():
+                raise ValueError(
+                    f"{entry.path} is a link to {os.readlink(entry.path)}, and saving would overwrite what it leads to. Save into another "
+                    "folder, or remove the link."
+                )
