@@ -5,6 +5,7 @@ Checks the pixel count from the header before anything is decoded. Must not know
 
 import base64
 import binascii
+import importlib
 import io
 import os
 import warnings
@@ -17,8 +18,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
-
-from .image_fetch import fetch
 
 # Raster formats whose decoders run nothing else (Pillow would hand EPS to Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
@@ -103,10 +102,21 @@ def _from_string(source: str, access: ImageAccess) -> Image.Image:
                 f"Fetching {_short(source)!r} is not allowed. Allow it with ImageAccess(hosts=({_host(source)!r},)), or "
                 "pass the image itself."
             )
-        return _from_bytes(fetch(source, access), access, _short(source))
+        return _from_bytes(_download(source, access), access, _short(source))
     if scheme == "file":
         return _from_path(Path(unquote(urlsplit(source).path)), access)
     return _from_path(Path(source), access)
+
+
+def _download(url: str, access: ImageAccess) -> bytes:
+    """By the installed package: code that a checkpoint carries does not reach for the network."""
+    try:
+        fetch = importlib.import_module("modeling_small4.network.fetch").fetch
+    except ImportError as error:
+        raise ValueError(
+            f"Fetching {_short(url)!r} needs the installed package modeling-small4 ({error}); or pass the image itself."
+        ) from None
+    return fetch(url, access)
 
 
 def _data_url(url: str, access: ImageAccess) -> bytes:

@@ -1,0 +1,1 @@
+"""What goes out to the network. Never part of a checkpoint's code."""
