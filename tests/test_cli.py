@@ -343,6 +343,7 @@ def test_nothing_of_torchaos_is_shown(package: str, argv: list[str], tmp_path: P
     assert [line for line in done.stderr.splitlines() if not line.startswith("small4 ")] == []
 
 
+@pytest.mark.slow
 def test_as_a_module_in_another_process(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "modeling_small4", "generate", "Hi", "--model", str(folder), "--json"]
     done = subprocess.run(

@@ -28,8 +28,9 @@ def quiet_imports() -> Iterator[None]:
 
     Nothing happens in other programs. While `python -m` looks for the module to run, `sys.argv[0]` is "-m".
     """
-    program = Path(sys.argv[0]).stem if sys.argv else ""
-    if program not in ("small4", "-m") or debugging(sys.argv[1:]):
+    program = Path(sys.argv[0] if sys.argv else "")
+    converter = program.name == "__main__.py" and program.parent.name in ("conversion", "small4_conversion")
+    if not (program.stem in ("small4", "-m") or converter) or debugging(sys.argv[1:]):
         yield
         return
     with tempfile.TemporaryFile() as held:
