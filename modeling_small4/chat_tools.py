@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from .chat_json_schema import check_json_schema
 from .chat_messages import check_function_name
 
 
@@ -57,7 +56,31 @@ def _definition(tool: Any) -> dict[str, Any]:
     if not isinstance(parameters, Mapping):
         raise ValueError(f"The 'parameters' of the tool {name!r} must be a JSON schema (a dict), not {parameters!r}.")
     try:
-        check_json_schema(parameters)
+        check_json_schema(parameters, "schema")
     except ValueError as error:
-        raise ValueError(f"The 'parameters' of the tool {name!r} are no JSON schema: {error}") from None
+        raise ValueError(f"The 'parameters' of the tool {name!r} are no JSON schema (draft 7): {error}") from None
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def check_json_schema(schema: Mapping[str, Any], where: str) -> None:
+    """Checks a schema against draft 7, as mistral-common does.
+
+    The package requires `jsonschema`; where code that a checkpoint carries runs without it, nothing is checked.
+
+    Args:
+        where: what the schema is called in errors.
+
+    Raises:
+        ValueError: it is no schema; with the path to what is wrong.
+    """
+    try:
+        from jsonschema import Draft7Validator, SchemaError
+    except ImportError:
+        return
+    try:
+        Draft7Validator.check_schema(dict(schema))
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply.") from None
+    except SchemaError as error:
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+        raise ValueError(f"{where}{path} is wrong: {error.message}.") from None

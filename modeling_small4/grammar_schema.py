@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .chat_json_schema import check_json_schema
+from .chat_tools import check_json_schema
 
 Schema = Mapping[str, Any]
 Verdict = Callable[[dict[str, Any]], str]  # the engine's objection to a schema, "" for none

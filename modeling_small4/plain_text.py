@@ -1,15 +1,20 @@
 """Ids of plain texts, in which nothing is a special token whatever it spells, and the bytes of tokens.
 
-Must not know: chats, prompt strings, transformers.
+Must not know: chats, prompt strings.
 """
 
 import json
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 
 from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from .ascii_words import AsciiWords
+# What Unicode classes of a split pattern come down to in ASCII text.
+_CLASSES = {"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "N": "0-9", "Lt": "", "Lm": "", "Lo": "", "M": ""}
+_MOST_WORDS = 100_000
+_LONGEST_WORD = 64
 
 
 class PlainText:
@@ -54,9 +59,9 @@ class PlainText:
         return self._ids.isdisjoint(ids)  # type: ignore[arg-type]
 
     @cached_property
-    def _ascii(self) -> AsciiWords:
+    def _ascii(self) -> "_AsciiWords":
         splits = json.loads(self._backend.to_str())["pre_tokenizer"]["pretokenizers"]
-        return AsciiWords(splits[0]["pattern"]["Regex"], self._word_ids)
+        return _AsciiWords(splits[0]["pattern"]["Regex"], self._word_ids)
 
     def _word_ids(self, word: str) -> list[int]:
         """Ids of one ASCII word that is not to be split again."""
@@ -84,11 +89,67 @@ class PlainText:
     @cached_property
     def _byte_of(self) -> dict[str, int]:
         """Byte-level BPE writes each byte as a printable character: this is the way back."""
-        plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-        shifted = [byte for byte in range(256) if byte not in plain]
-        return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(shifted)}
+        return {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def without_surrogates(text: str) -> str:
     """The text with each half of a surrogate pair replaced by U+FFFD; whole pairs become their character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class _AsciiWords:
+    """Encodes ASCII texts: words are split with `re`, and each word's ids are remembered. Prompts repeat most of their words, so this takes a
+    fraction of the tokenizer's time, and gives what it gives.
+
+    Args:
+        pattern: the regular expression that splits text into words, with `\\p{..}` classes.
+        encode_word: the ids of one word.
+    """
+
+    def __init__(self, pattern: str, encode_word: Callable[[str], list[int]]) -> None:
+        self._pattern = _ascii_pattern(pattern)
+        self._encode_word = encode_word
+        self._ids: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int] | None:
+        """The ids of `text`; None when it is not ASCII, or the pattern is one that `re` does not know."""
+        if self._pattern is None or not text.isascii():
+            return None
+        words = self._pattern.findall(text)
+        if sum(map(len, words)) != len(text):  # the pattern leaves something out
+            return None
+        ids: list[int] = []
+        known = self._ids.get
+        for word in words:
+            ids += known(word) or self._new(word)
+        return ids
+
+    def _new(self, word: str) -> list[int]:
+        ids = self._encode_word(word)
+        if len(self._ids) >= _MOST_WORDS:
+            self._ids = {}
+        if len(word) <= _LONGEST_WORD:
+            self._ids[word] = ids
+        return ids
+
+
+def _ascii_pattern(pattern: str) -> re.Pattern[str] | None:
+    """`pattern` for Python's `re`, equal to it on ASCII text; None when it uses anything that is not known here."""
+    out, inside = "", False
+    for part in re.findall(r"\\p\{\w+\}|\\.|.", pattern, re.DOTALL):
+        if part.startswith("\\p{"):
+            known = _CLASSES.get(part[3:-1])
+            if known is None:
+                return None
+            out += known if inside else f"[{known}]"
+            continue
+        if not part.startswith("\\"):
+            inside = part == "[" or (inside and part != "]")
+        elif part[1] not in "srnStfv/" and part[1].isalnum():
+            return None
+        out += part
+    try:
+        compiled = re.compile(out, re.ASCII)
+    except re.error:
+        return None
+    return compiled if compiled.groups == 0 else None

@@ -131,6 +131,7 @@ OVERRIDDEN = (
 IMPORTED = (
     Row("transformers.activations:ACT2FN", "activation functions by name"),
     Row("transformers.configuration_utils:SubConfigSpec", "the tower may be left out"),
+    Row("transformers.convert_slow_tokenizer:bytes_to_unicode", "the characters that stand for bytes in a byte-level vocabulary", ""),
     Row("transformers.core_model_loading:WeightRenaming", "names of the release and of transformers"),
     Row("transformers.core_model_loading:apply_renamings", "the name that a stored tensor gets"),
     Row("transformers.distributed.pipeline_parallel:PipelineIdentityLayer", "stands where another stage has a layer"),

@@ -1,6 +1,7 @@
 """The processor as users call it: batches, raw text, continued messages, masks, tools, saving, and injections."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,27 @@ def test_a_tokenizer_and_the_processor_agree(processor: Small4Processor) -> None
     for bad in (["add"], "add", [{"name": "add"}], [len], {"type": "function"}):
         with pytest.raises(ValueError, match="tool"):
             row(processor, [USER], tools=bad)
+
+
+BAD_PARAMETERS = [
+    ({"type": "objekt"}, r"schema\.type is wrong: 'objekt'"),
+    (
+        {"type": "object", "properties": {"a": {"type": "integer", "minimum": "0"}}},
+        r"schema\.properties\.a\.minimum is wrong: '0'",
+    ),
+    ({"type": "object", "required": "a"}, r"schema\.required is wrong: 'a'"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "place"), BAD_PARAMETERS)
+def test_parameters_that_are_no_schema_are_refused_by_place(
+    processor: Small4Processor, parameters: dict[str, Any], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": parameters}}
+    with pytest.raises(ValueError, match=rf"tool 'add' are no JSON schema \(draft 7\): {place}"):
+        row(processor, [USER], tools=[tool])
+    monkeypatch.setitem(sys.modules, "jsonschema", None)  # as where a checkpoint's own code runs
+    assert row(processor, [USER], tools=[tool])
 
 
 def test_two_rounds_with_a_real_function(processor: Small4Processor) -> None:
