@@ -56,7 +56,7 @@ def long_prefill(
         return None
     if attention_mask is None or bool(attention_mask.all()):
         return LongPrefill(None)
-    return LongPrefill(attention_mask.bool())
+    return LongPrefill(attention_mask[:, : cached + queries].bool())
 
 
 def attend_part(

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
-from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices, packed_sequence_mask_function
+from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_layers import (
     GenericForSequenceClassification,
     GenericForTokenClassification,
@@ -23,7 +23,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalL
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
-from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import Small4Attention, four_dimensional_mask
@@ -32,6 +31,7 @@ from .attention_paged import PagedBatch
 from .cache import LatentCache, given_cache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .cpu_matmul import linear
+from .forward_rules import check_mask, counted_positions, new_cache_wanted, packed_texts
 from .generation import Small4GenerationMixin
 from .loading import Small4LoadingMixin
 from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, batch_weight, router_losses
@@ -161,33 +161,32 @@ class Small4TextModel(Small4PreTrainedModel):
             input_ids: int64 `[batch, length]`; or `inputs_embeds` `[batch, length, hidden_size]`, one of the two.
             attention_mask: `[batch, cached + length]`, 0 where padded; or 4-D `[batch, 1, length, cached + length]`, bool (True
                 attends) or additive, which then says all, also what is causal.
-            position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed sequences, which do not
-                see one another; no cache is made then. Positions left out do so too, unless there is a mask.
+            position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed texts, which do not see one
+                another; no cache is made then. What exactly is taken for packed texts: the table in `forward_rules`.
             cache, or past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
             use_cache: Default `config.use_cache`.
 
         Raises:
-            ValueError: Both or none of `input_ids` and `inputs_embeds`, or a cache under both names.
+            ValueError: Both or none of `input_ids` and `inputs_embeds`, a cache under both names, or a mask that ends too early.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        cache, packed = given_cache(cache, past_key_values), None
+        cache = given_cache(cache, past_key_values)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if (is_causal := kwargs.get("is_causal", getattr(self.config, "is_causal", None))) is not None:
             kwargs["is_causal"] = is_causal  # False: attention in both directions
-        if position_ids is not None and cache is None:
-            packed = packed_sequences(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask is not None)
-        if use_cache and cache is None and packed is None and not self.training:
+        packed = packed_texts(position_ids, attention_mask, cache, inputs_embeds.shape[0])
+        if cache is None and new_cache_wanted(use_cache, self.training, packed):
             cache = LatentCache(self.config)
         if position_ids is None:
-            seen = cache.get_seq_length() if cache is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
+            position_ids = counted_positions(cache, inputs_embeds.shape[1], inputs_embeds.device)
 
         if isinstance(cache, PagedAttentionCache):  # continuous batching, which brings its mask
             mask, cache = attention_mask, PagedBatch.of(cache, attention_mask, kwargs)
         else:
+            check_mask(attention_mask, cache, inputs_embeds.shape[1])
             mask = self._mask(attention_mask, cache, inputs_embeds, packed, kwargs)
         hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
@@ -224,18 +223,6 @@ class Small4TextModel(Small4PreTrainedModel):
             config.is_causal = is_causal
         mask = create_causal_mask(config, inputs_embeds, given, cache, and_mask_function=apart)
         return four_dimensional_mask(mask, self.config._attn_implementation, inputs_embeds.dtype)
-
-
-def packed_sequences(position_ids: torch.Tensor, masked: bool) -> torch.Tensor | None:
-    """Number of the packed sequence that each token belongs to, `[batch, length]`; None where there is only one.
-
-    Without a mask, transformers' rule: a sequence begins wherever a position is not one more than that before. With a mask, which
-    padding may need, only where positions go back.
-    """
-    if not masked:
-        return find_packed_sequence_indices(position_ids)
-    sequences = (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) <= 0).cumsum(-1)
-    return None if not is_tracing(sequences) and not sequences[:, -1].any() else sequences
 
 
 class Small4VisionModel(Small4PreTrainedModel):

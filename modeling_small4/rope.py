@@ -63,13 +63,16 @@ def inverse_frequencies(config: Any, device: torch.device | None = None) -> torc
 def long_position_query_scale(config: Any, position_ids: torch.Tensor) -> torch.Tensor | None:
     """Factor on whole queries, `1 + beta * ln(1 + floor(position / original context))`: 1 within the original context.
 
-    Source: `llama_4_scaling` in the release's params.json. Returns float32 `[batch, 1, length, 1]`, or None without a `beta`.
+    Positions below 0, which some callers give padding, scale by 1. Source: `llama_4_scaling` in the release's params.json.
+
+    Returns:
+        float32 `[batch, 1, length, 1]`, or None without a `beta`.
     """
     beta = config.rope_parameters.get("llama_4_scaling_beta")
     if not beta:
         return None
     original = config.rope_parameters.get("original_max_position_embeddings", config.max_position_embeddings)
-    scale = 1 + beta * torch.log1p(torch.floor(position_ids.float() / original))
+    scale = 1 + beta * torch.log1p(torch.floor(position_ids.clamp(min=0).float() / original))
     return scale[:, None, :, None]
 
 

@@ -1,0 +1,87 @@
+"""What a forward takes its arguments to mean. Every rule that reads more out of them than they say stands in this table.
+
+| what was passed | what it is taken to mean | decided by |
+|---|---|---|
+| a cache, also an empty one | each row is one text, whatever its positions | `packed_texts` |
+| a mask of four dimensions, or a BlockMask | it says all that is seen; positions only rotate | `packed_texts`, `four_dimensional_mask` |
+| position_ids and a mask `[batch, length]` | of the tokens that the mask shows, a text begins where a position does not go up; padding counts for nothing | `packed_texts` |
+| position_ids alone | a text begins wherever a position is not one more than the one before it, as in transformers | `packed_texts` |
+| several texts in a row | they do not see one another, and no cache is made, which only one of them could go on from | `packed_texts`, `new_cache_wanted` |
+| no position_ids | positions are counted from the length of the cache, padding included, as in transformers | `counted_positions` |
+| no cache, and `use_cache` (or the configuration's) | a new cache, except in training | `new_cache_wanted` |
+| a mask `[batch, n]` with n below cached and new tokens | a mistake: it is refused | `check_mask` |
+| images without input_ids | they go where the embedding of `[IMG]` stands | `Small4Model._image_places` |
+| many new tokens behind a filled cache | the same attention, block by block | `attention_blocks.long_prefill` |
+| few new tokens over many cached ones | the same attention, over latents | `Small4Attention.absorbing_pays` |
+| a prompt of more than LONG_PROMPT tokens for `generate` | read in chunks, unless `prefill_chunk_size` says how | `Small4PrefillMixin._prefill` |
+
+Must not know: layers, how attention is computed.
+"""
+
+from typing import Any
+
+import torch
+from transformers.masking_utils import find_packed_sequence_indices
+from transformers.utils import logging
+from transformers.utils.import_utils import is_tracing
+
+logger = logging.get_logger(__name__)
+
+
+def packed_texts(position_ids: torch.Tensor | None, attention_mask: Any, cache: Any, batch: int) -> torch.Tensor | None:
+    """Number of the text in its row that each token belongs to, `[batch, length]`; None where each row is one text.
+
+    Args:
+        position_ids: `[batch or 1, length]`, or None.
+        attention_mask: As the caller gave it: None, `[batch, length]`, four dimensions, or an implementation's own kind.
+        cache: As the caller gave it.
+    """
+    if position_ids is None or cache is not None:
+        return None
+    position_ids = position_ids.expand(batch, -1)
+    if attention_mask is None:
+        return find_packed_sequence_indices(position_ids)
+    if not _is_flat(attention_mask) or attention_mask.shape != position_ids.shape:
+        return None
+    shown = attention_mask.bool()
+    places = torch.arange(shown.shape[1], device=shown.device).expand_as(position_ids)
+    last_shown = torch.where(shown, places, -1).cummax(dim=-1).values  # of the tokens up to each
+    before = torch.nn.functional.pad(last_shown[:, :-1], (1, 0), value=-1)
+    goes_up = (before < 0) | (position_ids > position_ids.gather(1, before.clamp(min=0)))
+    texts = (shown & ~goes_up).cumsum(-1)
+    return None if not is_tracing(texts) and not texts[:, -1].any() else texts
+
+
+def new_cache_wanted(use_cache: bool | None, training: bool, packed: torch.Tensor | None) -> bool:
+    """Whether a forward that was given no cache makes one."""
+    if use_cache and packed is not None and not training:
+        logger.warning_once(
+            "position_ids start anew within a row, so the row is read as several packed texts and no cache is returned. Pass use_cache=False "
+            "if that is meant. If the row is one text with padding, pass its attention_mask."
+        )
+    return bool(use_cache) and packed is None and not training
+
+
+def counted_positions(cache: Any, length: int, device: torch.device) -> torch.Tensor:
+    """Positions `[1, length]` of tokens that come behind those in the cache."""
+    seen = cache.get_seq_length() if cache is not None else 0
+    return (torch.arange(length, device=device) + seen)[None]
+
+
+def check_mask(attention_mask: Any, cache: Any, length: int) -> None:
+    """Refuse a mask that ends before the tokens do, of which transformers would hide the last.
+
+    Raises:
+        ValueError: It has fewer columns than there are cached and new tokens.
+    """
+    if is_tracing(attention_mask):
+        return
+    seen = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+    if _is_flat(attention_mask) and isinstance(seen, int) and attention_mask.shape[1] < seen + length:
+        raise ValueError(
+            f"attention_mask has {attention_mask.shape[1]} columns for {seen} cached and {length} new tokens; it must cover both."
+        )
+
+
+def _is_flat(mask: Any) -> bool:
+    return isinstance(mask, torch.Tensor) and mask.ndim == 2
