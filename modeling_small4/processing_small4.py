@@ -5,6 +5,7 @@ string (`chat_text`), how text and images become numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -368,9 +369,12 @@ def _padded_for_tensors(options: dict[str, Any], count: int) -> dict[str, Any]:
 def _load_tokenizer(folder: Any, kwargs: dict[str, Any]) -> Small4Tokenizer:
     try:
         return Small4Tokenizer.from_pretrained(folder, **kwargs)
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, ValueError) as error:
+        if (Path(folder) / "tokenizer.json").is_file():
+            raise
+        reason = str(error).splitlines()[0][:200]
         raise OSError(
-            f"{folder} has no tokenizer that can be loaded ({type(error).__name__}: {error}). Save the processor there "
+            f"{folder} has no tokenizer.json, so no processor can be loaded from it ({reason}). Save the processor there "
             "(processor.save_pretrained), or load it from the checkpoint from which the model was trained."
         ) from None
 
