@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
 )
 from transformers.models.auto import modeling_auto
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .image_processing_small4 import Small4ImageProcessor
@@ -51,6 +52,11 @@ def register_auto_classes() -> None:
     )
     for table in names:
         table.setdefault(Small4Config.model_type, Small4ForCausalLM.__name__)
+    # Classes by name, as transformers lists its own: they are imported by the first pipeline that is made.
+    for task, own in (("text-generation", "TextGeneration"), ("image-text-to-text", "ImageTextToText")):
+        entry = PIPELINE_REGISTRY.supported_tasks[task]
+        if isinstance(entry["impl"], str):
+            entry["impl"] = f"{__package__}.pipelines.Small4{own}Pipeline"
 
 
 def demo_checkpoint() -> Path:
