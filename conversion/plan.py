@@ -99,7 +99,11 @@ def _place(leaf: Leaf, layout: str, experts: int) -> Place:
 
 def _kept(out: Plan, leaf: Leaf) -> Held | None:
     """The codes of a weight as they are written; None where its numbers are."""
-    held = out.source.values[leaf.raw].held() if out.dtype == "keep" and leaf.linear else None
+    value = out.source.values[leaf.raw]
+    held = value.held() if out.dtype == "keep" and leaf.linear else None
+    if held is None and out.dtype == "keep" and value.quantized:
+        forms = sorted({part.form for part in value.inner() if part.quantized})
+        out.remarks.add(f"{', '.join(forms)} weights are expanded: our layout does not hold this form of them")
     if held is None or out.layout != "transformers":
         return held
     whole = isinstance(held, Fp8) and (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CheckpointError
+from .table import refusal
 from .values import BLOCK
 
 # compressed-tensors: its word for a format -> ours. "mixed-precision" announces what its groups do.
@@ -96,9 +97,9 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
         return _packed(entry, method, file)
     if method == "bitsandbytes":
         return Announced(frozenset({"bitsandbytes", "int8"}), entry)
-    raise CheckpointError(
-        f"{file}: quantization_config says {method!r}, which is not read; nearest are {', '.join(_WORDS.values())}"
-    )
+    if method == "modelopt":
+        return _modelopt(entry, file)
+    raise CheckpointError(f"{file}: quantization_config says {method!r}: {refusal(method)}")
 
 
 def _mistral(entry: Any, file: Path) -> Announced:
@@ -106,6 +107,15 @@ def _mistral(entry: Any, file: Path) -> Announced:
     if not fp8 or entry.get("qscheme_act", "NO_SCALES") not in ("TENSOR", "NO_SCALES"):
         raise CheckpointError(f"{file}: quantization is {entry!r}; known is fp8_e4m3 with TENSOR or NO_SCALES")
     return Announced(frozenset({"fp8"}), entry, frozenset({"tensor"}))
+
+
+def _modelopt(entry: dict[str, Any], file: Path) -> Announced:
+    """NVIDIA's ModelOpt: FP8 and NVFP4, by the algorithm."""
+    algorithm = str(entry.get("quant_algo", "")).upper()
+    forms = {"FP8": {"fp8"}, "NVFP4": {"modelopt"}, "MIXED_PRECISION": {"fp8", "modelopt"}}.get(algorithm)
+    if forms is None:
+        raise CheckpointError(f"{file}: ModelOpt with quant_algo {algorithm!r} is not read; read are FP8 and NVFP4")
+    return Announced(frozenset(forms), entry)
 
 
 def _mlx(entry: dict[str, Any], file: Path) -> Announced:

@@ -88,7 +88,7 @@ def library_of_gguf() -> Any:
         import gguf
     except ImportError:
         raise CheckpointError(
-            'GGUF files are read with the package gguf: pip install "modeling-small4[gguf]"'
+            'GGUF files are read with the package gguf: pip install ".[gguf]"'
         ) from None
     return gguf
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..checkpoint import Reader
+from ..checkpoint import Reader, Stored
 from ..naming import Place
 from .finder import Finder
-from .values import PLAIN, Held, Part, row_steps
+from .values import PLAIN, Held, Part, Values, row_steps
 
 GROUP = 16
 # e2m1: sign, two exponent bits, one mantissa bit (OCP Microscaling formats 1.0, section 5.3.3).
@@ -71,6 +71,36 @@ class Nvfp4(Held):
         if role.endswith("global_scale"):
             return (place.experts, place.matrices)
         return place.stacked(self.parts()[role].shape)
+
+
+@dataclass(frozen=True)
+class ModelOpt(Values):
+    """NVFP4 as NVIDIA's ModelOpt stores it: the same codes and scales, but a factor in place of the divisor. Expanded only."""
+
+    scale: Stored
+    factor: Stored
+
+    form = "modelopt"
+    error = 0.12
+
+    def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
+        """See `Values.pieces`."""
+        half, groups = self.shape[1] // 2, self.shape[1] // GROUP
+        factor, one = reader.tensor(self.factor).float().reshape(()), torch.ones(())
+        for first, count in row_steps(self.shape):
+            packed = reader.tensor(self.body, first * half, count * half).view(count, half)
+            scales = reader.tensor(self.scale, first * groups, count * groups).view(count, groups)
+            yield dequantize(packed, scales, one) * factor
+
+
+def take_modelopt(finder: Finder, place: Place, shape: tuple[int, ...]) -> ModelOpt | None:
+    """The weight at `place`, beside which a `weight_scale_2` lies."""
+    rows, columns = shape
+    body = finder.matrix(place.weight, place, (rows, columns // 2), ("U8",))
+    scale = finder.matrix(place.on("scale"), place, (rows, columns // GROUP), ("F8_E4M3",))
+    factor = finder.scalar(place.on("scale_2"), place, [], PLAIN)
+    finder.scalar(place.beside("input_scale"), place, [], PLAIN, optional=True)
+    return ModelOpt(shape, body, scale, factor) if body and scale and factor else None
 
 
 def take(finder: Finder, place: Place, shape: tuple[int, ...]) -> Nvfp4 | None:
