@@ -410,6 +410,7 @@ class Small4Config(_Small4BaseConfig):
 
     model_type = "small4"
     base_model_fsdp_plan = None  # the parts have theirs
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_hidden_states", "image_outputs"]  # noqa: RUF012
     attribute_map = {"image_token_id": "image_token_index"}  # noqa: RUF012
     sub_configs_defaults = {  # noqa: RUF012
         "text_config": Small4TextConfig,
@@ -418,6 +419,11 @@ class Small4Config(_Small4BaseConfig):
 
     _checks = (
         *_positive("spatial_merge_size"),
+        _Check(
+            "tie_word_embeddings",
+            lambda c: c.tie_word_embeddings or not c.text_config.tie_word_embeddings,
+            "text_config.tie_word_embeddings is True; set both alike",
+        ),
         _Check(
             "image_token_index",
             lambda c: c.vision_config is None or 0 <= c.image_token_index < c.text_config.vocab_size,
@@ -445,6 +451,11 @@ class Small4Config(_Small4BaseConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = _sub_config(self.text_config, "text_config", ("small4_text", "mistral4"))
         self.vision_config = _sub_config(self.vision_config, "vision_config", ("small4_vision", "pixtral"))
+        text = self.text_config
+        inner = (
+            text.get("tie_word_embeddings") if isinstance(text, dict) else getattr(text, "tie_word_embeddings", False)
+        )
+        self.tie_word_embeddings = self.tie_word_embeddings or inner is True
         if "quantization_config" in kwargs:
             kwargs["quantization_config"] = stored_entry(kwargs["quantization_config"])
         self._finish(**kwargs)
@@ -478,6 +489,11 @@ def _as_small4(config: dict[str, Any]) -> dict[str, Any]:
         config = {**kept, "text_config": inner, "vision_config": None}
     elif model_type not in ("small4", "mistral3"):
         raise ValueError(f"This is the configuration of a {model_type!r}; Small 4 reads small4, mistral3 and mistral4.")
+    elif model_type == "mistral3" and "tie_word_embeddings" in config and isinstance(config.get("text_config"), dict):
+        # transformers reads it at the top only
+        config = config | {
+            "text_config": config["text_config"] | {"tie_word_embeddings": config["tie_word_embeddings"]}
+        }
     return {**config, "model_type": "small4"}
 
 

@@ -91,6 +91,11 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         # An assistant's drafts are governed by the processor, and the preset, of the model it drafts for.
         if getattr(generation_config, "is_assistant", False):
             return super().generate(**call.arguments)
+        if call.get("assistant_early_exit") is not None:
+            raise ValueError(
+                f"assistant_early_exit={call.get('assistant_early_exit')!r} is not supported: no Small 4 is trained to answer from a layer "
+                'in its middle. Pass assistant_model=..., prompt_lookup_num_tokens=..., or preset="latency".'
+            )
         check_preset(call.preset)
         if call.preset == "throughput":
             return generate_many(self, call, self._generate)
@@ -180,7 +185,8 @@ def _prepare(call: GenerateCall, record: RewrittenPrompt | None) -> RewrittenPro
         _check_whole(caller, mode, record)
         actual = caller if record is None else _resumed(caller, record)
         wanted = actual.with_modes(modes, known, pad or 0)
-        _check_cache(call.cache, changed=wanted is not actual, mode=mode)
+        if wanted is not actual and call.cache is not None and (held := int(call.cache.get_seq_length())):
+            _refuse_other_mode(held, modes, [known.mode_of(row) for row in actual.ids.tolist()])
         actual = wanted
     rewritten = None if actual is caller else RewrittenPrompt(caller, actual)
     if rewritten is not None:
@@ -334,13 +340,14 @@ def _check_whole(prompt: Prompt, mode: Modes, record: RewrittenPrompt | None) ->
         )
 
 
-def _check_cache(cache: Any, changed: bool, mode: Modes) -> None:
-    if changed and cache is not None and cache.get_seq_length() > 0:
-        raise ValueError(
-            f"reasoning_mode is {mode!r}, but cache already holds {cache.get_seq_length()} tokens of a prompt "
-            "with other settings, and they stand at its beginning. Keep the mode the conversation began with, or start "
-            "with an empty cache."
-        )
+def _refuse_other_mode(held: int, asked: list[str | None], cached: list[str | None]) -> None:
+    """The settings stand at the beginning of a prompt, which a filled cache has read already."""
+    row = next((row for row, (new, old) in enumerate(zip(asked, cached, strict=True)) if new != old), 0)
+    settings = f"settings for {cached[row]!r}" if cached[row] else "no settings of a mode"
+    raise ValueError(
+        f"reasoning_mode is {asked[row]!r}, but the cache holds {held} tokens of a prompt with {settings} at its beginning. Pass "
+        f"reasoning_mode={cached[row]!r} to go on with this cache, or the whole conversation with an empty cache to change the mode."
+    )
 
 
 def _refuse_continuous_batching(call: GenerateCall) -> None:
