@@ -345,7 +345,7 @@ def _refuse_other_mode(held: int, asked: list[str | None], cached: list[str | No
     row = next((row for row, (new, old) in enumerate(zip(asked, cached, strict=True)) if new != old), 0)
     settings = f"settings for {cached[row]!r}" if cached[row] else "no settings of a mode"
     raise ValueError(
-        f"reasoning_mode is {asked[row]!r}, but the cache holds {held} tokens of a prompt with {settings} at its beginning. Pass "
+        f"reasoning_mode is {asked[row]!r}, but cache already holds {held} tokens of a prompt with {settings} at its beginning. Pass "
         f"reasoning_mode={cached[row]!r} to go on with this cache, or the whole conversation with an empty cache to change the mode."
     )
 
