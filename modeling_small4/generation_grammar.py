@@ -121,7 +121,7 @@ class GrammarProcessor(LogitsProcessor):
             if matcher is not None and text is not None and not _Cursor(matcher.deep_copy()).go_to(text):
                 raise ValueError("The prompt ends in the beginning of an answer that does not fit the grammar.")
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids [rows, length], scores [rows, vocabulary]; rows are the prompts' rows, each repeated equally."""
         count, width = scores.shape
         if len(self._cursors) != count:

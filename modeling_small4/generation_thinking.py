@@ -41,7 +41,7 @@ class ThinkingProcessor(LogitsProcessor):
         self.budget, self.think, self.end_think = budget, think, end_think
         self.eos = torch.tensor(list(eos), dtype=torch.long)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids [rows, length], scores [rows, vocabulary]; rows are the prompts' rows, each repeated equally."""
         repeats = input_ids.shape[0] // self.starts.shape[0]
         starts, high, ruled = (

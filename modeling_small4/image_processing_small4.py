@@ -94,11 +94,11 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
         """(rows, columns) of image tokens for an upright image of `width` x `height` pixels."""
         return ImageSettings.of(self, {}).token_grid(width, height)
 
-    def process_image(self, image: Any, access: ImageAccess | None = None) -> torch.Tensor:  # type: ignore[override]
+    def process_image(self, image: Any, access: ImageAccess | None = None) -> torch.Tensor:
         """One image -> float32 [3, height, width], height and width multiples of `patch_size * spatial_merge_size`."""
         return torch.from_numpy(_process([open_image(image, access or self._access)], ImageSettings.of(self, {}))[0][0])
 
-    def preprocess(  # type: ignore[override]
+    def preprocess(
         self, images: Any, return_tensors: str | None = "pt", access: ImageAccess | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Images, nested in any way, to one batch in reading order.

@@ -55,7 +55,7 @@ class Small4Processor(ProcessorMixin):
         self.image_token = IMG
         self.image_token_id = tokenizer.control_ids.get(IMG)
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Sequence[Any],
         chat_template: str | None = None,
@@ -131,7 +131,7 @@ class Small4Processor(ProcessorMixin):
         out = self._encode(prompts, images, access, return_assistant_tokens_mask, options)
         return out if return_dict else out["input_ids"]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
@@ -178,7 +178,7 @@ class Small4Processor(ProcessorMixin):
         return IMG_BREAK.join([row] * (height // unit)) + IMG_END
 
     @property
-    def image_token_ids(self) -> list[int]:  # type: ignore[override]
+    def image_token_ids(self) -> list[int]:
         """The ids that images take in a prompt."""
         ids = (self.tokenizer.control_ids.get(token) for token in (IMG, IMG_BREAK, IMG_END))
         return [index for index in ids if index is not None]
@@ -314,9 +314,7 @@ class Small4Processor(ProcessorMixin):
             num_image_tokens=[rows * (columns + 1) for rows, columns in grids], num_image_patches=[1] * len(grids)
         )
 
-    def parse_response(  # type: ignore[override]
-        self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None
-    ) -> Any:
+    def parse_response(self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None) -> Any:
         """An answer, ids or text, as a message; see `Small4Tokenizer.parse_response`."""
         return self.tokenizer.parse_response(response, schema, prefix=prefix, tools=tools)
 

@@ -40,7 +40,7 @@ class PromptTokenizer(TokenizersBackend):
         self._set_escapes()
         self._built = True
 
-    def _encode_plus(  # type: ignore[override]
+    def _encode_plus(
         self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any
     ) -> BatchEncoding:
         unknown = sorted(key for key in kwargs if key not in CALL_OPTIONS and not key.endswith("_strategy"))

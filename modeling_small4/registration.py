@@ -38,7 +38,7 @@ from .tokenization_small4 import Small4Tokenizer
 class PublishedForCausalLM(Small4ForCausalLM):
     """How `AutoModelForCausalLM` opens a folder in transformers' own layout, whose configurations it knows no class for: as ours."""
 
-    config_class = Mistral3Config  # type: ignore[assignment]
+    config_class = Mistral3Config
 
     @classmethod
     def from_pretrained(cls, *args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ class PublishedForCausalLM(Small4ForCausalLM):
 class PublishedTextForCausalLM(PublishedForCausalLM):
     """The same for a model without vision."""
 
-    config_class = Mistral4Config  # type: ignore[assignment]
+    config_class = Mistral4Config
 
 
 def _ours(config: PreTrainedConfig) -> Small4Config:

@@ -42,7 +42,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Sequence[Any],
         tools: Sequence[Any] | None = None,
