@@ -28,6 +28,7 @@ logger = logging.get_logger(__name__)
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _NOT_FOR_TOKENIZER = ("image_processor", "tokenizer", "chat_template", "config", "trust_remote_code", "_from_auto")
+_IN_PLACES = "_images_in_places"  # said to our own call: the text was rendered, so images without places are a mistake
 _NO_PAIRS = ("text_pair", "text_target", "text_pair_target", "is_split_into_words")
 _OTHER_INPUTS = ("videos", "audio", "audios")
 _GROUPS = tuple(name for name in ProcessingKwargs.__annotations__ if name.endswith("_kwargs"))
@@ -115,10 +116,13 @@ class Small4Processor(ProcessorMixin):
         if not self.tokenizer.is_own_template(template):
             options |= {} if images is None else {"images": images}
             options |= {} if access is None else {"image_access": access}
+            options |= {_IN_PLACES: True} if tokenize else {}
+            tensors = options.pop("return_tensors", "auto")
             return self._render_other(
                 template, reasoning_mode, reasoning_effort, kwargs, conversation=conversation, tools=tools,
                 documents=documents, add_generation_prompt=add_generation_prompt, tokenize=tokenize,
                 continue_final_message=continue_final_message, return_dict=return_dict, processor_kwargs=options,
+                return_tensors=tensors,
                 return_assistant_tokens_mask=return_assistant_tokens_mask,
             )  # fmt: skip
         mode = self.tokenizer.reasoning_mode(reasoning_mode, reasoning_effort, kwargs)
@@ -153,6 +157,7 @@ class Small4Processor(ProcessorMixin):
         Raises:
             ValueError: another number of images than of places for them; an argument that is not known or has no meaning here.
         """
+        in_places = kwargs.pop(_IN_PLACES, False)
         options = self._options(kwargs)
         if text is None:
             if images is None:
@@ -161,7 +166,7 @@ class Small4Processor(ProcessorMixin):
         texts = self._texts(text)
         if options["text_kwargs"].pop("split_special_tokens", None):
             texts = [self.tokenizer.special.escape(each) for each in texts]
-        texts, sources = place_images(texts, images, self.tokenizer.special)
+        texts, sources = place_images(texts, images, self.tokenizer.special, in_places)
         pixels, shown = self._pixels(sources, image_access, options["images_kwargs"])
         replaced, replacements = self.get_text_with_replacements([str(each) for each in texts], shown)
         rows = self.tokenizer(replaced, **_padded_for_tensors(options["text_kwargs"], len(texts)))
@@ -201,7 +206,10 @@ class Small4Processor(ProcessorMixin):
         if set(unknown) - {"reasoning_mode", "reasoning_effort"}:
             logger.warning_once(f"The chat template has no variables {unknown}; they are ignored.")
         variables = {name: value for name, value in variables.items() if name in known}
-        return super().apply_chat_template(chat_template=template, **arguments, **escape_all(variables, special))
+        tokens = {name: variables.pop(name) for name in list(variables) if name.endswith("_token")}
+        return super().apply_chat_template(
+            chat_template=template, **arguments, **escape_all(variables, special), **tokens
+        )
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a call as transformers sorts them: `text_kwargs`, `images_kwargs`, and those of the whole."""
