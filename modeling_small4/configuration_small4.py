@@ -122,7 +122,7 @@ class Small4TextConfig(_Small4BaseConfig):
         qk_nope_head_dim, qk_rope_head_dim, v_head_dim (`int`): Widths per head without position, with position, and of values.
         n_routed_experts, n_shared_experts, num_experts_per_tok (`int`): 128 experts, one always active, 4 chosen per token.
         n_group, topk_group (`int`): Experts are chosen within the best `topk_group` of `n_group` equal groups.
-        norm_topk_prob (`bool`), routed_scaling_factor (`float`): Chosen weights are renormalised to sum 1, then scaled.
+        norm_topk_prob (`bool`), routed_scaling_factor (`float`): Chosen weights are renormalized to sum 1, then scaled.
         first_k_dense_replace (`int`, defaults to 0): The first layers that are dense.
         softmax_scale_rule (`"released"` or `"transformers"`): `"released"`: scores are scaled by `qk_head_dim ** -0.5`.
             `"transformers"`: also by `(0.1 * ln(factor) + 1) ** 2`, YaRN's magnitude correction (raw `yarn.apply_scale: true`).

@@ -56,17 +56,17 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
 
         Args:
             reasoning_mode: "none" or "high", or a list with one of them for each row. The prompt's model-settings block
-                is made to say so (rewritten or inserted, the batch re-padded on the left), and decoding keeps to it:
+                is made to say so (rewritten or inserted, the batch re-padded on the left), and decoding follows it:
                 "none" opens no `[THINK]`, "high" thinks first. Left out: `generation_config.reasoning_mode`, else the
                 prompt's own settings stand and decoding is free.
             max_thinking_tokens: most tokens between `[THINK]` and `[/THINK]`, those already in the prompt counted;
-                then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode is kept to.
+                then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode applies.
             preset: "latency" answers one prompt as soon as it can (see `presets`), "throughput" many prompts in as little
                 time as it can (see `batching`). Greedy answers are those of a plain call.
             grammar: what each answer must look like, from its first token or, where it thinks, from the end of the thought on: a
                 JSON schema (dict or pydantic class), `re.compile(...)`, a list of choices, an EBNF text, a `Grammar`, or a dict
                 `{"json_schema" | "regex" | "ebnf" | "choices" | "tools": ...}`; or a list with one of them, or None, for each
-                row. Where tokens run out, the answer is closed in time. The prompt's own mode is kept to. Needs the extra
+                row. Where tokens run out, the answer is closed in time. The prompt's own mode applies. Needs the extra
                 `grammar`, and the tokens' texts: of `tokenizer`, else of the folder that the model was loaded from.
             kwargs: everything else `generate` takes; `tokenizer` (a processor will do) also supplies the control ids where the
                 checkpoint's generation_config has no `reasoning_token_ids`.
@@ -79,7 +79,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
 
         Raises:
             ValueError: a mode or budget that is not allowed, a prompt that is no chat prompt, a mode that contradicts
-                a filled cache, unknown control ids, or continuous batching, which can keep to neither argument. A preset
+                a filled cache, unknown control ids, or continuous batching, which supports neither argument. A preset
                 that does not exist, or one beside arguments that contradict it. A grammar that is wrong, impossible or cannot
                 be enforced, with the path of what is wrong in a schema.
         """
@@ -356,7 +356,7 @@ def _refuse_continuous_batching(call: GenerateCall) -> None:
     given = {"reasoning_mode": call.mode, "max_thinking_tokens": call.budget}
     named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
     raise ValueError(
-        f"{named} cannot be kept to in continuous batching, which shows logits processors no history. Call generate, or "
+        f"{named} is not possible in continuous batching, which gives logits processors no history. Call generate, or "
         "write the mode into the prompts (processor.apply_chat_template(..., reasoning_mode=...)) and unset these "
         "fields of generation_config."
     )

@@ -1,6 +1,6 @@
 """Decoding under a grammar, as one logits processor: what may follow in each row, from the end of its thought on.
 
-Its state is read anew from the ids at every step, so beams may be reordered and drafted tokens taken back. Must not know: models,
+Its state is recomputed from the ids at every step, so beams may be reordered and drafted tokens discarded. Must not know: models,
 how grammars are written.
 """
 

@@ -1,6 +1,6 @@
 """The rules of thinking while decoding, as one logits processor: when a thought opens, how long it lasts, what follows.
 
-Its state is read anew from the ids at every step, so beams may be reordered and drafted tokens taken back. Must not
+Its state is recomputed from the ids at every step, so beams may be reordered and drafted tokens discarded. Must not
 know: models, prompts' wording, how the tokens are chosen.
 """
 

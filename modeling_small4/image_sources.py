@@ -1,6 +1,6 @@
 """Images from what users give: PIL images, arrays, tensors, bytes and data: URLs; files and the web only when allowed.
 
-Checks the pixel count from the header before anything is decoded. Must not know: resizing, normalising, patches.
+Checks the pixel count from the header before anything is decoded. Must not know: resizing, normalizing, patches.
 """
 
 import base64

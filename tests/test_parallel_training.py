@@ -50,7 +50,7 @@ def together(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     line += [str(TESTS / "training_worker.py"), str(folder), str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=900)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=3600)
     assert done.returncode == 0, done.stderr[-4000:]
     return out, [json.loads((out / f"report.{rank}.json").read_text()) for rank in (0, 1)]
 

@@ -259,7 +259,7 @@ def test_the_command_serves_until_interrupted(folder: Path) -> None:
             line for line in running.stderr if "serving" in line
         )  # libraries may have lines of their own before it
         assert f"serving tiny at http://127.0.0.1:{port}/v1" in first
-        for _ in range(200):
+        while running.poll() is None:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read()
                 break
@@ -270,5 +270,5 @@ def test_the_command_serves_until_interrupted(folder: Path) -> None:
             client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=3).usage.completion_tokens == 3
         )
         running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 0
+        assert running.wait(600) == 0
         assert "Traceback" not in running.stderr.read()

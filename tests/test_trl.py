@@ -261,6 +261,6 @@ def test_the_command_trl_sft(folder: Path, tmp_path: Path) -> None:
     words = ["sft", *sft_words(tmp_path / "code", tmp_path), "--trust_remote_code"]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", "from trl.cli import main; main()", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True).image_processor is not None
