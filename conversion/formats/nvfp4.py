@@ -12,9 +12,10 @@ import torch
 from ..checkpoint import Reader, Stored
 from ..naming import Place
 from .finder import Finder
-from .values import PLAIN, Held, Part, Values, row_steps
+from .values import PLAIN, Held, Part, Values, row_steps, whole
 
 GROUP = 16
+_LARGEST = 448.0 * 6.0  # the largest E4M3 scale times the largest e2m1 number
 # e2m1: sign, two exponent bits, one mantissa bit (OCP Microscaling formats 1.0, section 5.3.3).
 _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 
@@ -30,6 +31,41 @@ def dequantize(packed: torch.Tensor, scales: torch.Tensor, divisor: torch.Tensor
     return (values * scales.float().unsqueeze(-1) / divisor.float()).view(rows, half * 2)
 
 
+def quantize(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Numbers [rows, columns] -> packed codes, E4M3 scales and the divisor [1]. Inverse up to rounding: `dequantize`.
+
+    Each group takes the scale with the least squared error of those that put its largest number on 6 or on 4.
+    """
+    rows = numbers.shape[0]
+    groups = numbers.float().view(rows, -1, GROUP)
+    most = groups.abs().amax(-1)
+    divisor = (_LARGEST / most.amax().clamp(min=1e-30)).reshape(1)
+    best: tuple[torch.Tensor, ...] | None = None
+    for top in (6.0, 4.0):
+        scales = (most / top * divisor).clamp(max=448.0).to(torch.float8_e4m3fn)
+        codes = _nearest(groups * (divisor / scales.float().clamp(min=2.0**-9)).unsqueeze(-1))
+        error = (_E2M1[codes] * scales.float().unsqueeze(-1) / divisor - groups).square().sum(-1)
+        if best is None:
+            best = (codes, scales.view(torch.uint8), error)
+            continue
+        better = error < best[2]
+        best = (
+            codes.where(better.unsqueeze(-1), best[0]),
+            scales.view(torch.uint8).where(better, best[1]),
+            error.minimum(best[2]),
+        )
+    assert best is not None
+    nibbles = best[0].to(torch.uint8).view(rows, -1, 2)
+    return nibbles[..., 0] | (nibbles[..., 1] << 4), best[1].view(torch.float8_e4m3fn), divisor
+
+
+def _nearest(values: torch.Tensor) -> torch.Tensor:
+    """Codes of the nearest e2m1 numbers, halfway ones to the even code, as int32."""
+    middles = (_E2M1[:7] + _E2M1[1:8]) / 2
+    middles[1::2] = torch.nextafter(middles[1::2], torch.zeros(()))  # from here up, not above
+    return torch.bucketize(values.abs(), middles, out_int32=True) + 8 * values.signbit()
+
+
 @dataclass(frozen=True)
 class Nvfp4(Held):
     """A weight in NVFP4."""
@@ -41,6 +77,21 @@ class Nvfp4(Held):
 
     form = "nvfp4"
     error = 0.12
+
+    @classmethod
+    def of_numbers(cls, source: Values) -> "Nvfp4":
+        """A weight that is quantized while it is written."""
+        rows, columns = source.shape
+
+        def encode(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
+            yield from zip(("packed", "scale", "global_scale"), quantize(whole(source, reader)), strict=True)
+
+        parts = (
+            Part("U8", (rows, columns // 2), None),
+            Part("F8_E4M3", (rows, columns // GROUP), None),
+            Part("F32", (1,), None),
+        )
+        return cls(source.shape, source.body, *parts, encode=encode)
 
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
         """See `Values.pieces`."""
