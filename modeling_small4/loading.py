@@ -120,6 +120,13 @@ def refuse_mismatch(model: Any, info: dict[str, Any], ignore_mismatched_sizes: b
     shapes = [] if ignore_mismatched_sizes else sorted(info.get("mismatched_keys", ()))
     wrong = [f"{name} is {list(given)}, the model's is {list(wanted)}" for name, given, wanted in shapes]
     problems = {"missing": missing, "of another shape": wrong, "without a place in the model": unexpected}
+    if any(problems.values()) and all(".lora_" in name for names in problems.values() for name in names):
+        raise ValueError(
+            f"The tensors of the adapter do not fit {type(model).__name__}; the base checkpoint does: "
+            + "; ".join(f"{len(names)} {kind} ({_listed(names)})" for kind, names in problems.items() if names)
+            + ". transformers does not load every kind of adapter (not DoRA's); load the base model, and then "
+            "peft.PeftModel.from_pretrained(model, ADAPTER)."
+        )
     if any(problems.values()):
         raise ValueError(
             f"{model.config._name_or_path or 'The checkpoint'} does not match {type(model).__name__}: "
