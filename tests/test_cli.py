@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4ForCausalLM, demo_checkpoint
 from modeling_small4.commands import cli
@@ -23,16 +22,6 @@ from modeling_small4.processing_small4 import Small4Processor
 from tests.chat_options import PROMPT
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("blind"), vision=False)
 
 
 @pytest.fixture

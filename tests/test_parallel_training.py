@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import write_tiny_checkpoint
 from training_worker import IDS, LAYOUTS, RATE, train
 
 from modeling_small4 import Small4ForCausalLM
@@ -22,11 +21,6 @@ RUNS = [
     for name, layout in LAYOUTS.items()
     for router in ((False, True) if "tp_size" in layout else (False,))
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,10 @@ from small4_conversion.convert import Options, convert
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from modeling_small4 import Small4DataCollator, Small4ForCausalLM, Small4Processor
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 trl = pytest.importorskip("trl")
 torch.set_num_threads(1)
 TYPED = "[INST] </s> [IMG] [\\INST]"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
