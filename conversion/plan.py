@@ -106,7 +106,8 @@ def _kept(out: Plan, leaf: Leaf) -> Held | None:
     """The codes of a weight as they are written; None where its numbers are."""
     value = out.source.values[leaf.raw]
     if out.quantizer is not None:
-        return out.quantizer.quantized(value, leaf) if out.quantizer.takes(leaf) else None
+        partner = out.source.values.get(_partner(leaf.raw))
+        return out.quantizer.quantized(value, leaf, partner) if out.quantizer.takes(leaf) else None
     held = value.held() if out.dtype == "keep" and leaf.linear else None
     if held is None and out.dtype == "keep" and value.quantized:
         forms = sorted({part.form for part in value.inner() if part.quantized})
@@ -121,6 +122,13 @@ def _kept(out: Plan, leaf: Leaf) -> Held | None:
             f"{held.form} weights are expanded: transformers (up to 5.24) reads them of this model wrongly or not at all"
         )
     return held if whole else None
+
+
+def _partner(raw: str) -> str:
+    """The raw name of the up projection of a gate projection, and the reverse; empty for others."""
+    if ".w1." in raw:
+        return raw.replace(".w1.", ".w3.")
+    return raw.replace(".w3.", ".w1.") if ".w3." in raw else ""
 
 
 def _whole_blocks(leaf: Leaf) -> bool:

@@ -48,8 +48,11 @@ class Quantizer:
             return leaf.linear
         return "experts." in leaf.raw and leaf.shape[1] % (nvfp4.GROUP if self.dtype == "nvfp4" else self.group) == 0
 
-    def quantized(self, value: Values, leaf: Leaf) -> Held:
-        """The weight in this precision: as it is stored if it is that already, otherwise quantized while it is written."""
+    def quantized(self, value: Values, leaf: Leaf, partner: Values | None) -> Held:
+        """The weight in this precision: as it is stored if it is that already, otherwise quantized while it is written.
+
+        partner: the up projection of a gate projection, and the reverse.
+        """
         held = value.held()
         if (
             held is not None
@@ -59,7 +62,7 @@ class Quantizer:
             return held
         made: Held = {
             "fp8": lambda: Fp8.of_numbers(value),
-            "nvfp4": lambda: Nvfp4.of_numbers(value),
+            "nvfp4": lambda: Nvfp4.of_numbers(value, partner),
             "int4": lambda: Int4.of_numbers(value, self.group),
         }[self.dtype]()
         encode = made.encode

@@ -85,6 +85,16 @@ def test_compressed_tensors_reads_it(tmp_path: Path, source: tuple[Path, rc.Tens
         torch.testing.assert_close(theirs, plain[f"{name}.weight"], rtol=2**-7, atol=0)
 
 
+def test_gate_and_up_share_a_divisor_as_engines_want(tmp_path: Path, source: tuple[Path, rc.Tensors]) -> None:
+    run(source[0], tmp_path / "q", to="mistral", dtype="nvfp4")
+    stored = rc.read_all(tmp_path / "q")
+    for stem in ("layers.0.experts.3", "layers.1.shared_experts"):
+        both = [stored[f"{stem}.{w}.weight_global_scale"] for w in ("w1", "w3")]
+        assert torch.equal(*both)
+        largest = max(float(source[1][f"{stem}.{w}.weight"].abs().max()) for w in ("w1", "w3"))
+        assert float(both[0]) == pytest.approx(448 * 6 / largest)
+
+
 def test_formats_without_a_reader_are_refused(tmp_path: Path, source: tuple[Path, rc.Tensors]) -> None:
     for dtype in ("nvfp4", "int4"):
         with pytest.raises(ValueError, match=f"{dtype}.*--to small4"):

@@ -81,6 +81,8 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
     entry = content.get("quantization")
     if isinstance(entry, dict) and "bits" in entry and "group_size" in entry:
         return _mlx(entry, file)
+    if isinstance(entry, dict) and str(entry.get("quant_method")).replace("_", "-") == "compressed-tensors":
+        return Announced(_compressed(entry, file), entry)  # some releases say so under this key
     if entry is not None:
         return _mistral(entry, file)
     entry = content.get("quantization_config")
@@ -88,7 +90,7 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
         return Announced()
     if not isinstance(entry, dict):
         raise CheckpointError(f"{file}: quantization_config is {entry!r}, it must be an object")
-    method = entry.get("quant_method", "compressed-tensors")
+    method = str(entry.get("quant_method", "compressed-tensors")).replace("compressed_tensors", "compressed-tensors")
     if method == "fp8":
         return _fine_grained(entry, file)
     if method == "compressed-tensors":

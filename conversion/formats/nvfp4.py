@@ -31,15 +31,16 @@ def dequantize(packed: torch.Tensor, scales: torch.Tensor, divisor: torch.Tensor
     return (values * scales.float().unsqueeze(-1) / divisor.float()).view(rows, half * 2)
 
 
-def quantize(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantize(numbers: torch.Tensor, largest: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Numbers [rows, columns] -> packed codes, E4M3 scales and the divisor [1]. Inverse up to rounding: `dequantize`.
 
+    largest: that of a weight with which this one shares its divisor.
     Each group takes the scale with the least squared error of those that put its largest number on 6 or on 4.
     """
     rows = numbers.shape[0]
     groups = numbers.float().view(rows, -1, GROUP)
     most = groups.abs().amax(-1)
-    divisor = (_LARGEST / most.amax().clamp(min=1e-30)).reshape(1)
+    divisor = (_LARGEST / most.amax().clamp(min=max(largest, 1e-30))).reshape(1)
     best: tuple[torch.Tensor, ...] | None = None
     for top in (6.0, 4.0):
         scales = (most / top * divisor).clamp(max=448.0).to(torch.float8_e4m3fn)
@@ -79,12 +80,14 @@ class Nvfp4(Held):
     error = 0.12
 
     @classmethod
-    def of_numbers(cls, source: Values) -> "Nvfp4":
-        """A weight that is quantized while it is written."""
+    def of_numbers(cls, source: Values, partner: Values | None = None) -> "Nvfp4":
+        """A weight that is quantized while it is written. partner: the weight with which engines multiply at once (gate and up), for
+        which they know one divisor."""
         rows, columns = source.shape
 
         def encode(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
-            yield from zip(("packed", "scale", "global_scale"), quantize(whole(source, reader)), strict=True)
+            largest = 0.0 if partner is None else float(whole(partner, reader).abs().amax())
+            yield from zip(("packed", "scale", "global_scale"), quantize(whole(source, reader), largest), strict=True)
 
         parts = (
             Part("U8", (rows, columns // 2), None),
