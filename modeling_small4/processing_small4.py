@@ -182,6 +182,19 @@ class Small4Processor(ProcessorMixin):
         row = IMG * (width // unit)
         return IMG_BREAK.join([row] * (height // unit)) + IMG_END
 
+    # Under these names transformers' Pixtral processor tells how images look in the text; trainers that expand images read them.
+    image_break_token, image_end_token = IMG_BREAK, IMG_END
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch of the vision tower, in pixels."""
+        return self._need_vision().patch_size
+
+    @property
+    def spatial_merge_size(self) -> int:
+        """Side of the square of patches that becomes one image token."""
+        return self._need_vision().spatial_merge_size
+
     @property
     def image_token_ids(self) -> list[int]:
         """The ids that images take in a prompt."""

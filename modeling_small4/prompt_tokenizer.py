@@ -145,9 +145,4 @@ def _readable(text: Any) -> Any:
     """The text as the tokenizers library takes it, which knows no halves of surrogate pairs."""
     if not isinstance(text, str):
         return text
-    if isinstance(text, PromptText) and text.images:
-        raise ValueError(
-            "The tokenizer alone cannot encode images; use the processor (AutoProcessor) or "
-            'pipeline("image-text-to-text").'
-        )
     return text if text.isascii() or text.isprintable() else without_surrogates(text)
