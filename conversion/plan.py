@@ -193,6 +193,9 @@ def _held_outputs(out: Plan, held: list[Held], place: Place, reader: Reader) -> 
         else:
             pieces = [_piece(p, encoder, role) for p, encoder in zip(parts, encoders, strict=True)]
         outputs.append(Output(first.name(role, place, out.layout), part.dtype, shape, tuple(pieces)))
+    if first.form == "int4" and out.layout == "mistral":  # compressed-tensors asks for it beside packed integers
+        told = Literal(bytes(as_bytes(torch.tensor(first.shape))))
+        outputs.append(Output(place.on("shape"), "I64", (2,), (Piece(told, 16),)))
     return outputs
 
 
