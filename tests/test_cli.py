@@ -344,6 +344,15 @@ def test_as_a_module_in_another_process(folder: Path, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) <= 1  # that the answer was cut off
 
 
+@pytest.mark.slow
+def test_an_answer_imports_nothing_that_only_training_needs(folder: Path) -> None:
+    words = ["generate", "Hi", "--model", str(folder), "--max-new-tokens", "2", "--seed", "1", "--json"]
+    code = f"import sys; from modeling_small4.commands.cli import main; assert main({words!r}) == 0\n"
+    code += "print(*sorted({'peft', 'trl', 'datasets', 'transformers.trainer_utils'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[1:] == [""], done.stdout + done.stderr
+
+
 def _demo() -> Path | None:
     try:
         return demo_checkpoint()
