@@ -109,7 +109,7 @@ class LatentBatchingManager(ContinuousBatchingManager):
         settings = copy(continuous_batching_config)
         if "flash" not in model.config._attn_implementation:
             settings.use_cuda_graph = (
-                False  # requests are taken apart by lengths that a recorded graph would not read again
+                False  # requests are taken apart by lengths that a recorded graph would not read anew
             )
         super().__init__(model, generation_config, settings, hints)
 

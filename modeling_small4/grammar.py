@@ -161,7 +161,7 @@ class Grammar:
             ValueError: A tool that is none, or a choice of none of the tools.
         """
         definitions = {each["function"]["name"]: each["function"] for each in tool_definitions(tools)}
-        mode, allowed = _read_choice(tool_choice, list(definitions))
+        mode, allowed = read_choice(tool_choice, list(definitions))
         strict = [_is_strict(tool) for tool in tools]
         rules = []
         for index, (name, function) in enumerate(definitions.items()):
@@ -282,8 +282,12 @@ def _inline(schema: dict[str, Any]) -> str:
     return f"%json {json.dumps(schema)}"
 
 
-def _read_choice(choice: Any, names: list[str]) -> tuple[str, list[str]]:
-    """("none" | "auto" | "required" | "named", the tools allowed)."""
+def read_choice(choice: Any, names: list[str]) -> tuple[str, list[str]]:
+    """What a `tool_choice` says: ("none" | "auto" | "required" | "named", the tools allowed).
+
+    Raises:
+        ValueError: It says nothing, or asks for tools that there are not.
+    """
     if choice in (None, "auto", "none"):
         return choice or "auto", names
     if choice in ("required", "any"):

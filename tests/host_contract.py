@@ -26,7 +26,6 @@ class Row:
 
 GENERATION = "transformers.generation.utils:GenerationMixin"
 MODEL = "transformers.modeling_utils:PreTrainedModel"
-SERVING = "transformers.cli.serving"
 
 OVERRIDDEN = (
     # generate
@@ -70,7 +69,6 @@ OVERRIDDEN = (
         "flash attention would expand every latent at each step", "self model auto_switch_to_flash",
     ),
     # the model
-    Row(f"{MODEL}._from_config", "the release's own configuration makes one of our models", "cls config kwargs"),
     Row(f"{MODEL}._can_set_attn_implementation", "decided by searching the source of the model's file", "cls"),
     Row(f"{MODEL}._can_set_experts_implementation", "decided by searching the source of the model's file", "cls"),
     Row(f"{MODEL}._init_weights", "routers and fused experts are no linear layers", "self module"),
@@ -118,15 +116,6 @@ OVERRIDDEN = (
         "self model kwargs"),
     Row("transformers.quantizers.base:HfQuantizer._process_model_after_weight_loading", "packs in 4 bits what was read", "self model kwargs"),
     Row("transformers.quantizers.base:HfQuantizer._dequantize", "`model.dequantize()`", "self model dtype"),
-    # the server
-    Row(f"{SERVING}.chat_completion:ChatCompletionHandler._build_generation_config", "`reasoning_effort` and the budget of thinking",
-        "self body model_generation_config use_cb"),
-    Row(f"{SERVING}.response:ResponseHandler._build_generation_config", "the same", "self body model_generation_config use_cb"),
-    Row(f"{SERVING}.chat_completion:ChatCompletionHandler._valid_params_class", "unknown fields are refused; ours are known"),
-    Row(f"{SERVING}.response:ResponseHandler._valid_params_class", "the same"),
-    Row(f"{SERVING}.chat_completion:ChatCompletionHandler._unused_fields", "`reasoning_effort` would be ignored"),
-    Row(f"{SERVING}.response:ResponseHandler._unused_fields", "the same"),
-    Row(f"{SERVING}.utils:BaseHandler._resolve_model", "the model goes by its folder's name", "self body"),
 )  # fmt: skip
 
 IMPORTED = (
@@ -141,9 +130,6 @@ IMPORTED = (
     Row("transformers.generation.continuous_batching.cache:PagedAttentionCache", "tells continuous batching from a plain call"),
     Row("transformers.generation.streamers:BaseStreamer", "base class of streamers"),
     Row("transformers.image_utils:ChannelDimension", "the order of an array's axes, as callers of image processors say it"),
-    Row("transformers.pipelines:PIPELINE_REGISTRY", "our pipelines take the place of the two that generate"),
-    Row("transformers.pipelines.text_generation:ReturnType", "which form of a pipeline's answer is asked for"),
-    Row("transformers.utils.chat_template_utils:Chat", "a pipeline's input that is a conversation"),
     Row("transformers.processing_utils:MultiModalData", "how many tokens images take, as other engines ask"),
     Row("transformers.utils.chat_template_utils:_get_template_variables", "which options a caller's own template takes", "chat_template"),
     Row("transformers.utils.generic:PaddingStrategy", "the padding that a caller's option means"),
@@ -180,18 +166,6 @@ IMPORTED = (
     Row("transformers.utils.output_capturing:OutputRecorder", "which outputs are recorded"),
     Row("transformers.utils.output_capturing:capture_outputs", "`output_hidden_states` and the like, apart for each thread", None, ("ContextVar",)),
     Row("transformers.utils.quantization_config:QuantizationConfigMixin", "base class of a way to load"),
-    Row(f"{SERVING}.chat_completion:ChatCompletionHandler", "a part of the server"),
-    Row(f"{SERVING}.chat_completion:TransformersCompletionCreateParamsStreaming", "fields of a request"),
-    Row(f"{SERVING}.chat_completion:UNUSED_CHAT_COMPLETION_FIELDS", "fields that are ignored"),
-    Row(f"{SERVING}.completion:CompletionHandler", "a part of the server"),
-    Row(f"{SERVING}.model_manager:ModelManager", "a part of the server"),
-    Row(f"{SERVING}.response:ResponseHandler", "a part of the server"),
-    Row(f"{SERVING}.response:TransformersResponseCreateParamsStreaming", "fields of a request"),
-    Row(f"{SERVING}.response:UNUSED_RESPONSE_FIELDS", "fields that are ignored"),
-    Row(f"{SERVING}.server:build_server", "puts the parts together"),
-    Row(f"{SERVING}.systemone:SystemOneHandler", "a part of the server"),
-    Row(f"{SERVING}.transcription:TranscriptionHandler", "a part of the server"),
-    Row(f"{SERVING}.utils:GenerationState", "a part of the server"),
 )  # fmt: skip
 
 # Private names that are read or set, and behaviour that nothing else shows.

@@ -1,50 +1,89 @@
 """`small4 serve`: arguments of the server. Must not know: the server itself, which needs packages of the extra `serve`."""
 
 import argparse
+import importlib.util
 import os
 import sys
 from contextlib import suppress
 
 from ..reasoning import REASONING_MODES
 
-INSTALL = 'The server needs fastapi, uvicorn and openai: pip install ".[serve]".'
+NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "llguidance")
+INSTALL = f'The server needs {", ".join(NEEDED)}: pip install ".[serve]".'
+KEY = "SMALL4_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `small4 serve`."""
-    parser.add_argument(
-        "--model", metavar="DIR_OR_REPO", help="checkpoint folder or Hub repository (default: the demo checkpoint)"
+    add = parser.add_argument
+    add("--model", metavar="DIR_OR_REPO", help="checkpoint folder or Hub repository (default: the demo checkpoint)")
+    add(
+        "--served-name", metavar="NAME", help="what clients call the model (default: the folder's or repository's name)"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="N", type=int, default=8000, help="port to listen on (default: 8000)")
-    parser.add_argument(
-        "--reasoning-mode", choices=REASONING_MODES, help="for requests that do not say (default: the checkpoint's)"
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    add("--port", metavar="N", type=int, default=8000, help="port to listen on (default: 8000)")
+    add(
+        "--api-key",
+        metavar="KEY",
+        help=f"key that clients have to send (default: the environment variable {KEY}, else none)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda:0, ... (default: all GPUs there are, else the CPU)")
+    add(
+        "--allowed-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="further name under which clients reach the server",
+    )
+    add(
+        "--allowed-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="other web site whose pages may ask (CORS)",
+    )
+    add("--image-host", metavar="NAME", action="append", default=[], help="host from which images may be fetched")
+    add("--reasoning-mode", choices=REASONING_MODES, help="for requests that do not say (default: the checkpoint's)")
+    add("--device", default="auto", help="cpu, cuda:0, ... (default: all GPUs there are, else the CPU)")
+    add("--max-batch", metavar="N", type=int, default=32, help="most answers decoded at once (default: 32)")
+    add("--max-queue", metavar="N", type=int, default=256, help="most requests that wait (default: 256)")
+    add("--max-n", metavar="N", type=int, default=16, help="most answers to one request (default: 16)")
+    add("--max-images", metavar="N", type=int, default=32, help="most images of one request (default: 32)")
+    add("--max-body", metavar="MIB", type=int, default=64, help="largest request (default: 64 MiB)")
+    add("--prefix-cache", metavar="GIB", type=float, default=2.0,
+        help="memory for beginnings of prompts that were read before (default: 2 GiB; 0: none)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Serve until interrupted.
 
     Raises:
-        ValueError: A package is missing, or the model cannot be served.
+        ValueError: A package is missing, a limit is no limit, or the model cannot be served.
     """
     from transformers.utils import logging
-    from transformers.utils.import_utils import is_serve_available
 
     from ..registration import demo_checkpoint
 
-    if not is_serve_available():
+    if any(importlib.util.find_spec(name) is None for name in NEEDED):
         raise ValueError(INSTALL)
-    from .server import make_server, served_name
+    for name in ("max_batch", "max_queue", "max_n", "max_images", "max_body"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, but is {getattr(args, name)}.")
+    from ..server.app import make_server
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = os.path.expanduser(args.model or str(demo_checkpoint()))
-    server = make_server(model, args.host, args.port, args.reasoning_mode, args.device)
-    where = f"http://{args.host}:{args.port}/v1"
+    key = args.api_key or os.environ.get(KEY) or None
+    server = make_server(
+        os.path.expanduser(args.model or str(demo_checkpoint())), args.host, args.port, args.reasoning_mode, args.device,
+        name=args.served_name, key=key, hosts=tuple(args.allowed_host), origins=tuple(args.allowed_origin),
+        image_hosts=tuple(args.image_host), rows=args.max_batch, waiting=args.max_queue, answers=args.max_n,
+        images=args.max_images, body=args.max_body * 2**20, prefix_bytes=int(args.prefix_cache * 2**30),
+    )  # fmt: skip
+    if key is None and args.host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"small4 serve: whoever reaches {args.host} may ask; --api-key or {KEY} asks for a key", file=sys.stderr)
+    where = f"http://{args.host}:{args.port}"
     print(
-        f"serving {served_name(model)} at {where} (chat/completions, responses, models); Ctrl-C ends it",
+        f"serving {server.api.options.name} at {where}/v1, with a page to chat at {where}; Ctrl-C ends it",
         file=sys.stderr,
         flush=True,
     )

@@ -153,8 +153,8 @@ class _Streamer(BaseStreamer):
             self.show(channel, text)
 
 
-def load(folder: str) -> tuple[Small4ForCausalLM, Small4Processor]:
-    """Model and processor from a checkpoint folder or a Hub repository, on the GPUs there are, else on the CPU.
+def load(folder: str, device: str = "auto") -> tuple[Small4ForCausalLM, Small4Processor]:
+    """Model and processor from a checkpoint folder or a Hub repository, on a device; "auto": on the GPUs there are, else on the CPU.
 
     Raises:
         ValueError: no such folder, one that has to be converted first, or one with damaged weights.
@@ -169,7 +169,9 @@ def load(folder: str) -> tuple[Small4ForCausalLM, Small4Processor]:
         raise ValueError(f"{folder} holds no tokenizer.json; name a folder that `small4 convert` has written.")
     if not path.is_dir() and (path.exists() or folder.startswith((".", "/", "~")) or folder.count("/") != 1):
         raise ValueError(f"{folder}: no such folder (a Hub repository is written owner/name).")
-    place: dict[str, Any] = {"device_map": "auto"} if torch.accelerator.is_available() else {}
+    place: dict[str, Any] = {"device_map": device}
+    if device == "auto" and not torch.accelerator.is_available():
+        place = {}
     try:
         model = Small4ForCausalLM.from_pretrained(folder, dtype="auto", **place)
     except SafetensorError as error:

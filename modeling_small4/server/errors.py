@@ -1,0 +1,46 @@
+"""What a request that cannot be answered gets back, in the form that OpenAI's clients show. Knows nothing of requests or models."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LONGEST = 600  # characters of a message
+
+
+class ApiError(Exception):
+    """A refusal.
+
+    Args:
+        message: one sentence: what was given, what is allowed.
+        param: the field at fault, `messages[0].content` style.
+        status: of HTTP. code: OpenAI's word for it. headers: further ones of the answer.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        message = " ".join(message.split())
+        super().__init__(message if len(message) <= LONGEST else message[: LONGEST - 3] + "...")
+        self.param, self.status, self.code, self.headers = param, status, code, headers or {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, kind)
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+@contextmanager
+def blamed_on(param: str) -> Iterator[None]:
+    """Turns the library's ValueErrors into refusals of a field."""
+    try:
+        yield
+    except ValueError as error:
+        raise ApiError(str(error), param) from None
+    except RecursionError:
+        raise ApiError(f"{param} is nested too deeply.", param) from None

@@ -1,0 +1,95 @@
+"""Latents of prompts and answers that were read before, so that a request which begins with the same tokens reads only the rest.
+
+They are kept exactly as they were computed, bounded in bytes, the least recently used go first. Knows nothing of requests or decoding.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..cache import LatentCache
+
+LEAST = 64  # tokens from which on a beginning is worth keeping
+
+
+@dataclass
+class _Entry:
+    key: np.ndarray
+    stores: list[list[torch.Tensor]]  # of each layer, what it stores, `[1, 1, tokens, ...]`
+
+    @property
+    def nbytes(self) -> int:
+        return sum(store.numel() * store.element_size() for layer in self.stores for store in layer)
+
+
+class PrefixStore:
+    """
+    Args:
+        limit: bytes; 0 keeps nothing.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.nbytes, self._entries = limit, 0, OrderedDict[int, _Entry]()
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def take(self, key: list[int], cache: LatentCache) -> int:
+        """Fills an empty cache with the longest beginning of `key` that is kept, but for its last token; how many tokens that is.
+
+        Args:
+            key: one number for each token of a prompt; those of images stand for what they show.
+        """
+        wanted = np.asarray(key[:-1], dtype=np.int64)
+        lengths = {name: _common(entry.key, wanted) for name, entry in self._entries.items()}
+        best = max(lengths, key=lambda name: lengths[name], default=None)
+        if best is None or lengths[best] < LEAST:
+            return 0
+        self._entries.move_to_end(best)
+        length = lengths[best]
+        for layer, stores in zip(cache.layers, self._entries[best].stores, strict=True):
+            room = length + max(LEAST, len(key) - length)
+            layer.device = stores[0].device
+            layer.stores = [_with_room(store[:, :, :length], room) for store in stores]
+            layer.length = length
+        return length
+
+    def keep(self, key: list[int], cache: LatentCache) -> None:
+        """Keeps what a cache holds of `key`, its first tokens. The cache may go on growing, but not go back."""
+        length = min(len(key), int(cache.get_seq_length()))
+        if not self.limit or length < LEAST:
+            return
+        wanted = np.asarray(key[:length], dtype=np.int64)
+        for name, entry in list(self._entries.items()):
+            common = _common(entry.key, wanted)
+            if common == len(wanted):  # it is kept already
+                self._entries.move_to_end(name)
+                return
+            if common == len(entry.key):  # it goes on in the new one
+                self._drop(name)
+        entry = _Entry(wanted, [[store[:, :, :length] for store in layer.stores] for layer in cache.layers])
+        if entry.nbytes > self.limit:
+            return
+        while self.nbytes + entry.nbytes > self.limit:
+            self._drop(next(iter(self._entries)))
+        self._entries[self._next] = entry
+        self._next, self.nbytes = self._next + 1, self.nbytes + entry.nbytes
+
+    def _drop(self, name: int) -> None:
+        self.nbytes -= self._entries.pop(name).nbytes
+
+
+def _common(mine: np.ndarray, theirs: np.ndarray) -> int:
+    """How many first numbers are equal."""
+    length = min(len(mine), len(theirs))
+    differs = mine[:length] != theirs[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
+def _with_room(store: torch.Tensor, room: int) -> torch.Tensor:
+    grown = store.new_empty((*store.shape[:2], room, *store.shape[3:]))
+    grown[:, :, : store.shape[2]] = store
+    return grown
