@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.image_processing_base import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import _get_template_variables as template_variables
 
@@ -30,6 +30,9 @@ _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "r
 _NOT_FOR_TOKENIZER = ("image_processor", "tokenizer", "chat_template", "config", "trust_remote_code", "_from_auto")
 _NO_PAIRS = ("text_pair", "text_target", "text_pair_target", "is_split_into_words")
 _OTHER_INPUTS = ("videos", "audio", "audios")
+_FLAGS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
+# Those that a tokenizer may have of its own, but for the side, which it knows itself.
+_TEXT_ARGUMENTS = frozenset(TextKwargs.__annotations__) - {"padding_side"}
 _GROUPS = tuple(name for name in ProcessingKwargs.__annotations__ if name.endswith("_kwargs"))
 # All names that the call of a transformers processor knows. Those of videos and audio say nothing where there are none.
 _ARGUMENTS = frozenset(
@@ -205,6 +208,9 @@ class Small4Processor(ProcessorMixin):
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a call as transformers sorts them: `text_kwargs`, `images_kwargs`, and those of the whole."""
+        if kwargs.keys() <= {"return_tensors"} and not self.tokenizer.init_kwargs.keys() & _TEXT_ARGUMENTS:
+            # What transformers' sorting gives, which for a short prompt takes longer than everything else.
+            return {"text_kwargs": dict(kwargs), "images_kwargs": dict(kwargs), **dict.fromkeys(_FLAGS, False)}
         unknown = sorted(kwargs.keys() - _ARGUMENTS)
         if unknown:
             raise ValueError(f"Small4Processor has no argument {', '.join(unknown)}.")
@@ -219,7 +225,7 @@ class Small4Processor(ProcessorMixin):
         for name in _NO_PAIRS:
             if text.pop(name, None):
                 raise ValueError(f"Small4Processor has no use for {name}; every text is one prompt string.")
-        for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
+        for name in _FLAGS:
             options[name] = text.pop(name, options[name])
         if split is not None:
             text["split_special_tokens"] = split

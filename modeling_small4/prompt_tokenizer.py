@@ -74,7 +74,7 @@ class PromptTokenizer(TokenizersBackend):
 
     def _set_escapes(self) -> None:
         """Has the tokenizer read escapes, after special tokens are cut out of a text, and forgets what was known of these."""
-        for name in ("control_ids", "control_tokens", "special", "_plain", "grammar_vocabulary"):
+        for name in ("control_ids", "control_tokens", "special", "_plain", "_has_more_tokens", "grammar_vocabulary"):
             self.__dict__.pop(name, None)
         self._tokenizer.normalizer = normalizers.Replace(Regex(self.special.escapes), "")
 
@@ -102,7 +102,7 @@ class PromptTokenizer(TokenizersBackend):
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain texts, each encoded on its own; none is ever a special token, whatever the texts spell. Tokens that
         were added to the vocabulary and are not special are found, as transformers finds them."""
-        if len(self.added_tokens_decoder) > len(self.control_ids):
+        if self._has_more_tokens:
             escaped = [self.special.escape(without_surrogates(text)) for text in texts]
             plain = {"add_special_tokens": False, "split_special_tokens": False}
             return self(escaped, **plain)["input_ids"] if escaped else []
@@ -123,6 +123,11 @@ class PromptTokenizer(TokenizersBackend):
                 "A text spells a special token that this vocabulary cannot write as text in a prompt string; use tokenize=True."
             )
         return prompt
+
+    @cached_property
+    def _has_more_tokens(self) -> bool:
+        """Whether tokens were added that are not special."""
+        return len(self.added_tokens_decoder) > len(self.control_ids)
 
     @cached_property
     def _plain(self) -> PlainText:
