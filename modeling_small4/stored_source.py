@@ -12,7 +12,8 @@ COMMON = r"""
 
 #define INLINE static inline __attribute__((always_inline))
 #define ROWS 4        // rows multiplied together
-#define PIECE 1024    // columns decoded at a time, so that they stay in the first cache
+#define PIECE 512     // columns decoded at a time, so that they stay in the first cache
+#define FEW 2         // up to so many tokens in bfloat16 are multiplied as soon as a block is decoded
 #define TOKENS 64     // tokens whose sums are kept at a time
 #define CHUNK 131072  // bytes of codes that a thread takes at a time
 
@@ -54,18 +55,24 @@ INLINE float float16(uint16_t half) {
     return from_bits(sign | to_bits((float)rest * 0x1p-24f));
 }
 
-INLINE float scale_at(const Job *job, int64_t row, int64_t column) {
-    int64_t at = (row >> job->row_shift) * job->scale_stride + (column >> job->column_shift);
-    if (job->scale_type == FLOAT32) return ((const float *)job->scale)[at];
-    uint16_t half = ((const uint16_t *)job->scale)[at];
-    return job->scale_type == BFLOAT16 ? from_bits((uint32_t)half << 16) : float16(half);
+// Scales of a row, for groups of columns.
+INLINE void read_scales(const Job *job, int64_t row, int64_t count, float *restrict out) {
+    int64_t at = (row >> job->row_shift) * job->scale_stride;
+    const float *restrict whole = (const float *)job->scale + at;
+    const uint16_t *restrict half = (const uint16_t *)job->scale + at;
+    if (job->scale_type == FLOAT32) memcpy(out, whole, (size_t)count * sizeof(float));
+    else if (job->scale_type == BFLOAT16) for (int64_t i = 0; i < count; i++) out[i] = from_bits((uint32_t)half[i] << 16);
+    else for (int64_t i = 0; i < count; i++) out[i] = float16(half[i]);
 }
 
-INLINE float zero_at(const Job *job, int64_t row, int64_t column) {
-    if (!job->zeros) return 8;
-    uint32_t eight = (uint32_t)job->zeros[row / 8 * job->zero_stride + (column >> job->column_shift)];
-    return (float)(eight >> 4 * (row % 8) & 15);
+INLINE void read_zeros(const Job *job, int64_t row, int64_t count, float *restrict out) {
+    const int32_t *restrict eights = job->zeros + row / 8 * job->zero_stride;
+    const int shift = 4 * (int)(row % 8);
+    for (int64_t i = 0; i < count; i++) out[i] = (float)((uint32_t)eights[i] >> shift & 15);
 }
+
+// Groups of columns with scales of their own.
+INLINE int64_t groups_of(const Job *job) { return ((job->columns - 1) >> job->column_shift) + 1; }
 
 INLINE int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -84,7 +91,9 @@ typedef struct {  // what one thread works with
     Number *piece;      // decoded columns, [ROWS, PIECE]
     Sum *sums;          // [TOKENS, ROWS]
     Table *tables;      // for each scale of NVFP4
-    Lookup *lookups;    // [ROWS, groups of columns] where each row has its own scale, else [1, groups of columns]
+    Lookup *lookups;    // FP8: [ROWS, groups of columns] where each row has its own scale, else [1, groups of columns]
+    Table *own_tables;  // 4-bit groups: [ROWS, groups of columns]
+    float *scales, *zeros;  // of a row
     int64_t groups;
     const Job *tables_of;
     struct { const Job *job; int64_t row; } lookups_of[ROWS];
@@ -92,22 +101,28 @@ typedef struct {  // what one thread works with
 
 INLINE int own_scale(const Job *job) { return job->row_shift == 0; }
 
-INLINE const Lookup *lookups_at(const State *state, const Job *job, int64_t row) {
-    return state->lookups + (own_scale(job) ? row % ROWS * state->groups : 0);
-}
-
-// Make ready what decoding a row takes.
-INLINE void prepare_row(State *state, const Job *job, int64_t row) {
+// Make ready what decoding a row takes. slot: which of ROWS rows that are decoded in turn.
+INLINE void prepare_row(State *state, const Job *job, int64_t row, int64_t slot) {
     if (job->form == NVFP4 && state->tables_of != job) {
         for (int code = 0; code < 256; code++) nvfp4_table(state->tables + code, e4m3[code], (float)job->divisor);
         state->tables_of = job;
     }
+    int64_t count = groups_of(job);
+    if (job->form == INT4) {
+        Table *tables = state->own_tables + slot * state->groups;
+        read_scales(job, row, count, state->scales);
+        if (job->zeros) read_zeros(job, row, count, state->zeros);
+        if (job->zeros) for (int64_t i = 0; i < count; i++) int4_table(tables + i, state->scales[i], state->zeros[i]);
+        else for (int64_t i = 0; i < count; i++) int4_table(tables + i, state->scales[i], 8);
+        tables[count] = tables[count - 1];  // for what follows the last column
+    }
     if (job->form != FP8) return;
-    int64_t slot = own_scale(job) ? row % ROWS : 0, group = row >> job->row_shift;
+    int64_t group = row >> job->row_shift;
+    if (!own_scale(job)) slot = 0;
     if (state->lookups_of[slot].job == job && state->lookups_of[slot].row == group) return;
-    int64_t count = ((job->columns - 1) >> job->column_shift) + 1;
-    for (int64_t i = 0; i < count; i++)
-        fp8_lookup((Lookup *)lookups_at(state, job, row) + i, scale_at(job, row, i << job->column_shift));
+    Lookup *lookups = state->lookups + slot * state->groups;
+    read_scales(job, row, count, state->scales);
+    for (int64_t i = 0; i < count; i++) fp8_lookup(lookups + i, state->scales[i]);
     state->lookups_of[slot].job = job;
     state->lookups_of[slot].row = group;
 }
@@ -124,25 +139,8 @@ INLINE int narrow(const Job *job) {
 
 INLINE int64_t padded(const Job *job) { return up(job->columns, BLOCK); }
 
-typedef struct {  // 4-bit codes: tables of the columns that are decoded now, 32 each
-    Group tables[BLOCK > 32 ? BLOCK / 32 : 1];
-    int64_t first;  // group of the first of them
-} Groups;
-
-INLINE void find_groups(Groups *groups, const Job *job, int64_t row, int64_t column) {
-    int64_t group = column >> job->column_shift;
-    if (group == groups->first) return;
-    groups->first = group;
-    groups->tables[0] = int4_group(scale_at(job, row, column), zero_at(job, row, column));
-    for (int i = 1; i < BLOCK / 32; i++) {
-        int64_t next = column + 32 * i;
-        int same = next >= job->columns || next >> job->column_shift == group;
-        groups->tables[i] = same ? groups->tables[0] : int4_group(scale_at(job, row, next), zero_at(job, row, next));
-    }
-}
-
 // A block of columns. The codes of the last one are followed by zeros.
-INLINE Decoded decode(const Job *job, const State *state, Groups *groups, const int form, int64_t row, int64_t column) {
+INLINE Decoded decode(const Job *job, const State *state, const int form, int64_t row, int64_t slot, int64_t column) {
     const int half = form != FP8;
     const uint8_t *codes = job->codes + row * job->code_stride + (column >> half), *scales = NULL;
     if (form == NVFP4) scales = (const uint8_t *)job->scale + row * job->scale_stride + column / 16;
@@ -153,10 +151,11 @@ INLINE Decoded decode(const Job *job, const State *state, Groups *groups, const 
         memset(last_scales, 0, sizeof last_scales);
         if (form == NVFP4) scales = memcpy(last_scales, scales, (size_t)(job->columns - column) / 16);
     }
-    if (form == FP8) return decode_fp8(lookups_at(state, job, row) + (column >> job->column_shift), codes);
+    int64_t first = slot * state->groups, group = column >> job->column_shift;
+    if (form == FP8) return decode_fp8(state->lookups + (own_scale(job) ? first : 0) + group, codes);
     if (form == NVFP4) return decode_nvfp4(state->tables, scales, codes);
-    find_groups(groups, job, row, column);
-    return decode_int4(groups->tables, codes);
+    const Table *tables = state->own_tables + first;
+    return decode_int4(tables + group, tables + ((column + 32) >> job->column_shift), codes);
 }
 
 INLINE Sum add(Sum sum, Part part, const void *inputs, int64_t at, const int is_narrow) {
@@ -167,24 +166,39 @@ INLINE Sum add(Sum sum, Part part, const void *inputs, int64_t at, const int is_
     return add_wide(sum, part, (const float *)inputs + at);
 }
 
-// One row and one token, decoded in registers.
-INLINE float dot(const Job *job, const State *state, const int form, int64_t row, const int is_narrow) {
-    Sum sums[BLOCK / STEP];
-    for (int i = 0; i < BLOCK / STEP; i++) sums[i] = nothing();
-    Groups groups = {.first = -1};
-    for (int64_t column = 0; column < job->columns; column += BLOCK) {
-        Decoded block = decode(job, state, &groups, form, row, column);
-        for (int i = 0; i < BLOCK / STEP; i++) sums[i] = add(sums[i], block.parts[i], job->prepared, column + i * STEP, is_narrow);
-    }
-    float all = 0;
-    for (int i = 0; i < BLOCK / STEP; i++) all += total(sums[i]);
-    return all;
+INLINE void write(const Job *job, int64_t token, int64_t row, float value) {
+    int64_t at = token * job->output_stride + row;
+    if (job->type == FLOAT32) ((float *)job->outputs)[at] = value;
+    else ((uint16_t *)job->outputs)[at] = bfloat16(value);
 }
 
-INLINE void decode_piece(const Job *job, const State *state, const int form, int64_t row, int64_t from, int64_t to, Number *out) {
-    Groups groups = {.first = -1};
-    for (int64_t column = from; column < to; column += BLOCK, out += BLOCK) {
-        Decoded block = decode(job, state, &groups, form, row, column);
+// One row and FEW tokens or less, decoded in registers.
+INLINE void dot(const Job *job, const State *state, const int form, int64_t row, const int tokens, const int is_narrow) {
+    Sum sums[FEW][BLOCK / STEP];
+    int64_t width = padded(job);
+    for (int token = 0; token < tokens; token++)
+        for (int i = 0; i < BLOCK / STEP; i++) sums[token][i] = nothing();
+    for (int64_t column = 0; column < job->columns; column += BLOCK) {
+        Decoded block = decode(job, state, form, row, 0, column);
+        for (int i = 0; i < BLOCK / STEP; i++)
+            for (int token = 0; token < tokens; token++)
+                sums[token][i] = add(sums[token][i], block.parts[i], job->prepared, token * width + column + i * STEP, is_narrow);
+    }
+    for (int token = 0; token < tokens; token++) {
+        float all = 0;
+        for (int i = 0; i < BLOCK / STEP; i++) all += total(sums[token][i]);
+        write(job, token, row, all);
+    }
+}
+
+INLINE void decode_piece(const Job *job, const State *state, const int form, int64_t row, int64_t slot, int64_t from, int64_t to) {
+    Number *out = state->piece + slot * PIECE;
+    const int half = form != FP8;
+    // The same row's next piece is read after three other rows, which the processor does not foresee.
+    const uint8_t *ahead = job->codes + (to < job->columns ? row * job->code_stride + (to >> half) : (row + ROWS) * job->code_stride);
+    for (int64_t column = from; column < to; column += BLOCK, out += BLOCK, ahead += BLOCK >> half) {
+        __builtin_prefetch(ahead);
+        Decoded block = decode(job, state, form, row, slot, column);
         for (int i = 0; i < BLOCK / STEP; i++) keep(out + i * STEP, block.parts[i]);
     }
 }
@@ -192,6 +206,7 @@ INLINE void decode_piece(const Job *job, const State *state, const int form, int
 // ROWS rows of a piece times some tokens, added to sums [tokens, ROWS].
 INLINE void tile(const Number *piece, int64_t length, const void *inputs, int64_t from, int64_t stride, Sum *sums, const int tokens, const int is_narrow) {
     Sum kept[TILE * ROWS];
+#pragma GCC unroll 32
     for (int i = 0; i < tokens * ROWS; i++) kept[i] = sums[i];
     for (int64_t k = 0; k < length; k += STEP)
         for (int row = 0; row < ROWS; row++) {
@@ -199,46 +214,34 @@ INLINE void tile(const Number *piece, int64_t length, const void *inputs, int64_
             for (int token = 0; token < tokens; token++)
                 kept[token * ROWS + row] = add(kept[token * ROWS + row], part, inputs, from + token * stride + k, is_narrow);
         }
+#pragma GCC unroll 32
     for (int i = 0; i < tokens * ROWS; i++) sums[i] = kept[i];
 }
 
 INLINE void tiles(const Number *piece, int64_t length, const void *inputs, int64_t from, int64_t stride, Sum *sums, int64_t tokens, const int is_narrow) {
     for (int64_t token = 0; token < tokens;) {
-        int64_t left = tokens - token, here = left < TILE ? left : TILE;
+        int64_t left = tokens - token, parts = (left + TILE - 1) / TILE, here = (left + parts - 1) / parts;
         Sum *some = sums + token * ROWS;
         int64_t at = from + token * stride;
-        switch (here) {
-        case 1: tile(piece, length, inputs, at, stride, some, 1, is_narrow); break;
-        case 2: tile(piece, length, inputs, at, stride, some, 2, is_narrow); break;
-        case 3: tile(piece, length, inputs, at, stride, some, 3, is_narrow); break;
-#if MOST > 3
-        case 4: tile(piece, length, inputs, at, stride, some, 4, is_narrow); break;
-#endif
-#if MOST > 4
-        case 5: tile(piece, length, inputs, at, stride, some, 5, is_narrow); break;
-        case 6: tile(piece, length, inputs, at, stride, some, 6, is_narrow); break;
-#endif
-        }
+        if (here == 1) tile(piece, length, inputs, at, stride, some, 1, is_narrow);
+        if (here == 2) tile(piece, length, inputs, at, stride, some, 2, is_narrow);
+        if (here == 3) tile(piece, length, inputs, at, stride, some, 3, is_narrow);
+        if (TILE > 3 && here == 4) tile(piece, length, inputs, at, stride, some, 4, is_narrow);
+        if (TILE > 4 && here == 5) tile(piece, length, inputs, at, stride, some, 5, is_narrow);
+        if (TILE > 5 && here == 6) tile(piece, length, inputs, at, stride, some, 6, is_narrow);
         token += here;
     }
 }
 
-INLINE void write(const Job *job, int64_t token, int64_t row, float value) {
-    int64_t at = token * job->output_stride + row;
-    if (job->type == FLOAT32) ((float *)job->outputs)[at] = value;
-    else ((uint16_t *)job->outputs)[at] = bfloat16(value);
-}
-
 INLINE void multiply_rows(const Job *job, State *state, const int form, int64_t first, int64_t count, const int is_narrow) {
     int64_t width = padded(job);
-    for (int64_t row = first; row < first + count; row++) prepare_row(state, job, row);
+    for (int64_t i = 0; i < count; i++) prepare_row(state, job, first + i, i);
     for (int64_t start = 0; start < job->tokens; start += TOKENS) {
         int64_t tokens = job->tokens - start < TOKENS ? job->tokens - start : TOKENS;
         for (int64_t i = 0; i < tokens * ROWS; i++) state->sums[i] = nothing();
         for (int64_t from = 0; from < job->columns; from += PIECE) {
             int64_t to = from + PIECE < job->columns ? from + PIECE : job->columns;
-            for (int64_t row = 0; row < count; row++)
-                decode_piece(job, state, form, first + row, from, to, state->piece + row * PIECE);
+            for (int64_t i = 0; i < count; i++) decode_piece(job, state, form, first + i, i, from, to);
             tiles(state->piece, up(to - from, BLOCK), job->prepared, start * width + from, width, state->sums, tokens, is_narrow);
         }
         for (int64_t token = 0; token < tokens; token++)
@@ -249,23 +252,26 @@ INLINE void multiply_rows(const Job *job, State *state, const int form, int64_t 
 
 INLINE void expand_row(const Job *job, State *state, const int form, int64_t row) {
     uint16_t last[BLOCK], *out = (uint16_t *)job->outputs + row * job->output_stride;
-    Groups groups = {.first = -1};
+    const Natural natural = natural_order(form);
     for (int64_t column = 0; column < job->columns; column += BLOCK) {
-        Decoded block = decode(job, state, &groups, form, row, column);
+        Decoded block = decode(job, state, form, row, 0, column);
         for (int i = 0; i < BLOCK / STEP; i++) keep(state->piece + i * STEP, block.parts[i]);
         int whole = column + BLOCK <= job->columns;
-        write_natural(form, state->piece, whole ? out + column : last);
+        write_natural(natural, state->piece, whole ? out + column : last);
         if (!whole) memcpy(out + column, last, (size_t)(job->columns - column) * 2);
     }
 }
 
+INLINE void work_row(const Job *job, State *state, const int form, int64_t row, const int is_narrow) {
+    prepare_row(state, job, row, 0);
+    if (job->tokens < 0) expand_row(job, state, form, row);
+    if (job->tokens == 1) dot(job, state, form, row, 1, is_narrow);
+    if (is_narrow && job->tokens == 2) dot(job, state, form, row, 2, is_narrow);
+}
+
 INLINE void work_form(const Job *job, State *state, const int form, int64_t from, int64_t to, const int is_narrow) {
-    if (job->tokens == 1 || job->tokens < 0)
-        for (int64_t row = from; row < to; row++) {
-            prepare_row(state, job, row);
-            if (job->tokens < 0) expand_row(job, state, form, row);
-            else write(job, 0, row, dot(job, state, form, row, is_narrow));
-        }
+    if (job->tokens <= (is_narrow ? FEW : 1))
+        for (int64_t row = from; row < to; row++) work_row(job, state, form, row, is_narrow);
     else
         for (int64_t row = from; row < to; row += ROWS)
             multiply_rows(job, state, form, row, to - row < ROWS ? to - row : ROWS, is_narrow);
@@ -295,20 +301,25 @@ static void work(const Job *job, State *state, int64_t from, int64_t to) {
 
 // Inputs in the order of decoded numbers, blocks filled up with zeros.
 static void prepare_inputs(const Job *job, void *prepared) {
+    const int bits = job->type == BFLOAT16;
     int64_t width = padded(job);
     int places[BLOCK];
     for (int i = 0; i < BLOCK; i++) places[i] = order((int)job->form, narrow(job) ? i : wide_order(i));
     for (int64_t token = 0; token < job->tokens; token++)
-        for (int64_t column = 0; column < width; column += BLOCK)
-            for (int i = 0; i < BLOCK; i++) {
-                int64_t from = column + places[i], to = token * width + column + i;
-                int inside = from < job->columns;
-                from += token * job->input_stride;
-                if (narrow(job)) ((uint16_t *)prepared)[to] = inside ? ((const uint16_t *)job->inputs)[from] : 0;
-                else if (!inside) ((float *)prepared)[to] = 0;
-                else if (job->type == FLOAT32) ((float *)prepared)[to] = ((const float *)job->inputs)[from];
-                else ((float *)prepared)[to] = from_bits((uint32_t)((const uint16_t *)job->inputs)[from] << 16);
+        for (int64_t column = 0; column < width; column += BLOCK) {
+            int64_t from = token * job->input_stride + column, to = token * width + column;
+            int count = job->columns - column < BLOCK ? (int)(job->columns - column) : BLOCK;
+            uint16_t halves[BLOCK] = {0};
+            float values[BLOCK] = {0};
+            if (bits) memcpy(halves, (const uint16_t *)job->inputs + from, (size_t)count * 2);
+            else memcpy(values, (const float *)job->inputs + from, (size_t)count * 4);
+            if (narrow(job)) {
+                for (int i = 0; i < BLOCK; i++) ((uint16_t *)prepared)[to + i] = halves[places[i]];
+                continue;
             }
+            if (bits) for (int i = 0; i < BLOCK; i++) values[i] = from_bits((uint32_t)halves[i] << 16);
+            for (int i = 0; i < BLOCK; i++) ((float *)prepared)[to + i] = values[places[i]];
+        }
 }
 
 typedef struct {
@@ -343,8 +354,6 @@ static void *fresh(int64_t bytes) {
     return memory;
 }
 
-static int64_t groups_of(const Job *job) { return job->form == FP8 ? ((job->columns - 1) >> job->column_shift) + 1 : 0; }
-
 static int fill(State *state, int64_t groups) {
     memset(state, 0, sizeof *state);
     state->groups = groups;
@@ -352,10 +361,21 @@ static int fill(State *state, int64_t groups) {
     state->sums = fresh(ROWS * TOKENS * (int64_t)sizeof(Sum));
     state->tables = fresh(256 * (int64_t)sizeof(Table));
     state->lookups = fresh(ROWS * groups * (int64_t)sizeof(Lookup));
-    return state->piece && state->sums && state->tables && state->lookups;
+    state->own_tables = fresh(ROWS * groups * (int64_t)sizeof(Table));
+    state->scales = fresh(groups * (int64_t)sizeof(float));
+    state->zeros = fresh(groups * (int64_t)sizeof(float));
+    return state->piece && state->sums && state->tables && state->lookups && state->own_tables && state->scales && state->zeros;
 }
 
-static void drop(State *state) { free(state->piece); free(state->sums); free(state->tables); free(state->lookups); }
+static void drop(State *state) {
+    free(state->piece);
+    free(state->sums);
+    free(state->tables);
+    free(state->lookups);
+    free(state->own_tables);
+    free(state->scales);
+    free(state->zeros);
+}
 
 static int64_t prepared_bytes(const Job *job) {
     return job->tokens > 0 ? up(job->tokens * padded(job) * (narrow(job) ? 2 : 4), 64) : 0;
@@ -373,7 +393,7 @@ int run(Job *jobs, int64_t count, int64_t threads, Parallel parallel) {
     int64_t bytes = 0, groups = 1;
     for (int64_t i = 0; i < count; i++) {
         bytes += prepared_bytes(jobs + i);
-        if (groups_of(jobs + i) > groups) groups = groups_of(jobs + i);
+        if (groups_of(jobs + i) >= groups) groups = groups_of(jobs + i) + 1;
     }
     char *inputs = fresh(bytes), *at = inputs;
     State *states = malloc((size_t)threads * sizeof(State));
@@ -399,8 +419,11 @@ int run(Job *jobs, int64_t count, int64_t threads, Parallel parallel) {
 PLAIN = r"""
 INLINE int wide_order(int position) { return position; }
 
-INLINE void write_natural(const int form, const Number *numbers, uint16_t *out) {
-    for (int i = 0; i < BLOCK; i++) out[order(form, i)] = (uint16_t)(to_bits(numbers[i]) >> 16);
+typedef int Natural;
+INLINE Natural natural_order(const int form) { return form; }
+
+INLINE void write_natural(const Natural natural, const Number *numbers, uint16_t *out) {
+    for (int i = 0; i < BLOCK; i++) out[order(natural, i)] = (uint16_t)(to_bits(numbers[i]) >> 16);
 }
 """
 
@@ -410,11 +433,9 @@ typedef float Number;
 typedef float Part __attribute__((vector_size(16)));
 typedef Part Sum;
 enum { BLOCK = 16, STEP = 4, TILE = 3 };
-#define MOST 3
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { float values[16]; } Table;
-typedef Table Group;
 typedef struct { float scale; } Lookup;
 
 INLINE float rounded(float value) { return from_bits((uint32_t)bfloat16(value) << 16); }
@@ -423,10 +444,8 @@ INLINE void nvfp4_table(Table *table, float scale, float divisor) {
     for (int code = 0; code < 16; code++) table->values[code] = rounded(e2m1[code] * scale / divisor);
 }
 
-INLINE Group int4_group(float scale, float zero) {
-    Group group;
-    for (int code = 0; code < 16; code++) group.values[code] = rounded(((float)code - zero) * scale);
-    return group;
+INLINE void int4_table(Table *table, float scale, float zero) {
+    for (int code = 0; code < 16; code++) table->values[code] = rounded(((float)code - zero) * scale);
 }
 
 INLINE void fp8_lookup(Lookup *lookup, float scale) { lookup->scale = scale; }
@@ -437,15 +456,14 @@ INLINE Decoded decode_fp8(const Lookup *lookup, const uint8_t *codes) {
     return out;
 }
 
-INLINE Decoded decode_int4(const Group *group, const uint8_t *codes) {
+INLINE Decoded decode4(const Table *table, const uint8_t *codes) {
     Decoded out;
-    for (int i = 0; i < BLOCK; i++) out.parts[i / 4][i % 4] = group->values[codes[i / 2] >> 4 * (i % 2) & 15];
+    for (int i = 0; i < BLOCK; i++) out.parts[i / 4][i % 4] = table->values[codes[i / 2] >> 4 * (i % 2) & 15];
     return out;
 }
 
-INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const uint8_t *codes) {
-    return decode_int4(tables + scales[0], codes);
-}
+INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const uint8_t *codes) { return decode4(tables + scales[0], codes); }
+INLINE Decoded decode_int4(const Table *first, const Table *second, const uint8_t *codes) { (void)second; return decode4(first, codes); }
 
 INLINE int order(int form, int position) { (void)form; return position; }
 """

@@ -7,14 +7,12 @@ typedef float Number;
 typedef float32x4_t Part;
 typedef float32x4_t Sum;
 enum { BLOCK = 16, STEP = 4, TILE = 4 };
-#define MOST 4
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { uint8x16_t low, high; } Table;  // low and high bytes of the numbers of the 16 codes of a group
-typedef Table Group;
 typedef struct { float factor; } Lookup;
 
-INLINE Table table(const float *values) {
+INLINE Table split(const float *values) {
     uint16_t words[16];
     for (int i = 0; i < 16; i++) words[i] = bfloat16(values[i]);
     uint8x16x2_t bytes = vld2q_u8((const uint8_t *)words);
@@ -24,13 +22,13 @@ INLINE Table table(const float *values) {
 INLINE void nvfp4_table(Table *out, float scale, float divisor) {
     float values[16];
     for (int code = 0; code < 16; code++) values[code] = e2m1[code] * scale / divisor;
-    *out = table(values);
+    *out = split(values);
 }
 
-INLINE Group int4_group(float scale, float zero) {
+INLINE void int4_table(Table *out, float scale, float zero) {
     float values[16];
     for (int code = 0; code < 16; code++) values[code] = ((float)code - zero) * scale;
-    return table(values);
+    *out = split(values);
 }
 
 // Codes are read as float16 numbers, which are 256 times less. One rounding of the bits would turn some NaN into zeros.
@@ -58,19 +56,18 @@ INLINE Decoded decode_fp8(const Lookup *lookup, const uint8_t *codes) {
     return out;
 }
 
-INLINE Decoded decode_int4(const Group *group, const uint8_t *codes) {
+INLINE Decoded decode4(const Table *table, const uint8_t *codes) {
     uint8x8_t pairs = vld1_u8(codes), even = vand_u8(pairs, vdup_n_u8(15)), odd = vshr_n_u8(pairs, 4);
     uint8x16_t code = vcombine_u8(vzip1_u8(even, odd), vzip2_u8(even, odd));
-    uint8x16_t low = vqtbl1q_u8(group->low, code), high = vqtbl1q_u8(group->high, code);
+    uint8x16_t low = vqtbl1q_u8(table->low, code), high = vqtbl1q_u8(table->high, code);
     const uint16x8_t zero = vdupq_n_u16(0);
     uint16x8_t first = vreinterpretq_u16_u8(vzip1q_u8(low, high)), second = vreinterpretq_u16_u8(vzip2q_u8(low, high));
     return (Decoded){{vreinterpretq_f32_u16(vzip1q_u16(zero, first)), vreinterpretq_f32_u16(vzip2q_u16(zero, first)),
                       vreinterpretq_f32_u16(vzip1q_u16(zero, second)), vreinterpretq_f32_u16(vzip2q_u16(zero, second))}};
 }
 
-INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const uint8_t *codes) {
-    return decode_int4(tables + scales[0], codes);
-}
+INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const uint8_t *codes) { return decode4(tables + scales[0], codes); }
+INLINE Decoded decode_int4(const Table *first, const Table *second, const uint8_t *codes) { (void)second; return decode4(first, codes); }
 
 INLINE int order(int form, int position) { (void)form; return position; }
 """

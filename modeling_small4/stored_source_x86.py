@@ -7,11 +7,9 @@ typedef uint16_t Number;  // what a weight is decoded to
 typedef __m512i Part;
 typedef __m512 Sum;
 enum { BLOCK = 64, STEP = 32, TILE = 6 };
-#define MOST 6
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { uint16_t values[16]; } Table;  // numbers of the 16 codes of a group
-typedef __m512i Group;                           // the same of 32 columns with 4-bit codes
 typedef struct { __m512i parts[4]; } Lookup;    // numbers of the 128 FP8 codes without sign
 
 INLINE __m256i words(__m512 values) {
@@ -32,9 +30,10 @@ INLINE void nvfp4_table(Table *table, float scale, float divisor) {
     _mm256_storeu_si256((__m256i *)table, words(_mm512_div_ps(values, _mm512_set1_ps(divisor))));
 }
 
-INLINE Group int4_group(float scale, float zero) {
+INLINE void int4_table(Table *table, float scale, float zero) {
     const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_broadcast_i64x4(words(_mm512_mul_ps(_mm512_sub_ps(codes, _mm512_set1_ps(zero)), _mm512_set1_ps(scale))));
+    __m512 values = _mm512_mul_ps(_mm512_sub_ps(codes, _mm512_set1_ps(zero)), _mm512_set1_ps(scale));
+    _mm256_storeu_si256((__m256i *)table, words(values));
 }
 
 INLINE void fp8_lookup(Lookup *lookup, float scale) {
@@ -102,7 +101,11 @@ INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const ui
     return decode4(codes, a, both(_mm256_loadu_si256(t + scales[2]), _mm256_loadu_si256(t + scales[3])));
 }
 
-INLINE Decoded decode_int4(const Group *groups, const uint8_t *codes) { return decode4(codes, groups[0], groups[1]); }
+INLINE __m512i twice(const Table *table) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)table)); }
+
+INLINE Decoded decode_int4(const Table *first, const Table *second, const uint8_t *codes) {
+    return decode4(codes, twice(first), twice(second));
+}
 
 
 INLINE Sum nothing(void) { return _mm512_setzero_ps(); }
@@ -126,12 +129,18 @@ INLINE Sum add_wide(Sum sum, Part part, const float *inputs) {
 
 INLINE int wide_order(int position) { return position / 32 * 32 + 2 * (position % 16) + position % 32 / 16; }
 
-INLINE void write_natural(const int form, const Number *numbers, uint16_t *out) {
-    const __m512i a = load(numbers), b = load(numbers + 32);
+typedef struct { __m512i first, second; } Natural;  // where the numbers of 64 columns stand
+
+INLINE Natural natural_order(const int form) {
     uint16_t places[BLOCK];
     for (int i = 0; i < BLOCK; i++) places[order(form, i)] = (uint16_t)i;
-    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, _mm512_loadu_si512(places), b));
-    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(a, _mm512_loadu_si512(places + 32), b));
+    return (Natural){_mm512_loadu_si512(places), _mm512_loadu_si512(places + 32)};
+}
+
+INLINE void write_natural(const Natural natural, const Number *numbers, uint16_t *out) {
+    const __m512i a = load(numbers), b = load(numbers + 32);
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, natural.first, b));
+    _mm512_storeu_si512(out + 32, _mm512_permutex2var_epi16(a, natural.second, b));
 }
 """
 
@@ -142,11 +151,9 @@ typedef float Number;
 typedef __m256 Part;
 typedef __m256 Sum;
 enum { BLOCK = 32, STEP = 8, TILE = 3 };
-#define MOST 3
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { __m128i low, high; } Table;  // low and high bytes of the numbers of the 16 codes of a group
-typedef Table Group;
 typedef struct { float factor; } Lookup;
 
 INLINE __m256i rounded(__m256 values) {
@@ -172,11 +179,11 @@ INLINE void nvfp4_table(Table *out, float scale, float divisor) {
     *out = table(first, _mm256_div_ps(_mm256_mul_ps(_mm256_loadu_ps(e2m1 + 8), factor), by));
 }
 
-INLINE Group int4_group(float scale, float zero) {
+INLINE void int4_table(Table *out, float scale, float zero) {
     const __m256 factor = _mm256_set1_ps(scale), less = _mm256_set1_ps(zero);
     __m256 first = _mm256_sub_ps(_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), less);
     __m256 second = _mm256_sub_ps(_mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15), less);
-    return table(_mm256_mul_ps(first, factor), _mm256_mul_ps(second, factor));
+    *out = table(_mm256_mul_ps(first, factor), _mm256_mul_ps(second, factor));
 }
 
 // Codes are read as float16 numbers, which are 256 times less. One rounding of the bits would turn some NaN into zeros.
@@ -214,8 +221,9 @@ INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const ui
     return decode4(codes, _mm256_set_m128i(b->low, a->low), _mm256_set_m128i(b->high, a->high));
 }
 
-INLINE Decoded decode_int4(const Group *groups, const uint8_t *codes) {
-    return decode4(codes, _mm256_broadcastsi128_si256(groups->low), _mm256_broadcastsi128_si256(groups->high));
+INLINE Decoded decode_int4(const Table *first, const Table *second, const uint8_t *codes) {
+    (void)second;
+    return decode4(codes, _mm256_broadcastsi128_si256(first->low), _mm256_broadcastsi128_si256(first->high));
 }
 
 INLINE int order(int form, int position) {
