@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .systems import open_to_read, read_at
+
 CHUNK = 8 << 20  # bytes held at a time while copying
 _MAX_HEADER = 100 << 20
 
@@ -184,10 +186,10 @@ class Reader:
     def into(self, buffer: memoryview, stored: Stored, offset: int) -> None:
         """Fill `buffer` from byte `offset` of `stored`."""
         if stored.file not in self._open:
-            self._open[stored.file] = os.open(stored.file, os.O_RDONLY)
+            self._open[stored.file] = open_to_read(stored.file)
         done = 0
         while done < len(buffer):
-            got = os.preadv(self._open[stored.file], [buffer[done:]], stored.start + offset + done)
+            got = read_at(self._open[stored.file], buffer[done:], stored.start + offset + done)
             if got == 0:
                 raise CheckpointError(f"{stored.file}: ends inside tensor {stored.tensor}; was it changed meanwhile?")
             done += got

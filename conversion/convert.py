@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modeling_small4.commands.terminal import describe_bytes
 
-from . import hub, raw, shards
+from . import hub, quantize, raw, shards
 from .bundle import copy_code, write_tokenizer
 from .checkpoint import CheckpointError, Reader, read_json
 from .console import add_json, progress_bar
@@ -33,7 +33,7 @@ from .staging import check_destination, new_folder
 from .transformers_layout import transformers_config
 
 LAYOUTS = ("small4", "mistral", "transformers")
-PRECISIONS = ("keep", "bfloat16", "float32")
+PRECISIONS = ("keep", "bfloat16", "float32", *quantize.PRECISIONS)
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -53,12 +53,18 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion came to."""
+    """What a conversion came to. errors: where weights were quantized, the relative error of each by its raw name."""
 
     tensors: int
     bytes: int
     seconds: float
     peak_rss_bytes: int
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        out = asdict(self)
+        return out if self.errors else {key: value for key, value in out.items() if key != "errors"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", metavar="DST", type=Path, help="the folder to write; it appears whole or not at all")
     parser.add_argument("--to", choices=LAYOUTS, default="small4", help="layout to write (default: small4)")
     parser.add_argument(
-        "--dtype", choices=PRECISIONS, default="keep", help="keep: bit for bit; otherwise FP8 and NVFP4 are dequantised"
+        "--dtype",
+        choices=PRECISIONS,
+        default="keep",
+        help="keep: bit for bit; bfloat16, float32: expanded; fp8, nvfp4, int4: quantized as the releases are",
     )
     parser.add_argument(
         "--softmax-scale",
@@ -104,8 +113,14 @@ def run(args: argparse.Namespace) -> int:
     for note in notes:
         print(note, file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps(asdict(summary)))
+        print(json.dumps(summary.report()))
     else:
+        if summary.errors:
+            worst = max(summary.errors, key=lambda name: summary.errors[name])
+            mean = sum(summary.errors.values()) / len(summary.errors)
+            print(
+                f"relative error of {len(summary.errors)} quantized tensors: mean {mean:.4f}, largest {summary.errors[worst]:.4f} ({worst})"
+            )
         rate = describe_bytes(summary.bytes / max(summary.seconds, 1e-9))
         print(
             f"{args.dst}: {summary.tensors} tensors, {describe_bytes(summary.bytes)} in {summary.seconds:.1f} s ({rate}/s), "
@@ -151,7 +166,8 @@ def convert(
             if options.with_code:
                 copy_code(partial)
             written = _write_weights(partial, planned, options.shard_size, reader, progress)
-    return Summary(written.tensors, written.bytes, time.perf_counter() - started, peak_rss_bytes())
+    errors = planned.quantizer.errors if planned.quantizer else {}
+    return Summary(written.tensors, written.bytes, time.perf_counter() - started, peak_rss_bytes(), errors)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def params_entry(out: Plan) -> dict[str, Any]:
     if not values:
         return {}
     if not all(isinstance(value, Fp8) and value.arrangement == "tensor" for value in values):
-        return {"quantization_config": _original(out) or _told(out) or _compressed(out)}
+        return _original(out) or {"quantization_config": _told(out) or _compressed(out)}
     entry = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR" if _static(values) else "NO_SCALES"}
     told = (out.source.params or {}).get("quantization")
     if isinstance(told, dict) and told.items() >= entry.items():
@@ -64,20 +64,21 @@ def _told(out: Plan) -> dict[str, Any] | None:
     """What the source announces in the words of compressed-tensors, if all of it is kept as it was."""
     entry, quantized = out.source.announced.entry, [raw for raw, v in out.source.values.items() if v.quantized]
     same = all(raw in out.held and not out.held[raw].encode for raw in quantized) and len(quantized) == len(out.held)
-    if (
-        not same
-        or "config_groups" not in entry
-        or entry.get("quant_method", "compressed-tensors") != "compressed-tensors"
-    ):
-        return None
-    return {"quant_method": "compressed-tensors", **entry}
+    return _spelled(entry) if same and "config_groups" in entry else None
+
+
+def _spelled(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with its method in the one spelling that all readers know."""
+    return entry | {"quant_method": "compressed-tensors"}
 
 
 def _original(out: Plan) -> dict[str, Any] | None:
-    """The entry of the params.json that the checkpoint once came with, if it says the same."""
-    entry = (out.source.params or {}).get("quantization_config")
-    same = isinstance(entry, dict) and {"quant_method": "compressed-tensors", **entry} == _told(out)
-    return entry if same else None
+    """The key and entry of the params.json that the checkpoint once came with, if they say the same."""
+    for key in ("quantization_config", "quantization"):
+        entry = (out.source.params or {}).get(key)
+        if isinstance(entry, dict) and "config_groups" in entry and _spelled(entry) == _told(out):
+            return {key: entry}
+    return None
 
 
 def _compressed(out: Plan) -> dict[str, Any]:

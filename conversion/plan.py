@@ -16,6 +16,7 @@ from .checkpoint import CheckpointError, Reader, as_bytes, width
 from .formats.fp8 import Fp8
 from .formats.values import BLOCK, Held, Part, Values
 from .naming import Leaf, Place, leaves, place_fused, place_raw, to_transformers
+from .quantize import PRECISIONS, Quantizer
 from .source import Checkpoint
 from .steps import Cast, Copy, Encode, Literal, Step
 from .transforms import halves_to_interleaved, interleaved_to_halves
@@ -49,14 +50,16 @@ class Output:
 
 @dataclass
 class Plan:
-    """What is written of `source`. layout: "small4", "mistral" or "transformers". dtype: "keep", "bfloat16" or "float32".
+    """What is written of `source`. layout: "small4", "mistral" or "transformers". dtype: "keep", "bfloat16", "float32" or one of
+    `quantize.PRECISIONS`.
 
-    outputs: in writing order. remarks: what the user should know. held: the weights whose codes are written, by their raw names.
+    quantizer: where weights are quantized. outputs: in writing order. remarks: what the user should know. held: the weights whose codes are written, by their raw names.
     """
 
     source: Checkpoint
     layout: str
     dtype: str
+    quantizer: Quantizer | None = None
     outputs: list[Output] = field(default_factory=list)
     remarks: set[str] = field(default_factory=set)
     held: dict[str, Held] = field(default_factory=dict)
@@ -73,6 +76,8 @@ def plan(source: Checkpoint, layout: str, dtype: str, reader: Reader) -> Plan:
         CheckpointError: Experts of one layer that are stored in different formats and so do not fit into one tensor.
     """
     out = Plan(source, layout, dtype)
+    if dtype in PRECISIONS:
+        out.quantizer = Quantizer.for_leaves(dtype, list(leaves(source.config)), layout)
     experts = source.config.text_config.n_routed_experts
     for place, group in groupby(leaves(source.config), key=lambda leaf: _place(leaf, layout, experts)):
         members = list(group)
@@ -99,7 +104,14 @@ def _place(leaf: Leaf, layout: str, experts: int) -> Place:
 
 def _kept(out: Plan, leaf: Leaf) -> Held | None:
     """The codes of a weight as they are written; None where its numbers are."""
-    held = out.source.values[leaf.raw].held() if out.dtype == "keep" and leaf.linear else None
+    value = out.source.values[leaf.raw]
+    if out.quantizer is not None:
+        partner = out.source.values.get(_partner(leaf.raw))
+        return out.quantizer.quantized(value, leaf, partner) if out.quantizer.takes(leaf) else None
+    held = value.held() if out.dtype == "keep" and leaf.linear else None
+    if held is None and out.dtype == "keep" and value.quantized:
+        forms = sorted({part.form for part in value.inner() if part.quantized})
+        out.remarks.add(f"{', '.join(forms)} weights are expanded: our layout does not hold this form of them")
     if held is None or out.layout != "transformers":
         return held
     whole = isinstance(held, Fp8) and (
@@ -110,6 +122,13 @@ def _kept(out: Plan, leaf: Leaf) -> Held | None:
             f"{held.form} weights are expanded: transformers (up to 5.24) reads them of this model wrongly or not at all"
         )
     return held if whole else None
+
+
+def _partner(raw: str) -> str:
+    """The raw name of the up projection of a gate projection, and the reverse; empty for others."""
+    if ".w1." in raw:
+        return raw.replace(".w1.", ".w3.")
+    return raw.replace(".w3.", ".w1.") if ".w3." in raw else ""
 
 
 def _whole_blocks(leaf: Leaf) -> bool:
@@ -174,6 +193,9 @@ def _held_outputs(out: Plan, held: list[Held], place: Place, reader: Reader) -> 
         else:
             pieces = [_piece(p, encoder, role) for p, encoder in zip(parts, encoders, strict=True)]
         outputs.append(Output(first.name(role, place, out.layout), part.dtype, shape, tuple(pieces)))
+    if first.form == "int4" and out.layout == "mistral":  # compressed-tensors asks for it beside packed integers
+        told = Literal(bytes(as_bytes(torch.tensor(first.shape))))
+        outputs.append(Output(place.on("shape"), "I64", (2,), (Piece(told, 16),)))
     return outputs
 
 

@@ -93,11 +93,12 @@ def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True) 
 def _open_raw(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
     file = folder / "params.json"
     params = read_json(file)
+    headers = read_headers(weight_files(folder, RAW_INDEX, RAW_PATTERN))
+    _refuse_draft(folder, headers)
     config = raw.config_from_params(params, file)
     says = config.text_config.softmax_scale_rule
     _refuse_contradiction(rule, says, file)
     said = announced(params, file)
-    headers = read_headers(weight_files(folder, RAW_INDEX, RAW_PATTERN))
     finder = Finder(headers, strict, file, "mistral", said)
     values = _read(finder, config)
     note = f"{says} (yarn.apply_scale is {str(says == 'transformers').lower()} in params.json)"
@@ -113,6 +114,7 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
     headers = {from_transformers(name, text_only): stored for name, stored in found.items()}
     if len(headers) != len(found):
         raise CheckpointError(f"{folder}: one tensor is stored under two spellings of its name")
+    _refuse_draft(folder, headers)
     if kind in transformers_layout.OUR_TYPES:
         layout, config = "small4", raw.build_config(given, file)
         note = f"{config.text_config.softmax_scale_rule} (softmax_scale_rule in config.json)"
@@ -144,6 +146,14 @@ def _open_gguf(files: list[Path], rule: str | None, strict: bool) -> Checkpoint:
     return Checkpoint(
         place, "gguf", config, files[0], None, content.scale_note, values, said, finder.problems, content.remarks
     )
+
+
+def _refuse_draft(folder: Path, headers: dict[str, Stored]) -> None:
+    if any(name.endswith("eagle_linear.weight") for name in headers):
+        raise CheckpointError(
+            f"{folder}: is an EAGLE draft (eagle_linear.weight), which decodes beside a model and is none of its own; "
+            "it is used as it is, unconverted"
+        )
 
 
 def _leave_out_vision(config: Small4Config, headers: dict[str, Stored]) -> tuple[str, ...]:

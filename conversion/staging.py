@@ -5,9 +5,7 @@ and a later run knows what a killed one left. Links are not followed, and nothin
 `--overwrite` finds beside the files of the former checkpoint stays in the folder. Does not know what is written into a folder.
 """
 
-import ctypes
 import errno
-import fcntl
 import os
 import stat
 import tempfile
@@ -15,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from . import systems
 from .checkpoint import CheckpointError
 from .ownership import carried_code, foreign_entries, is_known, read_as_weights, why_no_checkpoint
 
 PREFIX, MARK = ".small4-", "small4-is-writing"
 # What is being written; and what stood at the destination before, or is about to change places with it.
 _NEW, _FORMER = "new", "former"
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -81,7 +79,7 @@ def private_folder(place: Path, purpose: str = "") -> Iterator[Path]:
         private = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.parent))
         lock = os.open(private / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            systems.lock(lock)
             os.write(lock, _mark_of(place, purpose))
             (private / ".lock").rename(private / MARK)  # whoever sees the mark finds it locked, or its run dead
             yield private
@@ -151,10 +149,8 @@ def _clear_leftovers(place: Path, purpose: str) -> None:
         if lock is None:
             continue
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{place}: another run is writing it; wait for it or choose another folder") from None
-        else:
+            if not systems.lock(lock):
+                raise CheckpointError(f"{place}: another run is writing it; wait for it or choose another folder")
             _restore(private, place)
             _remove(private, place)
         finally:
@@ -165,9 +161,9 @@ def _open_mark(private: Path, content: bytes) -> int | None:
     """The mark of a run's folder, opened, if it has this content; None for a folder that is no such run's, whatever it is called."""
     try:
         found = os.lstat(private)
-        if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.geteuid():
+        if not systems.private_to_us(found):
             return None
-        mark = os.open(private / MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        mark = os.open(private / MARK, os.O_RDWR | systems.NO_FOLLOW)
     except OSError:
         return None
     if stat.S_ISREG(os.fstat(mark).st_mode) and os.read(mark, 4096) == content:
@@ -195,7 +191,7 @@ def _put_in_place(new: Path, place: Path, destination: Path, overwrite: bool) ->
         if not overwrite or place.is_symlink() or not place.is_dir():
             raise CheckpointError(f"{destination}: came into being meanwhile; nothing was replaced") from None
         return _replace(new, place, destination)
-    _sync_one(place.parent)
+    systems.sync(place.parent)
     return []
 
 
@@ -213,7 +209,7 @@ def _replace(new: Path, place: Path, destination: Path) -> list[str]:
     if why_no_checkpoint(former):  # another folder came to this place since it was looked at
         _change_places(former, place)
         raise CheckpointError(f"{destination}: came into being meanwhile; nothing was replaced")
-    _sync_one(place.parent)
+    systems.sync(place.parent)
     return _keep_by_move(former, place)
 
 
@@ -237,17 +233,10 @@ def _keep_by_move(former: Path, place: Path) -> list[str]:
 
 
 def _change_places(one: Path, other: Path) -> None:
-    if not _exchange(one, other):
+    if not systems.exchange(one, other):
         spare = one.rename(one.with_name(_NEW))
         other.rename(one)
         spare.rename(other)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step, so that there is never none; False where the system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    here = -100  # AT_FDCWD
-    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _remove(private: Path, place: Path) -> None:
@@ -279,16 +268,8 @@ def _delete_files(folder: Path, ours: Callable[[str], bool]) -> None:
 def _sync(folder: Path) -> None:
     """Let a folder, and the files in it, reach the disk."""
     for entry in folder.iterdir():
-        _sync_one(entry)
-    _sync_one(folder)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        systems.sync(entry)
+    systems.sync(folder)
 
 
 def _listed(names: list[str]) -> str:

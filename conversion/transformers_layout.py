@@ -59,9 +59,8 @@ def config_from_transformers(given: dict[str, Any], rule: str, has_head: bool, f
         if isinstance(vision := given.get("vision_config"), dict):
             given["vision_config"] = {**_PIXTRAL_DEFAULTS, **vision}
     config = build_config(given if "text_config" in given else text, file)
-    config.tie_word_embeddings = bool(
-        given.get("tie_word_embeddings", given.get("model_type") == "mistral3" and not has_head)
-    )
+    tied = bool(given.get("tie_word_embeddings", given.get("model_type") == "mistral3" and not has_head))
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     return config, why
 
 

@@ -1,7 +1,8 @@
-"""`small4 verify`: two checkpoints of any layout compared tensor by tensor in real value, a few megabytes at a time.
+"""`small4 verify`: two checkpoints of any format compared tensor by tensor in real value, a few megabytes at a time.
 
-Real value: quantised weights count as the numbers they stand for. Two quantised checkpoints are compared by code times scale, a
-quantised one against a plain one by the bfloat16 that loading makes of it. Writes nothing.
+Real value: quantized weights count as the numbers they stand for. Two quantized checkpoints are compared by code times scale, a
+quantized one against a plain one by the bfloat16 that loading makes of it. Where a checkpoint is a quantization of the other, no quantized
+weight is equal: then each may differ by what its format's rounding makes, and everything else must be equal. Writes nothing.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,16 +42,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `small4 verify`; 0 if the two are equal, 1 otherwise. Raises what `compare` raises."""
+    """Carry out `small4 verify`; 0 if the two are equal, 1 otherwise. Raises what `compare_folders` raises."""
     with progress_bar("comparing") as progress:
-        compared, differences = compare(args.a, args.b, progress, args.revision)
+        report = compare_folders(args.a, args.b, progress, args.revision)
     if args.json:
-        print(json.dumps({"equal": not differences, "differences": [asdict(d) for d in differences]}))
-    else:
-        for d in differences:
-            print(f"{d.tensor}: {d.reason}" + ("" if d.max_abs is None else f", largest difference {d.max_abs:.6g}"))
-        print(f"{len(differences)} tensors differ" if differences else f"equal: {compared} tensors")
-    return 1 if differences else 0
+        print(json.dumps(report.summary()))
+        return 1 if report.differences else 0
+    for d in report.differences:
+        print(f"{d.tensor}: {d.reason}" + ("" if d.max_abs is None else f", largest difference {d.max_abs:.6g}"))
+    for form, e in report.errors.items():
+        print(
+            f"{e.tensors} tensors differ by the rounding of {form}: relative error {e.mean:.4f}, largest {e.largest:.4f} "
+            f"(believed up to {e.expected:.4f})"
+        )
+    print(f"{len(report.differences)} tensors differ" if report.differences else f"equal: {report.compared} tensors")
+    return 1 if report.differences else 0
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Weights that differ as a quantization of them does. Errors are root-mean-square and relative; `expected` is the largest believed."""
+
+    tensors: int
+    mean: float
+    largest: float
+    expected: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """How two checkpoints compare. errors: by format, where one is a quantization of the other."""
+
+    compared: int
+    differences: list[Difference]
+    errors: dict[str, Rounding]
+
+    @property
+    def exact(self) -> bool:
+        """Whether all numbers are the same."""
+        return not self.differences and not self.errors
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        out: dict[str, Any] = {"equal": not self.differences, "differences": [asdict(d) for d in self.differences]}
+        return out | ({"errors": {form: asdict(e) for form, e in self.errors.items()}} if self.errors else {})
 
 
 def compare(
@@ -58,7 +94,18 @@ def compare(
     progress: Callable[[int, int], None] = lambda done, total: None,
     revision: str | None = None,
 ) -> tuple[int, list[Difference]]:
-    """Compare two checkpoints; returns the number of tensors looked at and what differs, by the name stored in `a`.
+    """The number of tensors looked at and what differs; see `compare_folders`."""
+    report = compare_folders(a, b, progress, revision)
+    return report.compared, report.differences
+
+
+def compare_folders(
+    a: str | Path,
+    b: str | Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    revision: str | None = None,
+) -> Report:
+    """Compare two checkpoints. Differences are listed by the name stored in `a`.
 
     revision: of what is on the Hub; None: its main branch.
 
@@ -69,15 +116,40 @@ def compare(
     found: dict[str, Difference] = {}
     tables = [{leaf.raw: leaf for leaf in leaves(side.config)} for side in sides]
     names = dict.fromkeys((*tables[0], *tables[1]))
+    rounded = _Rounded()
     with Reader() as reader:
         for done, raw in enumerate(names):
-            for difference in _compare_leaf(reader, sides, tables, raw):
+            for difference in _compare_leaf(reader, sides, tables, raw, rounded):
                 _add(found, difference)
             progress(done + 1, len(names))
+    errors = rounded.judge(found)
     for side in sides:
         for tensor, reason in side.problems:
             _add(found, Difference(tensor, f"{reason} ({side.folder})", None))
-    return len(names), list(found.values())
+    return Report(len(names), list(found.values()), errors)
+
+
+class _Rounded:
+    """Weights of two formats that are not equal, kept until it is known whether any weight of these formats is."""
+
+    def __init__(self) -> None:
+        self.equal: set[str] = set()
+        self.apart: list[tuple[str, float, float, Difference]] = []  # formats, error, expected error
+
+    def judge(self, found: dict[str, Difference]) -> dict[str, Rounding]:
+        """Put what is no rounding into `found`; returns the rest by formats."""
+        errors: dict[str, list[tuple[float, float]]] = {}
+        for form, error, expected, difference in self.apart:
+            if form in self.equal or not error <= expected:
+                _add(found, difference)
+            else:
+                errors.setdefault(form, []).append((error, expected))
+        return {form: _rounding_of(each) for form, each in errors.items()}
+
+
+def _rounding_of(each: list[tuple[float, float]]) -> Rounding:
+    errors, expected = zip(*each, strict=True)
+    return Rounding(len(each), sum(errors) / len(each), max(errors), max(expected))
 
 
 def _add(found: dict[str, Difference], new: Difference) -> None:
@@ -92,7 +164,7 @@ def _folder(source: str | Path, revision: str | None) -> Path:
 
 
 def _compare_leaf(
-    reader: Reader, sides: list[Checkpoint], tables: list[dict[str, Leaf]], raw: str
+    reader: Reader, sides: list[Checkpoint], tables: list[dict[str, Leaf]], raw: str, rounded: _Rounded
 ) -> Iterator[Difference]:
     values = [_values(side, raw) for side in sides]
     if values[0] is None or values[1] is None:
@@ -100,15 +172,28 @@ def _compare_leaf(
             if value is None and other is not None:
                 yield Difference(other.body.tensor, f"missing in {side.folder}", None)
         return
-    name = values[0].body.tensor
+    pair = values[0], values[1]
+    name = pair[0].body.tensor
     shapes = [table[raw if raw in table else "tok_embeddings.weight"].shape for table in tables]
     if shapes[0] != shapes[1]:
         yield Difference(name, f"shape {list(shapes[0])} against {list(shapes[1])}", None)
         return
-    largest = _largest_difference(reader, sides, tables, raw, (values[0], values[1]))
-    if largest:
-        yield Difference(name, "values differ", largest if math.isfinite(largest) else None)
-    yield from _compare_activation(reader, sides, raw, (values[0], values[1]))
+    gap, form = _gap(reader, sides, tables, raw, pair), _formats(pair)
+    difference = Difference(name, "values differ", gap.largest if math.isfinite(gap.largest) else None)
+    if gap.largest and form:
+        expected = math.hypot(*(value.expected_error() for value in pair))
+        rounded.apart.append((form, gap.relative, expected, difference))
+    elif gap.largest:
+        yield difference
+    elif form and gap.size:
+        rounded.equal.add(form)
+    yield from _compare_activation(reader, sides, raw, pair)
+
+
+def _formats(pair: tuple[Values, Values]) -> str:
+    """The formats of two weights, if one can be a quantization of the other; empty for two of one format."""
+    forms = [{part.form for part in value.inner() if part.quantized} for value in pair]
+    return "+".join(sorted(forms[0] | forms[1])) if forms[0] != forms[1] else ""
 
 
 def _values(side: Checkpoint, raw: str) -> Values | None:
@@ -118,16 +203,30 @@ def _values(side: Checkpoint, raw: str) -> Values | None:
     return side.values.get(raw)
 
 
-def _largest_difference(
+@dataclass
+class _Gap:
+    """How far two tensors are apart: largest |a - b|, infinite where one is no finite number and the other is not the same; sums of
+    squares of the differences and of the numbers."""
+
+    largest: float = 0.0
+    apart: float = 0.0
+    size: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """Root-mean-square difference, relative to the numbers' size."""
+        return math.sqrt(self.apart / self.size) if self.size else math.inf
+
+
+def _gap(
     reader: Reader, sides: list[Checkpoint], tables: list[dict[str, Leaf]], raw: str, values: tuple[Values, Values]
-) -> float:
-    """Largest |a - b|; infinite where one is no finite number and the other is not the same; 0 if equal."""
+) -> _Gap:
     turned = (
         any(raw in table and table[raw].rotary_heads for table in tables)
         and sides[0].interleaved != sides[1].interleaved
     )
     if not turned and _same_codes(reader, *values):
-        return 0.0
+        return _Gap()
     rounded = _rounding(*values)
     streams: list[Iterator[torch.Tensor]] = []
     for side, table, value in zip(sides, tables, values, strict=True):
@@ -138,15 +237,17 @@ def _largest_difference(
             streams.append(iter([torch.cat(list(value.numbers(reader)))]))
         else:
             streams.append(value.numbers(reader, rounded))
-    largest = 0.0
+    out = _Gap()
     for one, other in zip(*streams, strict=True):
         wide = torch.float64 if torch.float32 in (one.dtype, other.dtype) else torch.float32
         x, y = one.to(wide), other.to(wide)
+        out.size += float(torch.maximum(x.square().sum(), y.square().sum()))
         if torch.equal(x, y):
             continue
         gap = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs())
-        largest = max(largest, float(gap.nan_to_num(nan=math.inf).max()))
-    return largest
+        out.largest = max(out.largest, float(gap.nan_to_num(nan=math.inf).max()))
+        out.apart += float(gap.square().sum())
+    return out
 
 
 def _rounding(one: Values, other: Values) -> torch.dtype | None:

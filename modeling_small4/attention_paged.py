@@ -109,7 +109,7 @@ class LatentBatchingManager(ContinuousBatchingManager):
         settings = copy(continuous_batching_config)
         if "flash" not in model.config._attn_implementation:
             settings.use_cuda_graph = (
-                False  # requests are taken apart by lengths that a recorded graph would not read anew
+                False  # requests are taken apart by lengths that a recorded graph would not read again
             )
         super().__init__(model, generation_config, settings, hints)
 

@@ -280,7 +280,7 @@ class LatentCache(Cache):
 def extend(cache: Cache, tokens: torch.Tensor, rank: int, layer_idx: int) -> torch.Tensor:
     """Append tokens to any cache and return all of them.
 
-    transformers' own caches hold them as keys whose values have no width; its quantised ones cannot, and get latent and rotary key apart.
+    transformers' own caches hold them as keys whose values have no width; its quantized ones cannot, and get latent and rotary key apart.
 
     Args:
         tokens: `[batch, 1, new, rank + rotary width]`.

@@ -6,15 +6,18 @@ Field names are those of transformers' `mistral4`, `pixtral` and `mistral3`, so 
 
 import difflib
 import math
+import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import partial, wraps
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .reading import naming, reason_of, shown
 from .saving import NoLinksFollowed
 from .stored_config import stored_entry
 
@@ -42,7 +45,7 @@ _COMMON_KEYS = {
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:
     if not ok:
-        raise ValueError(f"{name}={value!r} cannot work: {allowed}.")
+        raise ValueError(f"{name}={shown(value)} cannot work: {allowed}.")
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,40 @@ class _Check:
     allowed: str
 
 
-def _positive(*names: str) -> tuple[_Check, ...]:
-    """The rule of sizes and counts."""
-    return tuple(_Check(name, partial(_is_positive, name), "it must be a positive integer") for name in names)
+def _positive(*names: str, most: int = 2**20) -> tuple[_Check, ...]:
+    """The rule of sizes and counts. `most` is far above what any machine holds, and low enough that no product of sizes overflows."""
+    allowed = f"it must be a positive integer of at most {most}"
+    return tuple(_Check(name, partial(_is_whole, name, 1, most), allowed) for name in names)
 
 
-def _is_positive(name: str, config: Any) -> bool:
+def _is_whole(name: str, least: int, most: int, config: Any) -> bool:
     value = getattr(config, name)
-    return isinstance(value, int) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(*names: str, least: float = 0.0, most: float, optional: bool = False) -> tuple[_Check, ...]:
+    """The rule of settings that are numbers; NaN and infinity are none."""
+    allowed = f"it must be a number between {least:g} and {most:g}" + (", or None" if optional else "")
+    return tuple(_Check(name, partial(_in_range, name, least, most, optional), allowed) for name in names)
+
+
+def _in_range(name: str, least: float, most: float, optional: bool, config: Any) -> bool:
+    value = getattr(config, name)
+    return (optional and value is None) or _is_number(value, least, most)
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
+def _activation(name: str) -> _Check:
+    return _Check(name, partial(_is_activation, name), "transformers has no activation function of this name")
+
+
+def _is_activation(name: str, config: Any) -> bool:
+    from transformers.activations import ACT2FN  # only here, for it imports torch
+
+    return getattr(config, name) in ACT2FN
 
 
 def _warn_of_misspellings(config: PreTrainedConfig, unknown: dict[str, Any]) -> None:
@@ -79,6 +108,34 @@ def _warn_of_misspellings(config: PreTrainedConfig, unknown: dict[str, Any]) -> 
             )
 
 
+def _is_dtype(value: Any) -> bool:
+    return value is None or re.fullmatch(r"(torch\.)?(auto|bfloat16|float\d+(_\w+)?)", str(value)) is not None
+
+
+# Fields that transformers adds and takes as they come, and stumbles over later.
+_HOSTS_FIELDS = (
+    _Check(
+        "architectures",
+        lambda c: (
+            c.architectures is None
+            or (isinstance(c.architectures, list) and all(isinstance(name, str) for name in c.architectures))
+        ),
+        "it must be a list of names",
+    ),
+    _Check("dtype", lambda c: _is_dtype(c.dtype), "it must be the name of a floating dtype of torch"),
+    _Check("auto_map", lambda c: isinstance(getattr(c, "auto_map", None) or {}, dict), "it must be an object"),
+    _Check(
+        "quantization_config",
+        lambda c: (
+            getattr(c, "quantization_config", None) is None
+            or isinstance(c.quantization_config, dict)
+            or hasattr(c.quantization_config, "to_dict")
+        ),
+        "it must be an object",
+    ),
+)
+
+
 class _Small4BaseConfig(NoLinksFollowed, PreTrainedConfig):
     """What the three configurations share: checks at construction, misspelling warnings, an `auto_map` for libraries."""
 
@@ -94,7 +151,7 @@ class _Small4BaseConfig(NoLinksFollowed, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse sizes that cannot work, at construction, at saving and when a model is built."""
-        for check in self._checks:
+        for check in self._checks + _HOSTS_FIELDS:
             if not check.holds(self):
                 _require(False, check.field, getattr(self, check.field), check.allowed.format(c=self))
         self.validate_rope()
@@ -105,6 +162,36 @@ class _Small4BaseConfig(NoLinksFollowed, PreTrainedConfig):
             del d["auto_map"]
 
 
+def _refusing(cls: type[Any]) -> type[Any]:
+    """Let a value of a wrong kind be a ValueError that names the field, whatever the host's checks raise over it."""
+    construct = cls.__init__
+
+    @wraps(construct)
+    def checked(self: Any, *args: Any, **fields: Any) -> None:
+        try:
+            construct(self, *args, **fields)
+        except (ValueError, ImportError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{_blamed(cls, construct, fields)}{reason_of(error.__cause__ or error)}") from error
+
+    cls.__init__ = checked
+    return cls
+
+
+def _blamed(cls: type[Any], construct: Callable[..., None], fields: dict[str, Any]) -> str:
+    """The field that alone is refused, as the beginning of a message; nothing where it takes several."""
+    for name, value in fields.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                construct(object.__new__(cls), **{name: value})
+        except Exception:
+            return f"{name}={shown(value)} cannot be read: "
+    return ""
+
+
+@_refusing
 @strict
 class Small4TextConfig(_Small4BaseConfig):
     r"""
@@ -122,7 +209,7 @@ class Small4TextConfig(_Small4BaseConfig):
         qk_nope_head_dim, qk_rope_head_dim, v_head_dim (`int`): Widths per head without position, with position, and of values.
         n_routed_experts, n_shared_experts, num_experts_per_tok (`int`): 128 experts, one always active, 4 chosen per token.
         n_group, topk_group (`int`): Experts are chosen within the best `topk_group` of `n_group` equal groups.
-        norm_topk_prob (`bool`), routed_scaling_factor (`float`): Chosen weights are renormalised to sum 1, then scaled.
+        norm_topk_prob (`bool`), routed_scaling_factor (`float`): Chosen weights are renormalized to sum 1, then scaled.
         first_k_dense_replace (`int`, defaults to 0): The first layers that are dense.
         softmax_scale_rule (`"released"` or `"transformers"`): `"released"`: scores are scaled by `qk_head_dim ** -0.5`.
             `"transformers"`: also by `(0.1 * ln(factor) + 1) ** 2`, YaRN's magnitude correction (raw `yarn.apply_scale: true`).
@@ -171,17 +258,24 @@ class Small4TextConfig(_Small4BaseConfig):
     }
 
     _checks = (
-        *_positive("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers"),
-        *_positive("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
-        *_positive("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "max_position_embeddings"),
-        _Check("q_lora_rank", lambda c: c.q_lora_rank is None or c.q_lora_rank > 0, "it must be positive, or None"),
+        *_positive("hidden_size", "intermediate_size", "moe_intermediate_size", "kv_lora_rank", "qk_nope_head_dim"),
+        *_positive("qk_rope_head_dim", "v_head_dim"),
+        *_positive(
+            "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "num_attention_heads", most=2**14
+        ),
+        *_positive("num_hidden_layers", most=1000),
+        *_positive("vocab_size", most=2**24),
+        *_positive("max_position_embeddings", most=2**40),
+        _Check(
+            "q_lora_rank", lambda c: c.q_lora_rank is None or 0 < c.q_lora_rank <= 2**20, "it must be positive, or None"
+        ),
         _Check("qk_rope_head_dim", lambda c: c.qk_rope_head_dim % 2 == 0, "it must be even: positions rotate pairs"),
         _Check(
             "num_key_value_heads",
             lambda c: c.num_key_value_heads == c.num_attention_heads,
             "latent attention has as many as query heads, {c.num_attention_heads}",
         ),
-        _Check("n_shared_experts", lambda c: c.n_shared_experts >= 0, "it must be 0 or more"),
+        _Check("n_shared_experts", partial(_is_whole, "n_shared_experts", 0, 1000), "it must be 0 or more, up to 1000"),
         _Check(
             "n_group",
             lambda c: c.n_routed_experts % c.n_group == 0,
@@ -196,10 +290,24 @@ class Small4TextConfig(_Small4BaseConfig):
         ),
         _Check(
             "first_k_dense_replace",
-            lambda c: 0 <= c.first_k_dense_replace <= c.num_hidden_layers,
+            lambda c: _is_whole("first_k_dense_replace", 0, c.num_hidden_layers, c),
             "it must be between 0 and {c.num_hidden_layers}",
         ),
-        _Check("rms_norm_eps", lambda c: c.rms_norm_eps > 0, "it must be above 0"),
+        _Check(
+            "rms_norm_eps",
+            lambda c: c.rms_norm_eps > 0 and _is_number(c.rms_norm_eps, 0, 1),
+            "it must be above 0, up to 1",
+        ),
+        *_number("routed_scaling_factor", most=1e6),
+        *_number("initializer_range", most=1),
+        *_number("attention_dropout", most=1, optional=True),
+        *_number("router_aux_loss_coef", "router_z_loss_coef", most=1e6),
+        _activation("hidden_act"),
+        _Check(
+            "pad_token_id",
+            lambda c: c.pad_token_id is None or -c.vocab_size <= c.pad_token_id < c.vocab_size,
+            "it must be an id below vocab_size={c.vocab_size}, or None",
+        ),
         _Check(
             "softmax_scale_rule",
             lambda c: c.softmax_scale_rule in SOFTMAX_SCALE_RULES,
@@ -258,7 +366,8 @@ class Small4TextConfig(_Small4BaseConfig):
         for name, default in (("num_key_value_heads", self.num_attention_heads), ("n_group", 1), ("topk_group", 1)):
             if getattr(self, name) is None:
                 setattr(self, name, default)
-        self.first_k_dense_replace = self.first_k_dense_replace or 0
+        if self.first_k_dense_replace is None:
+            self.first_k_dense_replace = 0
         self._finish(**kwargs)
 
     @property
@@ -287,15 +396,20 @@ class Small4TextConfig(_Small4BaseConfig):
     def validate_rope(self) -> None:
         """Replaces the host's check, which only warns: a rotary setting that cannot work is refused."""
         rope = self.rope_parameters
+        yarn = rope["rope_type"] == "yarn"
         allowed = "rope_type must be 'yarn' or 'default'"
-        _require(rope["rope_type"] in ("yarn", "default"), "rope_parameters['rope_type']", rope["rope_type"], allowed)
-        numbers = {"rope_theta": 0} | (
-            {"factor": 1, "original_max_position_embeddings": 1} if rope["rope_type"] == "yarn" else {}
-        )
-        for name, least in numbers.items():
-            value = rope.get(name)
-            ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= least and value > 0
-            _require(ok, f"rope_parameters[{name!r}]", value, f"it must be a number of at least {least} and above 0")
+        _require(yarn or rope["rope_type"] == "default", "rope_parameters['rope_type']", rope["rope_type"], allowed)
+        numbers: dict[str, tuple[float, float]] = {"rope_theta": (1.0 + 1e-6 if yarn else 1e-6, 1e30)}
+        if yarn:
+            numbers |= {"factor": (1, 1e9), "original_max_position_embeddings": (1, 2**40)}
+            numbers |= {"beta_fast": (1e-6, 1e9), "beta_slow": (1e-6, 1e9)}
+        if rope.get("llama_4_scaling_beta") is not None:
+            numbers["llama_4_scaling_beta"] = (0, 1e6)
+        for name, (least, most) in numbers.items():
+            allowed = f"it must be a number between {least:g} and {most:g}"
+            _require(_is_number(rope.get(name), least, most), f"rope_parameters[{name!r}]", rope.get(name), allowed)
+        truncate = rope.get("truncate", True)
+        _require(isinstance(truncate, bool), "rope_parameters['truncate']", truncate, "it must be true or false")
 
 
 def _rope_parameters(given: dict[str, Any] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -304,6 +418,7 @@ def _rope_parameters(given: dict[str, Any] | None, kwargs: dict[str, Any]) -> di
     Settles amplitude (always 1 here) and magnitude keys: `attention_factor`, `mscale`, `mscale_all_dim` are dropped, see
     `softmax_scale_rule`. Legacy `rope_theta`, `type` and `llama_4_scaling` are folded in.
     """
+    _require(given is None or isinstance(given, dict), "rope_parameters", given, "it must be an object")
     rope = dict(given) if given else {"rope_type": "yarn", "factor": 128.0, "original_max_position_embeddings": 8192}
     legacy_type = rope.pop("type", "default")
     rope.setdefault("rope_type", legacy_type)
@@ -311,19 +426,21 @@ def _rope_parameters(given: dict[str, Any] | None, kwargs: dict[str, Any]) -> di
     if rope.get("rope_theta") is None:
         rope["rope_theta"] = 10000.0 if theta is None else theta
     scaling = kwargs.pop("llama_4_scaling", None) or {}
+    _require(isinstance(scaling, dict), "llama_4_scaling", scaling, "it must be an object")
     base = scaling.get("original_max_position_embeddings", rope.get("original_max_position_embeddings"))
     allowed = "query scaling and YaRN share one original_max_position_embeddings"
     _require(base == rope.get("original_max_position_embeddings"), "llama_4_scaling", scaling, allowed)
     candidates = (rope.get("llama_4_scaling_beta"), kwargs.pop("llama_4_scaling_beta", None), scaling.get("beta"))
     rope["llama_4_scaling_beta"] = next((beta for beta in candidates if beta is not None), None if given else 0.1)
     if rope["rope_type"] == "yarn":
-        rope["beta_fast"] = rope.get("beta_fast") or 32.0
-        rope["beta_slow"] = rope.get("beta_slow") or 1.0
+        for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
+            rope[name] = default if rope.get(name) in (None, 0) else rope[name]
     for name in ("attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor", "max_position_embeddings"):
         rope.pop(name, None)
     return rope
 
 
+@_refusing
 @strict
 class Small4VisionConfig(_Small4BaseConfig):
     r"""
@@ -342,8 +459,10 @@ class Small4VisionConfig(_Small4BaseConfig):
     base_model_fsdp_plan = {"transformer.layers.*": "free_full_weight"}  # noqa: RUF012
 
     _checks = (
-        *_positive("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
-        *_positive("image_size", "patch_size"),
+        *_positive("hidden_size", "intermediate_size"),
+        *_positive("num_attention_heads", most=2**14),
+        *_positive("num_hidden_layers", "num_channels", most=1000),
+        *_positive("image_size", "patch_size", most=2**12 * 16),
         _Check(
             "hidden_size",
             lambda c: c.hidden_size % (4 * c.num_attention_heads) == 0,
@@ -351,6 +470,13 @@ class Small4VisionConfig(_Small4BaseConfig):
             "columns each rotate pairs",
         ),
         _Check("image_size", lambda c: c.image_size >= c.patch_size, "it must be at least patch_size={c.patch_size}"),
+        _Check(
+            "rms_norm_eps",
+            lambda c: c.rms_norm_eps > 0 and _is_number(c.rms_norm_eps, 0, 1),
+            "it must be above 0, up to 1",
+        ),
+        *_number("attention_dropout", "initializer_range", most=1),
+        _activation("hidden_act"),
     )
 
     hidden_size: int = 1024
@@ -370,7 +496,9 @@ class Small4VisionConfig(_Small4BaseConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("head_dim", None)
-        rope = dict(self.rope_parameters or {})
+        given = self.rope_parameters
+        _require(given is None or isinstance(given, dict), "vision rope_parameters", given, "it must be an object")
+        rope = dict(given or {})
         theta = kwargs.pop("rope_theta", None)
         theta = rope.get("rope_theta", 10000.0 if theta is None else theta)
         self.rope_parameters = {"rope_type": rope.get("rope_type", "axial"), "rope_theta": theta}
@@ -386,10 +514,11 @@ class Small4VisionConfig(_Small4BaseConfig):
         rope = self.rope_parameters
         ok = rope["rope_type"] in ("axial", "default")
         _require(ok, "vision rope_parameters['rope_type']", rope["rope_type"], "it must be 'axial'")
-        ok = isinstance(rope["rope_theta"], (int, float)) and rope["rope_theta"] > 0
-        _require(ok, "vision rope_parameters['rope_theta']", rope["rope_theta"], "it must be a positive number")
+        theta, allowed = rope["rope_theta"], "it must be a positive number of at most 1e30"
+        _require(_is_number(theta, 1e-6, 1e30), "vision rope_parameters['rope_theta']", theta, allowed)
 
 
+@_refusing
 @strict
 class Small4Config(_Small4BaseConfig):
     r"""
@@ -410,6 +539,7 @@ class Small4Config(_Small4BaseConfig):
 
     model_type = "small4"
     base_model_fsdp_plan = None  # the parts have theirs
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_hidden_states", "image_outputs"]  # noqa: RUF012
     attribute_map = {"image_token_id": "image_token_index"}  # noqa: RUF012
     sub_configs_defaults = {  # noqa: RUF012
         "text_config": Small4TextConfig,
@@ -417,7 +547,13 @@ class Small4Config(_Small4BaseConfig):
     }
 
     _checks = (
-        *_positive("spatial_merge_size"),
+        *_positive("spatial_merge_size", most=256),
+        _activation("projector_hidden_act"),
+        _Check(
+            "tie_word_embeddings",
+            lambda c: c.tie_word_embeddings or not c.text_config.tie_word_embeddings,
+            "text_config.tie_word_embeddings is True; set both alike",
+        ),
         _Check(
             "image_token_index",
             lambda c: c.vision_config is None or 0 <= c.image_token_index < c.text_config.vocab_size,
@@ -445,9 +581,20 @@ class Small4Config(_Small4BaseConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = _sub_config(self.text_config, "text_config", ("small4_text", "mistral4"))
         self.vision_config = _sub_config(self.vision_config, "vision_config", ("small4_vision", "pixtral"))
+        text = self.text_config
+        inner = (
+            text.get("tie_word_embeddings") if isinstance(text, dict) else getattr(text, "tie_word_embeddings", False)
+        )
+        self.tie_word_embeddings = self.tie_word_embeddings or inner is True
         if "quantization_config" in kwargs:
             kwargs["quantization_config"] = stored_entry(kwargs["quantization_config"])
         self._finish(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "Small4Config":
+        """As transformers'. Raises ValueError or OSError that names the file and the field for what cannot be read."""
+        with naming(_config_file(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -458,10 +605,18 @@ class Small4Config(_Small4BaseConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "Small4Config":
         """As transformers', with the release's own dictionary read as Small 4's."""
-        return super().from_dict(_as_small4(config_dict), **kwargs)
+        if (name := kwargs.get("name_or_path")) is None:
+            return super().from_dict(_as_small4(config_dict), **kwargs)
+        with naming(_config_file(name)):  # transformers' AutoConfig comes this way
+            return super().from_dict(_as_small4(config_dict), **kwargs)
 
     def validate_rope(self) -> None:
         """Nothing of its own: the sub-configurations check theirs."""
+
+
+def _config_file(source: Any) -> str:
+    """What a configuration is called in an error: its file in a folder, else what was asked for."""
+    return os.path.join(source, "config.json") if os.path.isdir(source) else str(source)
 
 
 def _as_small4(config: dict[str, Any]) -> dict[str, Any]:
@@ -477,16 +632,25 @@ def _as_small4(config: dict[str, Any]) -> dict[str, Any]:
         kept = {key: config[key] for key in outer if key in config}
         config = {**kept, "text_config": inner, "vision_config": None}
     elif model_type not in ("small4", "mistral3"):
-        raise ValueError(f"This is the configuration of a {model_type!r}; Small 4 reads small4, mistral3 and mistral4.")
+        raise ValueError(
+            f"This is the configuration of a {shown(model_type)}; Small 4 reads small4, mistral3 and mistral4."
+        )
+    elif model_type == "mistral3" and "tie_word_embeddings" in config and isinstance(config.get("text_config"), dict):
+        # transformers reads it at the top only
+        config = config | {
+            "text_config": config["text_config"] | {"tie_word_embeddings": config["tie_word_embeddings"]}
+        }
     return {**config, "model_type": "small4"}
 
 
 def _sub_config(given: Any, name: str, model_types: tuple[str, ...]) -> Any:
     """Accept `None`, a dict or one of our configurations; re-read those of transformers; refuse another model's."""
+    ok = given is None or isinstance(given, (dict, PreTrainedConfig))
+    _require(ok, name, given, "it must be an object" + (" or None" if name == "vision_config" else ""))
     model_type = given.get("model_type") if isinstance(given, dict) else getattr(given, "model_type", None)
     if model_type is not None and model_type not in model_types:
         raise ValueError(
-            f"{name} is of model type {model_type!r}; Small 4 takes {' or '.join(model_types)}, or a dict of its fields."
+            f"{name} is of model type {shown(model_type)}; Small 4 takes {' or '.join(model_types)}, or a dict of its fields."
         )
     if isinstance(given, PreTrainedConfig) and model_type != model_types[0]:
         return given.to_dict()

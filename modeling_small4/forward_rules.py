@@ -10,6 +10,9 @@
 | no position_ids | positions are counted from the length of the cache, padding included, as in transformers | `counted_positions` |
 | no cache, and `use_cache` (or the configuration's) | a new cache, except in training | `new_cache_wanted` |
 | a mask `[batch, n]` with n below cached and new tokens | a mistake: it is refused | `check_mask` |
+| a cache of other rows than the batch, or of keys for each head (prefix tuning) | a mistake: it is refused | `check_cache` |
+| a filled cache of one row for each prompt, for beams or several returned sequences | its rows are repeated | `repeat_rows` |
+| tokens beyond `max_position_embeddings` | meant, with a warning | `warn_beyond_positions` |
 | images without input_ids | they go where the embedding of `[IMG]` stands | `Small4Model._image_places` |
 | many new tokens behind a filled cache | the same attention, block by block | `attention_blocks.long_prefill` |
 | few new tokens over many cached ones | the same attention, over latents | `Small4Attention.absorbing_pays` |
@@ -18,6 +21,7 @@
 Must not know: layers, how attention is computed.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -81,6 +85,70 @@ def check_mask(attention_mask: Any, cache: Any, length: int) -> None:
         raise ValueError(
             f"attention_mask has {attention_mask.shape[1]} columns for {seen} cached and {length} new tokens; it must cover both."
         )
+
+
+def check_cache(cache: Any, batch: int, width: int) -> None:
+    """Refuse a filled cache that cannot be gone on with.
+
+    Args:
+        width: Numbers that are cached per token and layer, as one key of one head.
+
+    Raises:
+        ValueError: It holds another number of rows than the batch has, or keys and values of heads.
+    """
+    rows, heads, held = _shape(cache)
+    if rows is None:
+        return
+    if heads != 1 or (held is not None and held > width):
+        raise ValueError(
+            f"The cache holds keys of {heads} heads and {held} numbers, but latent attention caches one latent of {width} numbers per token. "
+            "Fill the cache with this model. Prefix tuning, which makes keys and values for every head, is not possible; prompt tuning and "
+            "LoRA are."
+        )
+    if rows != batch:
+        raise ValueError(f"The cache holds {rows} rows, but the batch has {batch}; fill a cache with the same rows.")
+
+
+def repeat_rows(cache: Any, prompts: int, times: int) -> None:
+    """Make a filled cache fit a batch in which each prompt stands so many times, as beams and returned sequences do.
+
+    Raises:
+        ValueError: It holds neither a row for each prompt nor one for each row of the batch, or it cannot be repeated.
+    """
+    rows, _, _ = _shape(cache)
+    if rows is None or rows == prompts * times:
+        return
+    if rows != prompts:
+        raise ValueError(f"The cache holds {rows} rows for {prompts} prompts; fill a cache with the same prompts.")
+    try:
+        cache.batch_repeat_interleave(times)
+    except AttributeError:
+        raise ValueError(
+            f"A filled {type(cache).__name__} cannot be repeated for num_beams or num_return_sequences; pass a LatentCache, or repeat the "
+            "prompts before the cache is filled."
+        ) from None
+
+
+def warn_beyond_positions(limit: int, tokens: int, what: str) -> None:
+    """Warn that there are to be more tokens than positions. what: a clause about `tokens`, with their number."""
+    if tokens > limit:
+        warnings.warn(
+            f"{what}, but the model has {limit} positions (max_position_embeddings); beyond them its answers get worse.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _shape(cache: Any) -> tuple[int | None, int | None, int | None]:
+    """Rows, heads and numbers per token of a filled cache of transformers' or our kind; None for what it does not say."""
+    layer = next(iter(getattr(cache, "layers", None) or ()), None)
+    if layer is None or is_tracing() or not layer.is_initialized or int(layer.get_seq_length()) == 0:
+        return None, None, None
+    if hasattr(layer, "stores"):
+        return layer.batch_size, 1, None
+    if not isinstance(layer.keys, torch.Tensor) or layer.keys.ndim != 4:
+        return None, None, None
+    return layer.keys.shape[0], layer.keys.shape[1], layer.keys.shape[3]
 
 
 def _is_flat(mask: Any) -> bool:

@@ -56,17 +56,17 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
 
         Args:
             reasoning_mode: "none" or "high", or a list with one of them for each row. The prompt's model-settings block
-                is made to say so (rewritten or inserted, the batch re-padded on the left), and decoding keeps to it:
+                is made to say so (rewritten or inserted, the batch re-padded on the left), and decoding follows it:
                 "none" opens no `[THINK]`, "high" thinks first. Left out: `generation_config.reasoning_mode`, else the
                 prompt's own settings stand and decoding is free.
             max_thinking_tokens: most tokens between `[THINK]` and `[/THINK]`, those already in the prompt counted;
-                then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode is kept to.
+                then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode applies.
             preset: "latency" answers one prompt as soon as it can (see `presets`), "throughput" many prompts in as little
                 time as it can (see `batching`). Greedy answers are those of a plain call.
             grammar: what each answer must look like, from its first token or, where it thinks, from the end of the thought on: a
                 JSON schema (dict or pydantic class), `re.compile(...)`, a list of choices, an EBNF text, a `Grammar`, or a dict
                 `{"json_schema" | "regex" | "ebnf" | "choices" | "tools": ...}`; or a list with one of them, or None, for each
-                row. Where tokens run out, the answer is closed in time. The prompt's own mode is kept to. Needs the extra
+                row. Where tokens run out, the answer is closed in time. The prompt's own mode applies. Needs the extra
                 `grammar`, and the tokens' texts: of `tokenizer`, else of the folder that the model was loaded from.
             kwargs: everything else `generate` takes; `tokenizer` (a processor will do) also supplies the control ids where the
                 checkpoint's generation_config has no `reasoning_token_ids`.
@@ -79,7 +79,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
 
         Raises:
             ValueError: a mode or budget that is not allowed, a prompt that is no chat prompt, a mode that contradicts
-                a filled cache, unknown control ids, or continuous batching, which can keep to neither argument. A preset
+                a filled cache, unknown control ids, or continuous batching, which supports neither argument. A preset
                 that does not exist, or one beside arguments that contradict it. A grammar that is wrong, impossible or cannot
                 be enforced, with the path of what is wrong in a schema.
         """
@@ -91,6 +91,11 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         # An assistant's drafts are governed by the processor, and the preset, of the model it drafts for.
         if getattr(generation_config, "is_assistant", False):
             return super().generate(**call.arguments)
+        if call.get("assistant_early_exit") is not None:
+            raise ValueError(
+                f"assistant_early_exit={call.get('assistant_early_exit')!r} is not supported: no Small 4 is trained to answer from a layer "
+                'in its middle. Pass assistant_model=..., prompt_lookup_num_tokens=..., or preset="latency".'
+            )
         check_preset(call.preset)
         if call.preset == "throughput":
             return generate_many(self, call, self._generate)
@@ -180,7 +185,8 @@ def _prepare(call: GenerateCall, record: RewrittenPrompt | None) -> RewrittenPro
         _check_whole(caller, mode, record)
         actual = caller if record is None else _resumed(caller, record)
         wanted = actual.with_modes(modes, known, pad or 0)
-        _check_cache(call.cache, changed=wanted is not actual, mode=mode)
+        if wanted is not actual and call.cache is not None and (held := int(call.cache.get_seq_length())):
+            _refuse_other_mode(held, modes, [known.mode_of(row) for row in actual.ids.tolist()])
         actual = wanted
     rewritten = None if actual is caller else RewrittenPrompt(caller, actual)
     if rewritten is not None:
@@ -334,13 +340,14 @@ def _check_whole(prompt: Prompt, mode: Modes, record: RewrittenPrompt | None) ->
         )
 
 
-def _check_cache(cache: Any, changed: bool, mode: Modes) -> None:
-    if changed and cache is not None and cache.get_seq_length() > 0:
-        raise ValueError(
-            f"reasoning_mode is {mode!r}, but cache already holds {cache.get_seq_length()} tokens of a prompt "
-            "with other settings, and they stand at its beginning. Keep the mode the conversation began with, or start "
-            "with an empty cache."
-        )
+def _refuse_other_mode(held: int, asked: list[str | None], cached: list[str | None]) -> None:
+    """The settings stand at the beginning of a prompt, which a filled cache has read already."""
+    row = next((row for row, (new, old) in enumerate(zip(asked, cached, strict=True)) if new != old), 0)
+    settings = f"settings for {cached[row]!r}" if cached[row] else "no settings of a mode"
+    raise ValueError(
+        f"reasoning_mode is {asked[row]!r}, but cache already holds {held} tokens of a prompt with {settings} at its beginning. Pass "
+        f"reasoning_mode={cached[row]!r} to go on with this cache, or the whole conversation with an empty cache to change the mode."
+    )
 
 
 def _refuse_continuous_batching(call: GenerateCall) -> None:
@@ -349,7 +356,7 @@ def _refuse_continuous_batching(call: GenerateCall) -> None:
     given = {"reasoning_mode": call.mode, "max_thinking_tokens": call.budget}
     named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
     raise ValueError(
-        f"{named} cannot be kept to in continuous batching, which shows logits processors no history. Call generate, or "
+        f"{named} is not possible in continuous batching, which gives logits processors no history. Call generate, or "
         "write the mode into the prompts (processor.apply_chat_template(..., reasoning_mode=...)) and unset these "
         "fields of generation_config."
     )

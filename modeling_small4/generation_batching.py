@@ -1,7 +1,7 @@
 """`generate(preset="throughput")`: many prompts in one call, at the least cost for all of them together.
 
 Text prompts go through transformers' continuous batching: a request that is done makes room for the next, and no row is padded.
-What that cannot do (images, reasoning arguments, beams, processors of one's own, ...) is done in batches of prompts sorted by
+What that cannot do (images, reasoning arguments, beams, custom logits processors, ...) is done in batches of prompts sorted by
 length, each cut to its longest. Either way the result is that of one plain call. Must not know: the model's layers.
 """
 
@@ -18,7 +18,7 @@ from .generation_prompt import Prompt
 ROWS = 64  # prompts at work at the same time
 TOKENS = 2**18  # and tokens that they may come to
 PAGE = 64
-PER_PROCESSOR = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}  # what continuous batching keeps to
+PER_PROCESSOR = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}  # what continuous batching supports
 PER_ROW = ("cache", "inputs_embeds", "position_ids", "mm_encoder_outputs", "assistant_model", "streamer")
 
 Run = Callable[[GenerateCall], torch.Tensor]

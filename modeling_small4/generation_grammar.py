@@ -1,6 +1,6 @@
 """Decoding under a grammar, as one logits processor: what may follow in each row, from the end of its thought on.
 
-Its state is read anew from the ids at every step, so beams may be reordered and drafted tokens taken back. Must not know: models,
+Its state is recomputed from the ids at every step, so beams may be reordered and drafted tokens discarded. Must not know: models,
 how grammars are written.
 """
 
@@ -121,7 +121,7 @@ class GrammarProcessor(LogitsProcessor):
             if matcher is not None and text is not None and not _Cursor(matcher.deep_copy()).go_to(text):
                 raise ValueError("The prompt ends in the beginning of an answer that does not fit the grammar.")
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids [rows, length], scores [rows, vocabulary]; rows are the prompts' rows, each repeated equally."""
         count, width = scores.shape
         if len(self._cursors) != count:

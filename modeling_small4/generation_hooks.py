@@ -12,6 +12,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from .cache import FIRST_TOKENS, LatentCache, given_cache
+from .forward_rules import repeat_rows, warn_beyond_positions
 from .generation_grammar import GrammarProcessor
 from .generation_presets import PromptDrafts
 
@@ -69,6 +70,18 @@ class Small4PrefillMixin:
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         made = model_kwargs.get("cache")
+        times = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        if given is not None:
+            repeat_rows(given, batch_size, times)
+        limit = self.config.get_text_config().max_position_embeddings
+        prompt = self._prompt_length(generation_config, model_kwargs)
+        if 0 < prompt <= limit:  # a longer prompt is warned of when it is read
+            total = max_cache_length + 1
+            warn_beyond_positions(
+                limit,
+                total,
+                f"The prompt has {prompt} tokens and {total - prompt} new ones are allowed, {total} in all",
+            )
         if given is not None or not isinstance(made, DynamicCache):
             return
         bits = getattr(generation_config, "latent_cache_bits", None) or 16
@@ -79,11 +92,15 @@ class Small4PrefillMixin:
         if getattr(generation_config, "preset", None) == "latency" and not made.offloading:
             cache = self.cache_for(max_cache_length, "latency", bits, generation_config)
         else:
-            mask = model_kwargs.get("attention_mask")  # left out where nothing is padded
-            prompt = getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
             room = min(max_cache_length, prompt + FIRST_TOKENS)
             cache = LatentCache(self.config, bits, max(FIRST_TOKENS, room), made.offloading)
         model_kwargs["cache"] = cache
+
+    @staticmethod
+    def _prompt_length(generation_config: Any, model_kwargs: dict[str, Any]) -> int:
+        """Tokens of the prompt, padding included."""
+        mask = model_kwargs.get("attention_mask")  # left out where nothing is padded
+        return getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
 
     def cache_for(self, tokens: int, preset: str | None, bits: int = 16, generation_config: Any = None) -> LatentCache:
         """An empty cache for so many tokens: with the latency preset of fixed size where steps are compiled, else with all room made."""

@@ -1,6 +1,6 @@
 """The rules of thinking while decoding, as one logits processor: when a thought opens, how long it lasts, what follows.
 
-Its state is read anew from the ids at every step, so beams may be reordered and drafted tokens taken back. Must not
+Its state is recomputed from the ids at every step, so beams may be reordered and drafted tokens discarded. Must not
 know: models, prompts' wording, how the tokens are chosen.
 """
 
@@ -41,7 +41,7 @@ class ThinkingProcessor(LogitsProcessor):
         self.budget, self.think, self.end_think = budget, think, end_think
         self.eos = torch.tensor(list(eos), dtype=torch.long)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """input_ids [rows, length], scores [rows, vocabulary]; rows are the prompts' rows, each repeated equally."""
         repeats = input_ids.shape[0] // self.starts.shape[0]
         starts, high, ruled = (

@@ -94,11 +94,11 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
         """(rows, columns) of image tokens for an upright image of `width` x `height` pixels."""
         return ImageSettings.of(self, {}).token_grid(width, height)
 
-    def process_image(self, image: Any, access: ImageAccess | None = None) -> torch.Tensor:  # type: ignore[override]
+    def process_image(self, image: Any, access: ImageAccess | None = None) -> torch.Tensor:
         """One image -> float32 [3, height, width], height and width multiples of `patch_size * spatial_merge_size`."""
         return torch.from_numpy(_process([open_image(image, access or self._access)], ImageSettings.of(self, {}))[0][0])
 
-    def preprocess(  # type: ignore[override]
+    def preprocess(
         self, images: Any, return_tensors: str | None = "pt", access: ImageAccess | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Images, nested in any way, to one batch in reading order.
@@ -140,8 +140,10 @@ def _process(images: list[Image.Image], settings: ImageSettings) -> tuple[np.nda
     names = [f"image {index + 1} of {len(images)}" if len(images) > 1 else "the image" for index in range(len(images))]
     sizes = []
     for image, name in zip(images, names, strict=True):
-        if not settings.as_mistral_common and image.format == "PNG":
-            decoded(image, name)  # its orientation may be written behind its pixels
+        if not settings.as_mistral_common and image.format in ("PNG", "TIFF"):
+            decoded(
+                image, name
+            )  # a PNG may hold its orientation behind its pixels; Pillow turns a TIFF when it decodes it
         rows, columns = settings.token_grid(*(image.size if settings.as_mistral_common else seen_size(image)))
         sizes.append((rows * settings.unit, columns * settings.unit))
     padded = any(size != sizes[0] for size in sizes[1:])

@@ -1,6 +1,6 @@
 """Images from what users give: PIL images, arrays, tensors, bytes and data: URLs; files and the web only when allowed.
 
-Checks the pixel count from the header before anything is decoded. Must not know: resizing, normalising, patches.
+Checks the pixel count from the header before anything is decoded. Must not know: resizing, normalizing, patches.
 """
 
 import base64
@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ def open_image(source: Any, access: ImageAccess | None = None, channels: str | N
         return _from_array(source, channels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(source), access, "the image bytes")
+    if isinstance(source, Mapping) and source.keys() & {
+        "bytes",
+        "path",
+    }:  # an image of the datasets library, not decoded
+        data, path = source.get("bytes"), source.get("path")
+        return _from_bytes(data, access, "the image bytes") if data is not None else _from_path(Path(str(path)), access)
     if isinstance(source, os.PathLike):
         return _from_path(Path(source), access)
     if isinstance(source, str):

@@ -12,6 +12,7 @@ from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
+from .loading_layouts import refuse_other_layouts, refuse_unconverted
 from .loading_names import published_names
 from .loading_stages import distribute
 from .loading_stored import expanders, register
@@ -46,6 +47,7 @@ class Small4LoadingMixin:
                 `ignore_mismatched_sizes`), or have no place in the model; or weights are quantized in a way that is not read.
         """
         register()
+        refuse_unconverted(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
         asked = kwargs.get("quantization_config")
         if dequantize or (isinstance(asked, FineGrainedFP8Config) and asked.dequantize):
             kwargs["quantization_config"] = Small4StoredConfig(dequantize=True)
@@ -82,6 +84,7 @@ class Small4LoadingMixin:
         model: Any, state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """transformers' reading of the tensors, with the published names and stored forms added for this one load."""
+        refuse_other_layouts(checkpoint_files, model.config._name_or_path)
         load_config.weight_mapping[:] = (
             published_names() + _converters(load_config.hf_quantizer) + load_config.weight_mapping
         )
@@ -117,6 +120,13 @@ def refuse_mismatch(model: Any, info: dict[str, Any], ignore_mismatched_sizes: b
     shapes = [] if ignore_mismatched_sizes else sorted(info.get("mismatched_keys", ()))
     wrong = [f"{name} is {list(given)}, the model's is {list(wanted)}" for name, given, wanted in shapes]
     problems = {"missing": missing, "of another shape": wrong, "without a place in the model": unexpected}
+    if any(problems.values()) and all(".lora_" in name for names in problems.values() for name in names):
+        raise ValueError(
+            f"The tensors of the adapter do not fit {type(model).__name__}; the base checkpoint does: "
+            + "; ".join(f"{len(names)} {kind} ({_listed(names)})" for kind, names in problems.items() if names)
+            + ". transformers does not load every kind of adapter (not DoRA's); load the base model, and then "
+            "peft.PeftModel.from_pretrained(model, ADAPTER)."
+        )
     if any(problems.values()):
         raise ValueError(
             f"{model.config._name_or_path or 'The checkpoint'} does not match {type(model).__name__}: "

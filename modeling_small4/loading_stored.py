@@ -23,6 +23,7 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 from transformers.utils import is_kernels_available, logging
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
+from .loading_layouts import refuse_other_layouts
 from .loading_names import published_names
 from .moe import Small4Experts
 from .stored_config import METHOD, Small4StoredConfig, refuse_unknown
@@ -81,6 +82,7 @@ class Small4StoredQuantizer(HfQuantizer):
             raise ValueError(
                 "Quantized weights are read from safetensors files; name a checkpoint folder that holds them."
             )
+        refuse_other_layouts(files, model.config._name_or_path)
         if not hold(model, read_headers(files)):
             raise ValueError(
                 "config.json has a quantization_config, but none of the model's weights is stored as quantized."

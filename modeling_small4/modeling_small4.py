@@ -21,7 +21,7 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
-from transformers.utils import logging
+from transformers.utils import is_torchdynamo_compiling, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -31,7 +31,14 @@ from .attention_paged import PagedBatch
 from .cache import LatentCache, given_cache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .cpu_matmul import linear
-from .forward_rules import check_mask, counted_positions, new_cache_wanted, packed_texts
+from .forward_rules import (
+    check_cache,
+    check_mask,
+    counted_positions,
+    new_cache_wanted,
+    packed_texts,
+    warn_beyond_positions,
+)
 from .generation import Small4GenerationMixin
 from .loading import Small4LoadingMixin
 from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, batch_weight, router_losses
@@ -51,16 +58,23 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class Small4ModelOutputWithPast(MoeModelOutputWithPast):
-    """`MoeModelOutputWithPast` with `image_hidden_states`: projected image tokens of all images, `[image tokens, hidden_size]`."""
+    """`MoeModelOutputWithPast` with what became of the images.
+
+    Attributes:
+        image_hidden_states: Projected image tokens of all images, `[image tokens, hidden_size]`.
+        image_outputs: What `get_image_features` returned, with the tower's hidden states or attentions where they were asked for.
+    """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
 class Small4CausalLMOutputWithPast(MoeCausalLMOutputWithPast):
-    """`MoeCausalLMOutputWithPast` with `image_hidden_states`: projected image tokens of all images, `[image tokens, hidden_size]`."""
+    """`MoeCausalLMOutputWithPast` with what became of the images; see `Small4ModelOutputWithPast`."""
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class Small4DecoderLayer(GradientCheckpointingLayer):
@@ -189,6 +203,8 @@ class Small4TextModel(Small4PreTrainedModel):
             mask = None
         else:
             check_mask(attention_mask, cache, inputs_embeds.shape[1])
+            check_cache(cache, inputs_embeds.shape[0], self.config.kv_lora_rank + self.config.qk_rope_head_dim)
+            self._warn(cache, inputs_embeds.shape[1], kwargs)
             mask = self._mask(attention_mask, cache, inputs_embeds, packed, kwargs)
         hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
         for layer in self.layers[: self.config.num_hidden_layers]:
@@ -203,6 +219,21 @@ class Small4TextModel(Small4PreTrainedModel):
         return MoeModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), cache=None if isinstance(cache, PagedBatch) else cache
         )
+
+    def _warn(self, cache: Cache | None, length: int, wanted: dict[str, Any]) -> None:
+        """Say what is asked for and cannot be had."""
+        if is_torchdynamo_compiling():
+            return
+        kernel = self.config._attn_implementation
+        if wanted.get("output_attentions") and "eager" not in str(kernel):
+            logger.warning_once(
+                f"output_attentions=True, but attn_implementation={kernel!r} gives no attention weights; choose eager: "
+                'model.set_attn_implementation("eager").'
+            )
+        seen, limit = cache.get_seq_length() if cache is not None else 0, self.config.max_position_embeddings
+        if isinstance(seen, int) and seen <= limit:  # said once, by the forward that goes beyond
+            what = f"{seen + length} tokens are read" + (f", {seen} of them cached" if seen else "")
+            warn_beyond_positions(limit, seen + length, what)
 
     def _mask(
         self,
@@ -356,7 +387,8 @@ class Small4Model(Small4PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
-            encoded = self.get_image_features(pixel_values, image_sizes, return_dict=True)
+            recorded = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+            encoded = self.get_image_features(pixel_values, image_sizes, return_dict=True, **recorded)
         image_tokens = None
         if encoded is not None:
             image_tokens = torch.cat(list(encoded.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
@@ -369,9 +401,10 @@ class Small4Model(Small4PreTrainedModel):
             cache=given_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
-        return Small4ModelOutputWithPast(**output, image_hidden_states=image_tokens)
+        return Small4ModelOutputWithPast(**output, image_hidden_states=image_tokens, image_outputs=encoded)
 
     def _image_places(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_tokens: torch.Tensor
@@ -460,6 +493,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             image_sizes=image_sizes,
             mm_encoder_outputs=mm_encoder_outputs,
             output_router_logits=output_router_logits,
+            return_dict=True,
             **kwargs,
         )
         logits = linear(self.lm_head, slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
@@ -484,8 +518,14 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             attentions=output.attentions,
             router_logits=output.router_logits,
             image_hidden_states=output.image_hidden_states,
+            image_outputs=output.image_outputs,
             cache=output.cache,
         )
+
+
+def _ask_for_an_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Before the model in a head of transformers, which reads fields of its output, whatever `config.return_dict` says."""
+    return args, {"return_dict": True} | kwargs
 
 
 class Small4ForSequenceClassification(GenericForSequenceClassification, Small4PreTrainedModel):
@@ -495,6 +535,7 @@ class Small4ForSequenceClassification(GenericForSequenceClassification, Small4Pr
         Small4PreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.num_labels = config.num_labels
         self.model = Small4Model(config)
+        self.model.register_forward_pre_hook(_ask_for_an_output, with_kwargs=True)
         self.score = nn.Linear(config.text_config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
@@ -506,6 +547,7 @@ class Small4ForTokenClassification(GenericForTokenClassification, Small4PreTrain
         Small4PreTrainedModel.__init__(self, config)  # type: ignore[call-arg]
         self.num_labels = config.num_labels
         self.model = Small4Model(config)
+        self.model.register_forward_pre_hook(_ask_for_an_output, with_kwargs=True)
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", None) or 0.0)
         self.score = nn.Linear(config.text_config.hidden_size, config.num_labels)
         self.post_init()

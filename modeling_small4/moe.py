@@ -32,13 +32,13 @@ class Small4MLP(nn.Module):
 
 
 class Small4TopkRouter(nn.Module):
-    """Softmax over all experts, then the best `num_experts_per_tok`, renormalised to sum 1 and scaled."""
+    """Softmax over all experts, then the best `num_experts_per_tok`, renormalized to sum 1 and scaled."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_experts, self.top_k = config.n_routed_experts, config.num_experts_per_tok
         self.num_groups, self.top_groups = config.n_group, config.topk_group
-        self.renormalise, self.scaling = config.norm_topk_prob, config.routed_scaling_factor
+        self.renormalize, self.scaling = config.norm_topk_prob, config.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,7 +54,7 @@ class Small4TopkRouter(nn.Module):
         candidates = scores if self.num_groups == 1 else scores.masked_fill(~self._in_best_groups(scores), 0.0)
         indices = candidates.topk(self.top_k, dim=-1, sorted=False).indices
         weights = scores.gather(-1, indices)
-        if self.renormalise:
+        if self.renormalize:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return logits, (weights * self.scaling).to(hidden_states.dtype), indices
 
@@ -147,7 +147,7 @@ def router_losses(
 
 
 def batch_weight(labels: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor | float:
-    """What part of an optimiser step a batch is: its predicted labels over the step's `items`, 1 when that is None.
+    """What part of an optimizer step a batch is: its predicted labels over the step's `items`, 1 when that is None.
 
     Cross-entropy is summed over a batch and divided by the items of all batches that are accumulated; a mean such as the router
     losses has to be weighted by this share, or accumulating would multiply it.

@@ -21,7 +21,7 @@ class Small4TextGenerationPipeline(TextGenerationPipeline):
     `tool_calls`. `skip_special_tokens=False` with strings gives everything as one text.
     """
 
-    def postprocess(  # type: ignore[override]
+    def postprocess(
         self,
         model_outputs: dict[str, Any],
         return_type: Any = None,
@@ -46,9 +46,7 @@ class Small4ImageTextToTextPipeline(ImageTextToTextPipeline):
     """`pipeline("image-text-to-text")`. Answers as in `Small4TextGenerationPipeline`; images given beside a text are read under
     the same limits as those in messages (`image_access`, or the image processor's own)."""
 
-    def preprocess(  # type: ignore[override]
-        self, inputs: Any = None, timeout: float | None = None, **kwargs: Any
-    ) -> Any:
+    def preprocess(self, inputs: Any = None, timeout: float | None = None, **kwargs: Any) -> Any:
         if not isinstance(self.processor, Small4Processor) or isinstance(inputs, (Chat, str, list, tuple)):
             return super().preprocess(inputs, timeout, **kwargs)
         kwargs.pop("continue_final_message", None)
@@ -59,7 +57,7 @@ class Small4ImageTextToTextPipeline(ImageTextToTextPipeline):
         model_inputs["text"] = text
         return model_inputs
 
-    def postprocess(  # type: ignore[override]
+    def postprocess(
         self,
         model_outputs: dict[str, Any],
         return_type: Any = None,

@@ -28,6 +28,7 @@ logger = logging.get_logger(__name__)
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _NOT_FOR_TOKENIZER = ("image_processor", "tokenizer", "chat_template", "config", "trust_remote_code", "_from_auto")
+_IN_PLACES = "_images_in_places"  # said to our own call: the text was rendered, so images without places are a mistake
 _NO_PAIRS = ("text_pair", "text_target", "text_pair_target", "is_split_into_words")
 _OTHER_INPUTS = ("videos", "audio", "audios")
 _FLAGS = ("return_mm_token_type_ids", "return_text_replacement_offsets")
@@ -58,7 +59,7 @@ class Small4Processor(ProcessorMixin):
         self.image_token = IMG
         self.image_token_id = tokenizer.control_ids.get(IMG)
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Sequence[Any],
         chat_template: str | None = None,
@@ -118,10 +119,13 @@ class Small4Processor(ProcessorMixin):
         if not self.tokenizer.is_own_template(template):
             options |= {} if images is None else {"images": images}
             options |= {} if access is None else {"image_access": access}
+            options |= {_IN_PLACES: True} if tokenize else {}
+            tensors = options.pop("return_tensors", "auto")
             return self._render_other(
                 template, reasoning_mode, reasoning_effort, kwargs, conversation=conversation, tools=tools,
                 documents=documents, add_generation_prompt=add_generation_prompt, tokenize=tokenize,
                 continue_final_message=continue_final_message, return_dict=return_dict, processor_kwargs=options,
+                return_tensors=tensors,
                 return_assistant_tokens_mask=return_assistant_tokens_mask,
             )  # fmt: skip
         mode = self.tokenizer.reasoning_mode(reasoning_mode, reasoning_effort, kwargs)
@@ -134,7 +138,7 @@ class Small4Processor(ProcessorMixin):
         out = self._encode(prompts, images, access, return_assistant_tokens_mask, options)
         return out if return_dict else out["input_ids"]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
@@ -156,6 +160,7 @@ class Small4Processor(ProcessorMixin):
         Raises:
             ValueError: another number of images than of places for them; an argument that is not known or has no meaning here.
         """
+        in_places = kwargs.pop(_IN_PLACES, False)
         options = self._options(kwargs)
         if text is None:
             if images is None:
@@ -164,7 +169,7 @@ class Small4Processor(ProcessorMixin):
         texts = self._texts(text)
         if options["text_kwargs"].pop("split_special_tokens", None):
             texts = [self.tokenizer.special.escape(each) for each in texts]
-        texts, sources = place_images(texts, images, self.tokenizer.special)
+        texts, sources = place_images(texts, images, self.tokenizer.special, in_places)
         pixels, shown = self._pixels(sources, image_access, options["images_kwargs"])
         replaced, replacements = self.get_text_with_replacements([str(each) for each in texts], shown)
         rows = self.tokenizer(replaced, **_padded_for_tensors(options["text_kwargs"], len(texts)))
@@ -180,8 +185,21 @@ class Small4Processor(ProcessorMixin):
         row = IMG * (width // unit)
         return IMG_BREAK.join([row] * (height // unit)) + IMG_END
 
+    # Under these names transformers' Pixtral processor tells how images look in the text; trainers that expand images read them.
+    image_break_token, image_end_token = IMG_BREAK, IMG_END
+
     @property
-    def image_token_ids(self) -> list[int]:  # type: ignore[override]
+    def patch_size(self) -> int:
+        """Side of a patch of the vision tower, in pixels."""
+        return self._need_vision().patch_size
+
+    @property
+    def spatial_merge_size(self) -> int:
+        """Side of the square of patches that becomes one image token."""
+        return self._need_vision().spatial_merge_size
+
+    @property
+    def image_token_ids(self) -> list[int]:
         """The ids that images take in a prompt."""
         ids = (self.tokenizer.control_ids.get(token) for token in (IMG, IMG_BREAK, IMG_END))
         return [index for index in ids if index is not None]
@@ -204,7 +222,10 @@ class Small4Processor(ProcessorMixin):
         if set(unknown) - {"reasoning_mode", "reasoning_effort"}:
             logger.warning_once(f"The chat template has no variables {unknown}; they are ignored.")
         variables = {name: value for name, value in variables.items() if name in known}
-        return super().apply_chat_template(chat_template=template, **arguments, **escape_all(variables, special))
+        tokens = {name: variables.pop(name) for name in list(variables) if name.endswith("_token")}
+        return super().apply_chat_template(
+            chat_template=template, **arguments, **escape_all(variables, special), **tokens
+        )
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a call as transformers sorts them: `text_kwargs`, `images_kwargs`, and those of the whole."""
@@ -320,9 +341,7 @@ class Small4Processor(ProcessorMixin):
             num_image_tokens=[rows * (columns + 1) for rows, columns in grids], num_image_patches=[1] * len(grids)
         )
 
-    def parse_response(  # type: ignore[override]
-        self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None
-    ) -> Any:
+    def parse_response(self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None) -> Any:
         """An answer, ids or text, as a message; see `Small4Tokenizer.parse_response`."""
         return self.tokenizer.parse_response(response, schema, prefix=prefix, tools=tools)
 

@@ -6,18 +6,21 @@ from .chat_text import PromptText, SpecialTokens
 from .reasoning import IMG
 
 
-def place_images(texts: list[str], images: Any, special: SpecialTokens) -> tuple[list[str], list[Any]]:
+def place_images(
+    texts: list[str], images: Any, special: SpecialTokens, in_places: bool = False
+) -> tuple[list[str], list[Any]]:
     """Prompt strings with a place (`[IMG]`) for each image, and the images in the order of their places.
 
     Args:
         texts: prompt strings. One without any special token has its images before it.
         images: one list for each text, or one list of all; a single image; None.
+        in_places: every image must have a place, also in a text without special tokens.
 
     Raises:
         ValueError: the numbers differ.
     """
     places = [text.images if isinstance(text, PromptText) else [None] * text.count(IMG) for text in texts]
-    plain = [not row and special.is_plain(text) for row, text in zip(places, texts, strict=True)]
+    plain = [not in_places and not row and special.is_plain(text) for row, text in zip(places, texts, strict=True)]
     groups = _groups(images, len(texts))
     if groups is None and all(plain):
         groups = _one_each(images, len(texts))

@@ -40,7 +40,7 @@ class PromptTokenizer(TokenizersBackend):
         self._set_escapes()
         self._built = True
 
-    def _encode_plus(  # type: ignore[override]
+    def _encode_plus(
         self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any
     ) -> BatchEncoding:
         unknown = sorted(key for key in kwargs if key not in CALL_OPTIONS and not key.endswith("_strategy"))
@@ -150,9 +150,4 @@ def _readable(text: Any) -> Any:
     """The text as the tokenizers library takes it, which knows no halves of surrogate pairs."""
     if not isinstance(text, str):
         return text
-    if isinstance(text, PromptText) and text.images:
-        raise ValueError(
-            "The tokenizer alone cannot encode images; use the processor (AutoProcessor) or "
-            'pipeline("image-text-to-text").'
-        )
     return text if text.isascii() or text.isprintable() else without_surrogates(text)

@@ -1,6 +1,7 @@
 """Makes transformers' Auto classes, pipelines and server know Small 4, and finds the demo checkpoint. Nothing of the model itself."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -13,6 +14,9 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoProcessor,
     AutoTokenizer,
+    Mistral3Config,
+    Mistral4Config,
+    PreTrainedConfig,
 )
 from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -31,6 +35,41 @@ from .processing_small4 import Small4Processor
 from .tokenization_small4 import Small4Tokenizer
 
 
+class PublishedForCausalLM(Small4ForCausalLM):
+    """How `AutoModelForCausalLM` opens a folder in transformers' own layout, whose configurations it knows no class for: as ours."""
+
+    config_class = Mistral3Config
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """As `Small4ForCausalLM.from_pretrained`; the result is of that class."""
+        given = {} if config is None else {"config": _ours(config)}
+        return Small4ForCausalLM.from_pretrained(*args, **given, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        return Small4ForCausalLM._from_config(_ours(config), **kwargs)
+
+
+class PublishedTextForCausalLM(PublishedForCausalLM):
+    """The same for a model without vision."""
+
+    config_class = Mistral4Config
+
+
+def _ours(config: PreTrainedConfig) -> Small4Config:
+    """transformers' configuration as one of ours. Raises ValueError if its text model is another."""
+    text = getattr(config, "text_config", config)
+    if not isinstance(text, Mistral4Config):
+        raise ValueError(
+            f"{config._name_or_path or 'This checkpoint'}: a {config.model_type!r} around {text.model_type!r} is no Mistral Small 4; "
+            "open it with AutoModelForImageTextToText."
+        )
+    out = Small4Config.from_dict(config.to_dict())
+    out._name_or_path = config._name_or_path
+    return out
+
+
 def register_auto_classes() -> None:
     """Register every class under the Auto classes that fit it. Calling it again changes nothing."""
     for config in (Small4Config, Small4TextConfig, Small4VisionConfig):
@@ -39,6 +78,8 @@ def register_auto_classes() -> None:
         AutoModel.register(model.config_class, model, exist_ok=True)
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto.register(Small4Config, Small4ForCausalLM, exist_ok=True)
+    for published in (PublishedForCausalLM, PublishedTextForCausalLM):
+        AutoModelForCausalLM.register(published.config_class, published, exist_ok=True)
     AutoModelForSequenceClassification.register(Small4Config, Small4ForSequenceClassification, exist_ok=True)
     AutoModelForTokenClassification.register(Small4Config, Small4ForTokenClassification, exist_ok=True)
     AutoTokenizer.register(Small4Config, tokenizer_class=Small4Tokenizer, exist_ok=True)

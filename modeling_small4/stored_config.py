@@ -76,12 +76,14 @@ def refuse_unknown(config: Small4StoredConfig) -> None:
         else []
     )
     if method not in HELD_METHODS:
+        says = f"quant_method={method!r}" if method or "bits" not in config.entry else "what MLX writes"
         raise ValueError(
-            f"quantization_config says quant_method={method!r}, which from_pretrained does not read; it reads {' and '.join(HELD_METHODS)}. "
+            f"quantization_config says {says}, which from_pretrained does not read; it reads {' and '.join(HELD_METHODS)}. "
             "Convert the checkpoint first: small4 convert SRC DST."
         )
     unknown = [word for word in (words, *inner) if word is not None and word not in HELD_FORMATS]
     if method == "compressed-tensors" and unknown:
         raise ValueError(
-            f"quantization_config says format={unknown[0]!r} of compressed-tensors, which is not read; read are {', '.join(HELD_FORMATS)}."
+            f"quantization_config says format={unknown[0]!r} of compressed-tensors, which from_pretrained does not read; it reads "
+            f"{', '.join(HELD_FORMATS)}. Convert the checkpoint first: small4 convert SRC DST."
         )

@@ -221,7 +221,7 @@ def _folder() -> Iterator[Path]:
         with tempfile.TemporaryFile(dir=path):
             pass
         ours = _only_ours(path)
-    except (OSError, RuntimeError):  # not writable, or no home
+    except (OSError, RuntimeError, AttributeError):  # not writable, no home, or a system without owners of files
         ours = False
     if ours:
         yield path

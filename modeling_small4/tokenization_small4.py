@@ -42,7 +42,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Sequence[Any],
         tools: Sequence[Any] | None = None,
@@ -77,12 +77,13 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
             raise ValueError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True.")
         if not self.is_own_template(self.chat_template if chat_template is None else chat_template):
             variables = kwargs | self.reasoning_variables(reasoning_mode, reasoning_effort)
+            tokens = {name: variables.pop(name) for name in list(variables) if name.endswith("_token")}
             return super().apply_chat_template(
                 escape_all(read_objects(conversation), self.special), escape_all(tools, self.special),
                 escape_all(documents, self.special), chat_template, add_generation_prompt, continue_final_message, tokenize,
                 padding=padding, truncation=truncation, max_length=max_length, return_tensors=return_tensors,
                 return_dict=return_dict, return_assistant_tokens_mask=return_assistant_tokens_mask,
-                tokenizer_kwargs=tokenizer_kwargs, **escape_all(variables, self.special),
+                tokenizer_kwargs=tokenizer_kwargs, **escape_all(variables, self.special), **tokens,
             )  # fmt: skip
         given = {key: kwargs.pop(key) for key in CALL_OPTIONS & kwargs.keys()}
         mode = self.reasoning_mode(reasoning_mode, reasoning_effort, kwargs)

@@ -255,6 +255,26 @@ def int8(tensor: torch.Tensor) -> Encoded:
     return {"weight": codes, "weight_scale": scale}, codes.float() * scale.float()
 
 
+def modelopt(tensor: torch.Tensor) -> Encoded:
+    """NVFP4 of ModelOpt: a factor where compressed-tensors has a divisor."""
+    parts, _ = nvfp4(tensor)
+    codes, scales = parts["weight_packed"], parts["weight_scale"]
+    factor = (tensor.float().abs().max() / (448 * 6)).reshape(())
+    table = torch.tensor(rc.E2M1 + [-x for x in rc.E2M1])
+    values = table[torch.stack((codes & 15, codes >> 4), -1).view(tensor.shape).int()]
+    numbers = values * scales.float().repeat_interleave(16, 1) * factor
+    stored = {"weight": codes, "weight_scale": scales, "weight_scale_2": factor, "input_scale": torch.tensor(0.5)}
+    return stored, numbers
+
+
+def llm_int8(tensor: torch.Tensor) -> Encoded:
+    """LLM.int8 of bitsandbytes."""
+    most = tensor.float().abs().amax(1)
+    codes = (tensor.float() / most[:, None] * 127).round().to(torch.int8)
+    parts = {"weight": codes, "SCB": most, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return parts, codes.float() * (most[:, None] / 127)
+
+
 NF4 = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -302,6 +322,8 @@ BITS4 = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_use_double_quant": True,
 }
+BITS8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
 INT8 = compressed_entry("int-quantized", num_bits=8, type="int", strategy="channel", group_size=None)
 
 

@@ -69,6 +69,7 @@ OVERRIDDEN = (
         "flash attention would expand every latent at each step", "self model auto_switch_to_flash",
     ),
     # the model
+    Row(f"{MODEL}._from_config", "the release's own configuration makes one of our models", "cls config kwargs"),
     Row(f"{MODEL}._can_set_attn_implementation", "decided by searching the source of the model's file", "cls"),
     Row(f"{MODEL}._can_set_experts_implementation", "decided by searching the source of the model's file", "cls"),
     Row(f"{MODEL}._init_weights", "routers and fused experts are no linear layers", "self module"),
@@ -130,6 +131,9 @@ IMPORTED = (
     Row("transformers.generation.continuous_batching.cache:PagedAttentionCache", "tells continuous batching from a plain call"),
     Row("transformers.generation.streamers:BaseStreamer", "base class of streamers"),
     Row("transformers.image_utils:ChannelDimension", "the order of an array's axes, as callers of image processors say it"),
+    Row("transformers.pipelines:PIPELINE_REGISTRY", "our pipelines take the place of the two that generate"),
+    Row("transformers.pipelines.text_generation:ReturnType", "which form of a pipeline's answer is asked for"),
+    Row("transformers.utils.chat_template_utils:Chat", "a pipeline's input that is a conversation"),
     Row("transformers.processing_utils:MultiModalData", "how many tokens images take, as other engines ask"),
     Row("transformers.utils.chat_template_utils:_get_template_variables", "which options a caller's own template takes", "chat_template"),
     Row("transformers.utils.generic:PaddingStrategy", "the padding that a caller's option means"),

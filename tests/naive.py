@@ -73,7 +73,7 @@ def experts(moe: Any, hidden: torch.Tensor) -> torch.Tensor:
         size = groups.shape[1]
         allowed = [e for e in range(len(scores)) if e // size in best]
         chosen = sorted(allowed, key=lambda e: -scores[e].item())[: moe.gate.top_k]
-        weights = scores[chosen] / scores[chosen].sum() if moe.gate.renormalise else scores[chosen]
+        weights = scores[chosen] / scores[chosen].sum() if moe.gate.renormalize else scores[chosen]
         total = moe.shared_experts(token) if moe.shared_experts is not None else torch.zeros_like(token)
         for expert, weight in zip(chosen, weights * moe.gate.scaling, strict=True):
             gate, up = (moe.experts.gate_up_proj[expert] @ token).chunk(2)

@@ -248,3 +248,13 @@ def test_bitsandbytes_says_that_it_leaves_the_experts(tmp_path: Path, caplog: py
 def test_a_model_without_routed_experts_is_told_so() -> None:
     with pytest.raises(ValueError, match="no routed experts"):
         lora_targets("all+experts", model=Case(text={"first_k_dense_replace": 3}).models()[0])
+
+
+def test_an_adapter_that_transformers_does_not_load_is_named(tmp_path: Path) -> None:
+    """DoRA: the base fits, the adapter's magnitudes have other names in transformers than in PEFT."""
+    write_tiny_checkpoint(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(r=2, use_dora=True, **lora_targets())).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"tensors of the adapter do not fit.*the base checkpoint does.*PeftModel"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4ForCausalLM, demo_checkpoint
 from modeling_small4.commands import cli
@@ -23,16 +22,6 @@ from modeling_small4.processing_small4 import Small4Processor
 from tests.chat_options import PROMPT
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("blind"), vision=False)
 
 
 @pytest.fixture
@@ -353,6 +342,15 @@ def test_as_a_module_in_another_process(folder: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["new_tokens"] <= 5
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 1  # that the answer was cut off
+
+
+@pytest.mark.slow
+def test_an_answer_imports_nothing_that_only_training_needs(folder: Path) -> None:
+    words = ["generate", "Hi", "--model", str(folder), "--max-new-tokens", "2", "--seed", "1", "--json"]
+    code = f"import sys; from modeling_small4.commands.cli import main; assert main({words!r}) == 0\n"
+    code += "print(*sorted({'peft', 'trl', 'datasets', 'transformers.trainer_utils'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[1:] == [""], done.stdout + done.stderr
 
 
 def _demo() -> Path | None:

@@ -19,15 +19,9 @@ from modeling_small4 import ImageAccess, Small4DataCollator, Small4ForCausalLM, 
 from tests import chat_corpus
 from tests.chat_options import ENCODED, PROMPT
 from tests.tekken_files import write_tekken
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 THINK, END_THINK, EOS, IMG, IMG_BREAK, IMG_END = 34, 35, 2, 10, 12, 13
 IGNORED = -100
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("collator"))
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +30,6 @@ def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wordy")
     write_processor(write_tekken(out / "source", 5_000), out, None)
     return out
-
-
-@pytest.fixture(scope="module")
-def processor(folder: Path) -> Small4Processor:
-    return Small4Processor.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def command(endpoint: str, home: Path, *arguments: str, **settings: str) -> subp
         **settings,
     }
     line = [sys.executable, "-m", "small4_conversion", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=3600)
 
 
 def error(done: subprocess.CompletedProcess[str]) -> str:

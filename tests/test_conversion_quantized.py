@@ -150,6 +150,23 @@ def test_the_nvfp4_release_is_kept_bit_for_bit(
     assert equal(tmp_path / "raw", tmp_path / "ours")
 
 
+@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
+@pytest.mark.parametrize("method", ["compressed-tensors", "compressed_tensors", None])
+def test_nvfp4_is_announced_in_every_way_there_is(tmp_path: Path, key: str, method: str | None) -> None:
+    if (key, method) == ("quantization", None):
+        return
+    p = rc.params()
+    entry = rc.nvfp4_params(p)["quantization_config"] | {"quant_method": method}
+    stored, _ = rc.to_nvfp4(rc.weights(p, seed=9))
+    rc.write_raw(tmp_path / "raw", p | {key: entry if method else {k: v for k, v in entry.items() if v}}, stored)
+    run(tmp_path / "raw", tmp_path / "ours")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    run(tmp_path / "ours", tmp_path / "back", to="mistral")
+    rc.same_bits(rc.read_all(tmp_path / "back"), stored)
+    assert (tmp_path / "back" / "params.json").read_bytes() == (tmp_path / "raw" / "params.json").read_bytes()
+
+
 @pytest.mark.parametrize("to", ["small4", "mistral", "transformers"])
 @pytest.mark.parametrize("through", ["raw", "ours"])
 def test_nvfp4_is_expanded(

@@ -27,6 +27,8 @@ EXPANDED: dict[str, tuple[d.Encoder, dict[str, Any]]] = {
     "w8a8": (d.int8, d.INT8),
     "nf4": (partial(d.bitsandbytes, "nf4", False), d.BITS4),
     "nf4 double": (partial(d.bitsandbytes, "nf4", True), d.BITS4),
+    "llm.int8": (d.llm_int8, d.BITS8),
+    "modelopt": (d.modelopt, d.MODELOPT),
     "fp4": (partial(d.bitsandbytes, "fp4", True), d.BITS4 | {"bnb_4bit_quant_type": "fp4"}),
 }
 SIZES = {"q_lora_rank": 64, "v_head_dim": 16}  # 32 divides every row

@@ -20,6 +20,7 @@ from generation_cases import (
     RESULTS,
     ROWS,
     THINK,
+    TOKEN_IDS,
     batch,
     chat,
     choices,
@@ -33,6 +34,7 @@ from transformers import (
 )
 
 from modeling_small4 import Small4ForCausalLM
+from modeling_small4.generation_prompt import ReasoningIds
 
 torch.set_num_threads(1)
 NEW = 16
@@ -83,6 +85,24 @@ def test_greedy_equals_the_slow_loop(
     assert out[0, : len(prompt)].tolist() == prompt
     wanted = naive_greedy(model, chat(50, 51, 52, mode=mode, before=HEADS[head]), mode, NEW, budget)
     assert out[0, len(prompt) :].tolist() == wanted
+
+
+@pytest.mark.parametrize("stand", [("none", "high"), ("high", "none"), ("high", "high"), ("none", "none", "high")])
+@pytest.mark.parametrize("mode", [None, "none", "high"])
+def test_several_settings_blocks_all_say_the_mode_and_the_last_one_counts(
+    model: Small4ForCausalLM, stand: tuple[str, ...], mode: str | None
+) -> None:
+    def conversation(modes: tuple[str, ...]) -> list[int]:
+        turns = [token for each in modes for token in (*settings(each), INST, 50, 51, END_INST, 60, EOS)]
+        return [1, *turns[:-2]]
+
+    prompt = conversation(stand)
+    assert ReasoningIds.from_mapping(TOKEN_IDS).mode_of(prompt) == stand[-1]
+    out = model.generate(
+        **batch([prompt]), reasoning_mode=mode, max_thinking_tokens=3, max_new_tokens=NEW, do_sample=False
+    )
+    read = prompt if mode is None else conversation((mode,) * len(stand))
+    assert out[0].tolist() == prompt + naive_greedy(model, read, mode or stand[-1], NEW, 3)
 
 
 TURNS = {

@@ -20,7 +20,8 @@ def test_a_filled_cache_refuses_another_mode_and_a_foreign_beginning(one: Small4
     first = one.generate(**batch([prompt]), max_new_tokens=4, eos_token_id=None, return_dict_in_generate=True)
     ids = torch.cat([first.sequences, torch.tensor([[EOS, INST, 71, END_INST]])], dim=1)
     with pytest.raises(
-        ValueError, match=r"reasoning_mode is 'high', but (cache|past_key_values) already holds \d+ tokens"
+        ValueError,
+        match=r"reasoning_mode is 'high', but (cache|past_key_values) already holds \d+ tokens.*settings for 'none'.*='none' to go on",
     ):
         one.generate(ids, past_key_values=first.past_key_values, reasoning_mode="high", max_new_tokens=4)
     with pytest.raises(ValueError, match=r"Pass the ids of the whole conversation"):

@@ -25,7 +25,7 @@ from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.image_sources import ImageAccess, load_image
 from modeling_small4.network import fetch
 
-LOCAL = ImageAccess(hosts=("127.0.0.1", "localhost", "allowed.test"), private_addresses=True, timeout=5.0)
+LOCAL = ImageAccess(hosts=("127.0.0.1", "localhost", "allowed.test"), private_addresses=True, timeout=300.0)
 
 
 def png(width: int = 5, height: int = 4, color: str = "red") -> bytes:

@@ -19,7 +19,7 @@ from modeling_small4.cache import LatentCache
 from modeling_small4.commands import cli
 from modeling_small4.planner import sizes
 from modeling_small4.planner.alternatives import alternatives, release_table, replicas
-from modeling_small4.planner.hardware import parse_machine
+from modeling_small4.planner.hardware import parse_machine, this_machine
 from modeling_small4.planner.layout import plan
 from modeling_small4.planner.sizes import (
     LONG,
@@ -339,3 +339,20 @@ def test_command_reads_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     size = sum(weight_bytes(Small4Config.from_pretrained(folder), "float32").values())
     assert status == 0
     assert sum(json.loads(text)["weights"].values()) == size
+
+
+def test_unified_memory_is_one_memory() -> None:
+    """A GPU that shares main memory: nothing can be moved out of its way, and the system keeps a quarter."""
+    spark, mac = parse_machine("DGX Spark"), parse_machine("2x128GB-mac")
+    assert (spark.ram, len(spark.gpus), spark.gpus[0].capability) == (None, 1, 12.1)
+    assert [gpu.usable for gpu in mac.gpus] == [96_000_000_000] * 2
+    assert plan(RELEASE, "DGX-Spark", "nvfp4").fits
+    assert not plan(RELEASE, "DGX-Spark", "fp8").fits
+    assert not plan(RELEASE, "64GB-unified", "nvfp4").fits
+
+
+def test_a_mac_is_planned_by_its_unified_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    machine = this_machine()
+    assert machine.ram is None
+    assert [(gpu.model, gpu.unified) for gpu in machine.gpus] == [("mps", True)]

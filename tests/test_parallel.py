@@ -32,7 +32,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     line += [str(TESTS / "parallel_worker.py"), str(folder / "plain"), str(folder / "chatty"), str(folder / "report")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=300)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=3600)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "match nothing" not in done.stderr
     return [json.loads((folder / f"report.{rank}.json").read_text()) for rank in (0, 1)]

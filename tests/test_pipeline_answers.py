@@ -14,7 +14,6 @@ import modeling_small4
 from modeling_small4 import ImageAccess, Small4Processor
 from modeling_small4.pipelines import Small4ImageTextToTextPipeline, Small4TextGenerationPipeline
 from tests.tekken_files import CONTROL
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 CHAT = [{"role": "user", "content": "What is 3 + 4?"}]
 IMAGE = Image.new("RGB", (50, 30), "blue")
@@ -25,11 +24,6 @@ ANSWERS = {
     "thinking": (["[THINK]", "hm", "[/THINK]", "7", "</s>"], "7", "hm"),
     "spelled": (["[/INST]7", "</s>"], "[/INST]7", None),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoint import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 
 import modeling_small4  # noqa: F401  (registers the classes)
@@ -33,11 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
     "high": {"reasoning_mode": "high"},
     "high, briefly": {"reasoning_mode": "high", "max_thinking_tokens": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 def wanted(folder: Path, chat: list[dict[str, Any]], options: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:

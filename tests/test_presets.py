@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from generation_cases import EOS, PAD, batch, chat, tiny_model
+from generation_cases import EOS, PAD, batch, chat
 from oracle import image_inputs, text_ids
 from preset_cases import CASE, CHATS, GREEDY
 from tiny_checkpoint import write_tiny_checkpoint
@@ -21,12 +21,6 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def model() -> Small4ForCausalLM:
     return CASE.models()[0]
-
-
-@pytest.fixture(scope="module")
-def repeating() -> Small4ForCausalLM:
-    """So eager to repeat itself that drafts are found and accepted."""
-    return tiny_model(0)
 
 
 def compiled() -> CompileConfig:

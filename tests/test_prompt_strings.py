@@ -421,3 +421,25 @@ def test_masks_and_strings_do_not_mix(processor: Small4Processor) -> None:
             one.apply_chat_template(CHATS[0], documents=[{"text": "a"}])
     with pytest.raises(ValueError, match="cannot be combined with return_offsets_mapping"):
         processor.apply_chat_template(CHATS, **ENCODED, return_assistant_tokens_mask=True, return_offsets_mapping=True)
+
+
+def test_masks_in_a_template_of_ones_own(processor: Small4Processor) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}"
+        "{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    options = {"chat_template": template, "return_assistant_tokens_mask": True, **ENCODED}
+    chat = [{"role": "user", "content": TYPED}, {"role": "assistant", "content": TYPED}]
+    for one in (processor, processor.tokenizer):
+        out = one.apply_chat_template([chat, chat], padding=True, **options)
+        expected = [*processor.tokenizer.encode_texts([TYPED])[0], 2]
+        assert out["input_ids"][1][out["assistant_masks"][1].bool()].tolist() == expected
+
+
+def test_images_that_a_template_has_no_place_for(processor: Small4Processor) -> None:
+    template = "{% for m in messages %}{% for c in m.content %}{{ image_token if c.type == 'image' else c.text }}{% endfor %}{% endfor %}"
+    chat = conversation(True, "red")[:1]
+    with pytest.raises(ValueError, match="0 places for images and 2 images"):
+        processor.apply_chat_template(chat, chat_template=template, tokenize=True)
+    ids = processor.apply_chat_template(chat, chat_template=template, image_token="[IMG]", tokenize=True)
+    assert ids[0].count(13) == 2

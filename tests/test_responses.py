@@ -246,7 +246,7 @@ def test_streaming_equals_parsing_however_it_is_cut(
 def test_the_streamer_yields_pieces_from_another_thread(tokenizer: Small4Tokenizer) -> None:
     prompt = torch.tensor([ids(tokenizer, "<s>", "[INST]", "q", "[/INST]")])
     generated = ids(tokenizer, "[THINK]", "a👩‍👧b", "[/THINK]", "é日", "</s>")
-    streamer = Small4Streamer(tokenizer, timeout=10)
+    streamer = Small4Streamer(tokenizer, timeout=600)
 
     def generate() -> None:
         streamer.put(prompt)

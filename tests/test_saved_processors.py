@@ -17,11 +17,6 @@ CHAT = [{"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type":
 ROW = {"messages": [*CHAT, {"role": "assistant", "content": "green"}]}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
 def trained(folder: Path, out: Path, collator: Any, **options: Any) -> Trainer:
     usual = {
         "max_steps": 1,

@@ -6,15 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4Config, Small4ForCausalLM, Small4Processor
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
 
 PARTS: dict[str, Callable[[Path], Any]] = {
     "model": Small4ForCausalLM.from_pretrained,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small4_conversion import staging
+from small4_conversion import staging, systems
 from small4_conversion.checkpoint import CheckpointError
 from small4_conversion.staging import PREFIX, check_destination, new_folder, private_folder
 
@@ -162,7 +162,7 @@ def add_foreign(folder: Path, elsewhere: Path) -> set[str]:
 
 
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(systems, "exchange", lambda one, other: False)
 
 
 def no_links(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from generation_cases import EOS, PAD, batch, tiny_model
+from generation_cases import EOS, PAD, batch
 from oracle import Case, image_inputs, text_ids
 from preset_cases import CASE, CHATS, GREEDY
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -17,12 +17,6 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def model() -> Small4ForCausalLM:
     return CASE.models()[0]
-
-
-@pytest.fixture(scope="module")
-def repeating() -> Small4ForCausalLM:
-    """So eager to repeat itself that drafts are found and accepted."""
-    return tiny_model(0)
 
 
 def rows_of(sequences: torch.Tensor, width: int) -> list[list[int]]:

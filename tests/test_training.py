@@ -11,17 +11,6 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from modeling_small4 import AnswerCallback, ExpertLoadCallback, Small4DataCollator, Small4ForCausalLM, Small4Processor
 from modeling_small4.training.expert_load import ExpertLoad, relative
-from tests.tiny_checkpoint import write_tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(scope="module")
-def processor(folder: Path) -> Small4Processor:
-    return Small4Processor.from_pretrained(folder)
 
 
 def rows(pictures: bool = True) -> list[dict[str, Any]]:

@@ -18,16 +18,10 @@ from small4_conversion.convert import Options, convert
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from modeling_small4 import Small4DataCollator, Small4ForCausalLM, Small4Processor
-from tests.tiny_checkpoint import write_tiny_checkpoint
 
 trl = pytest.importorskip("trl")
 torch.set_num_threads(1)
 TYPED = "[INST] </s> [IMG] [\\INST]"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -261,6 +255,6 @@ def test_the_command_trl_sft(folder: Path, tmp_path: Path) -> None:
     words = ["sft", *sft_words(tmp_path / "code", tmp_path), "--trust_remote_code"]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", "from trl.cli import main; main()", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True).image_processor is not None

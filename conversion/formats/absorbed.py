@@ -25,6 +25,10 @@ class Absorbed(Values):
         """See `Values.inner`."""
         return self.keys + self.values
 
+    def expected_error(self) -> float:
+        """See `Values.expected_error`."""
+        return max(part.expected_error() for part in self.inner())
+
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
         """See `Values.pieces`. All heads are read: they are small beside the experts."""
         rows = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CheckpointError
+from .table import refusal
 from .values import BLOCK
 
 # compressed-tensors: its word for a format -> ours. "mixed-precision" announces what its groups do.
@@ -80,6 +81,8 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
     entry = content.get("quantization")
     if isinstance(entry, dict) and "bits" in entry and "group_size" in entry:
         return _mlx(entry, file)
+    if isinstance(entry, dict) and str(entry.get("quant_method")).replace("_", "-") == "compressed-tensors":
+        return Announced(_compressed(entry, file), entry)  # some releases say so under this key
     if entry is not None:
         return _mistral(entry, file)
     entry = content.get("quantization_config")
@@ -87,7 +90,7 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
         return Announced()
     if not isinstance(entry, dict):
         raise CheckpointError(f"{file}: quantization_config is {entry!r}, it must be an object")
-    method = entry.get("quant_method", "compressed-tensors")
+    method = str(entry.get("quant_method", "compressed-tensors")).replace("compressed_tensors", "compressed-tensors")
     if method == "fp8":
         return _fine_grained(entry, file)
     if method == "compressed-tensors":
@@ -96,9 +99,9 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
         return _packed(entry, method, file)
     if method == "bitsandbytes":
         return Announced(frozenset({"bitsandbytes", "int8"}), entry)
-    raise CheckpointError(
-        f"{file}: quantization_config says {method!r}, which is not read; nearest are {', '.join(_WORDS.values())}"
-    )
+    if method == "modelopt":
+        return _modelopt(entry, file)
+    raise CheckpointError(f"{file}: quantization_config says {method!r}: {refusal(method)}")
 
 
 def _mistral(entry: Any, file: Path) -> Announced:
@@ -106,6 +109,15 @@ def _mistral(entry: Any, file: Path) -> Announced:
     if not fp8 or entry.get("qscheme_act", "NO_SCALES") not in ("TENSOR", "NO_SCALES"):
         raise CheckpointError(f"{file}: quantization is {entry!r}; known is fp8_e4m3 with TENSOR or NO_SCALES")
     return Announced(frozenset({"fp8"}), entry, frozenset({"tensor"}))
+
+
+def _modelopt(entry: dict[str, Any], file: Path) -> Announced:
+    """NVIDIA's ModelOpt: FP8 and NVFP4, by the algorithm."""
+    algorithm = str(entry.get("quant_algo", "")).upper()
+    forms = {"FP8": {"fp8"}, "NVFP4": {"modelopt"}, "MIXED_PRECISION": {"fp8", "modelopt"}}.get(algorithm)
+    if forms is None:
+        raise CheckpointError(f"{file}: ModelOpt with quant_algo {algorithm!r} is not read; read are FP8 and NVFP4")
+    return Announced(frozenset(forms), entry)
 
 
 def _mlx(entry: dict[str, Any], file: Path) -> Announced:

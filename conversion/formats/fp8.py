@@ -12,7 +12,7 @@ import torch
 from ..checkpoint import Reader, Stored
 from ..naming import Place
 from .finder import Finder
-from .values import BLOCK, PLAIN, Held, Part, row_steps
+from .values import BLOCK, PLAIN, Held, Part, Values, row_steps, whole
 
 MAX = 448.0
 _CODES = "F8_E4M3"
@@ -29,9 +29,11 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return codes.float() * scale.float()
 
 
-def quantize(numbers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Numbers to the nearest E4M3 codes under a scale; what is too large becomes the largest code."""
-    return (numbers.float() / scale.float()).clamp(-MAX, MAX).to(torch.float8_e4m3fn)
+def quantize(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers [out, in] to E4M3 codes and one bfloat16 scale [], as the release stores them. Inverse up to rounding: `dequantize`."""
+    most = numbers.abs().amax().float()
+    scale = torch.where(most > 0, most / MAX, 1.0).to(torch.bfloat16)
+    return (numbers.float() / scale.float()).clamp(-MAX, MAX).to(torch.float8_e4m3fn), scale
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class Fp8(Held):
 
     form = "fp8"
     error = 0.03
+
+    @classmethod
+    def of_numbers(cls, source: Values) -> "Fp8":
+        """A weight that is quantized while it is written."""
+
+        def encode(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
+            yield from zip(("codes", "scale"), quantize(whole(source, reader)), strict=True)
+
+        return cls(source.shape, source.body, Part(_CODES, source.shape, None), Part("BF16", (), None), encode=encode)
 
     @property
     def arrangement(self) -> str:

@@ -87,9 +87,7 @@ def library_of_gguf() -> Any:
     try:
         import gguf
     except ImportError:
-        raise CheckpointError(
-            'GGUF files are read with the package gguf: pip install "modeling-small4[gguf]"'
-        ) from None
+        raise CheckpointError('GGUF files are read with the package gguf: pip install ".[gguf]"') from None
     return gguf
 
 

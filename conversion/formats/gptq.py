@@ -44,6 +44,10 @@ class Transposed(Values):
 
     error: ClassVar[float] = 0.15
 
+    def expected_error(self) -> float:
+        """See `Values.expected_error`; each bit less doubles it."""
+        return min(1.0, self.error * 2.0 ** (4 - self.bits))
+
     def codes(self, reader: Reader) -> torch.Tensor:
         """All codes [out, in]."""
         raise NotImplementedError

@@ -13,7 +13,12 @@ from ..checkpoint import Reader, Stored
 from ..naming import Place
 from .bits import pack, unpack
 from .finder import Finder
-from .values import PLAIN, Held, Part, Values, row_steps
+from .values import PLAIN, Held, Part, Values, row_steps, whole
+
+_SHARES = (
+    1.0,
+    0.9,
+)  # of a group's largest number that its outermost code stands for; more of them gain 1 % of the error
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | int) -> torch.Tensor:
@@ -21,6 +26,29 @@ def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | 
     grouped = codes.float().unflatten(1, (scales.shape[1], -1))
     zeros = zeros.float().unsqueeze(-1) if isinstance(zeros, torch.Tensor) else zeros
     return ((grouped - zeros) * scales.float().unsqueeze(-1)).flatten(1)
+
+
+def quantize(numbers: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers [out, in] -> symmetric codes and bfloat16 scales [out, in / group]. Inverse up to rounding: `dequantize` with zeros of 8.
+
+    Each group takes the scale with the least squared error of a few that cut off more or less of its largest number.
+    """
+    groups = numbers.float().unflatten(1, (-1, group))
+    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    ends = least.where(-least > most, most)  # its sign says which side needs the code without a partner
+    best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    for share in _SHARES:
+        scales = (ends * (-share / 8)).to(torch.bfloat16)
+        scales = scales.where(scales != 0, torch.ones((), dtype=torch.bfloat16))
+        codes = (groups * scales.float().reciprocal()).round_().clamp_(-8, 7)
+        error = (codes * scales.float()).sub_(groups).square_().sum(-1, keepdim=True)
+        if best is None:
+            best = (codes, scales, error)
+            continue
+        better = error < best[2]
+        best = (codes.where(better, best[0]), scales.where(better, best[1]), error.minimum(best[2]))
+    assert best is not None
+    return (best[0] + 8).to(torch.uint8).flatten(1), best[1].squeeze(-1)
 
 
 def encoded(
@@ -59,6 +87,16 @@ class Int4(Held):
         packed, scale = Part("I32", (rows, columns // 8), None), Part(dtype, (rows, groups), None)
         zeros = None if symmetric else Part("I32", (-(-rows // 8), groups), None)
         return cls(shape, body, packed, scale, zeros, encode=encode)
+
+    @classmethod
+    def of_numbers(cls, source: Values, group: int) -> "Int4":
+        """A weight that is quantized while it is written."""
+
+        def encode(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
+            codes, scales = quantize(whole(source, reader), group)
+            yield from encoded(codes, scales, None)
+
+        return cls.computed(source.shape, source.body, "BF16", source.shape[1] // group, True, encode)
 
     @property
     def group(self) -> int:
@@ -102,6 +140,10 @@ class Packed(Values):
 
     form = "int4"
     error = 0.15
+
+    def expected_error(self) -> float:
+        """See `Values.expected_error`; each bit less doubles it."""
+        return min(1.0, self.error * 2.0 ** (4 - self.bits))
 
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
         """See `Values.pieces`."""

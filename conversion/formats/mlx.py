@@ -39,6 +39,10 @@ class Affine(Values):
     form = "mlx"
     error = 0.12
 
+    def expected_error(self) -> float:
+        """See `Values.expected_error`; each bit less doubles it."""
+        return min(1.0, self.error * 2.0 ** (4 - self.bits))
+
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
         """See `Values.pieces`."""
         words, groups = self.body.shape[1], self.scale.shape[1]

@@ -22,6 +22,8 @@ def take(finder: Finder, leaf: Leaf, place: Place) -> Values | None:
         return gptq.take(finder, place, leaf.shape)
     if matrix and bitsandbytes.stands(finder, place):
         return bitsandbytes.take(finder, place, leaf.shape)
+    if matrix and finder.has(place.on("scale_2")):
+        return nvfp4.take_modelopt(finder, place, leaf.shape)
     dtype = finder.dtype(place.weight)
     if matrix and dtype == "I8":
         return int8.take(finder, place, leaf.shape)

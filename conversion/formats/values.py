@@ -28,7 +28,7 @@ class Values(ABC):
     body: Stored  # what messages name: the numbers, or their codes
 
     form: ClassVar[str]  # name of the format; "plain" for numbers stored as they are
-    error: ClassVar[float] = 0.0  # root-mean-square error of rounding normal numbers to this format, relative to theirs
+    error: ClassVar[float] = 0.0  # see `expected_error`
 
     @property
     def quantized(self) -> bool:
@@ -38,6 +38,10 @@ class Values(ABC):
     def inner(self) -> tuple["Values", ...]:
         """The weights that it is put together of, itself mostly."""
         return (self,)
+
+    def expected_error(self) -> float:
+        """The root-mean-square error, relative to the numbers' size, up to which a quantization of other numbers is believed."""
+        return self.error
 
     @abstractmethod
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
@@ -120,3 +124,8 @@ def row_steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     step = rows_at_once(shape)
     for first in range(0, shape[0], step):
         yield first, min(step, shape[0] - first)
+
+
+def whole(values: Values, reader: Reader) -> torch.Tensor:
+    """All numbers of a weight, [out, in], as a model computes with them."""
+    return torch.cat(list(values.numbers(reader)))

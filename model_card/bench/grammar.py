@@ -29,10 +29,8 @@ class LLGuidance:
     def __init__(self, tokens: list[bytes], special: list[int], eos: int) -> None:
         import llguidance
 
-        wrapper = type(
-            "Vocabulary", (), {"eos_token_id": eos, "bos_token_id": 1, "tokens": tokens, "special_token_ids": special}
-        )
-        wrapper.__call__ = lambda self, data: [0]
+        known = {"eos_token_id": eos, "bos_token_id": 1, "tokens": tokens, "special_token_ids": special}
+        wrapper = type("Vocabulary", (), known | {"__call__": lambda self, data: [0]})
         self.library = llguidance
         self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(wrapper()))
         self.mask = torch.zeros(1, -(-len(tokens) // 32), dtype=torch.int32)

@@ -22,17 +22,17 @@ def convert(tree: str, arguments: list[str]) -> None:
     vocabulary only, not of a small one."""
     sys.path[:0] = [tree, f"{tree}/gguf-py"]
     sys.argv = ["convert_hf_to_gguf.py", *arguments]
-    import conversion.base  # type: ignore[import-not-found]
+    import conversion.base
 
     conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "tekken"
-    import convert_hf_to_gguf  # type: ignore[import-not-found]
+    import convert_hf_to_gguf
 
     convert_hf_to_gguf.main()
 
 
 def quantize(file: str, to: str, kind: str, overrides: dict[str, Any]) -> None:
     """What `llama-quantize --override-kv ... FROM TO KIND` does: the overrides are kept in the new file."""
-    import llama_cpp as c  # type: ignore[import-not-found]
+    import llama_cpp as c
 
     settings = c.llama_model_quantize_default_params()
     settings.ftype, settings.nthread = getattr(c, f"LLAMA_FTYPE_MOSTLY_{kind}"), 1
@@ -51,7 +51,7 @@ class Engine:
     """A model, and its tower where there is one; the cache in float32 (GGML type 0), attention not fused."""
 
     def __init__(self, model: str, tower: str | None, overrides: dict[str, Any]) -> None:
-        from llama_cpp import Llama, mtmd_cpp  # type: ignore[import-not-found]
+        from llama_cpp import Llama, mtmd_cpp
 
         exact = {"type_k": 0, "type_v": 0, "flash_attn": False, "n_threads": 1, "n_threads_batch": 1}
         self.llama = Llama(

@@ -31,7 +31,7 @@ def _plain(random: Random, depth: int, definitions: dict[str, Any]) -> dict[str,
 
 
 def _constant(random: Random, depth: int, definitions: dict[str, Any]) -> dict[str, Any]:
-    values = [*WORDS, 0, -7, 2.5, True, False, None, [1, "two"], {"k": []}]
+    values: list[Any] = [*WORDS, 0, -7, 2.5, True, False, None, [1, "two"], {"k": []}]
     return (
         {"enum": random.sample(values, random.randint(1, 5))}
         if random.random() < 0.7

@@ -72,7 +72,7 @@ class AnswerTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def _get_train_sampler(self, *args: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 class Export(TrainerCallback):

@@ -1,4 +1,4 @@
-"""`small4 card`: measures anew what it is told to, then renders the model card. Both are in `model_card/`, which only a clone has.
+"""`small4 card`: measures again what it is told to, then renders the model card. Both are in `model_card/`, which only a clone has.
 
 Must not know: what the card says, how anything is measured.
 """
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--measure", metavar="NAME", nargs="+", default=[],
-        help="results to measure anew first, by the names of their files (decode, demo_eval, ...); all measures every one, which takes long",
+        help="results to measure again first, by the names of their files (decode, demo_eval, ...); all measures every one, which takes long",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

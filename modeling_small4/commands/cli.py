@@ -129,7 +129,7 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def _session(args: argparse.Namespace) -> "Session":
-    from transformers import set_seed
+    import torch
     from transformers.utils import logging
 
     from ..registration import demo_checkpoint
@@ -139,7 +139,7 @@ def _session(args: argparse.Namespace) -> "Session":
     logging.disable_progress_bar()
     model, processor = load(args.model or str(demo_checkpoint()))
     if args.seed is not None:
-        set_seed(args.seed)
+        torch.manual_seed(args.seed)
     return Session(model, processor, args.reasoning_mode, args.max_new_tokens, args.max_thinking_tokens, args.preset)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..configuration_small4 import Small4Config
 from ..planner.alternatives import alternatives, command, notes, release_table, replicas
-from ..planner.hardware import GPUS, NODES, Machine, parse_machine, this_machine
+from ..planner.hardware import GPUS, NODES, UNIFIED, Machine, parse_machine, this_machine
 from ..planner.layout import CHUNK, LAYOUTS, Plan, plan
 from ..planner.sizes import PRECISIONS, cache_bytes, weight_bytes
 from .terminal import describe_bytes
@@ -20,7 +20,7 @@ EXAMPLES = ("4xH100", "2xH100", "8xH200", "4xH200", "2xH200", "1xH200", "2xB200"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `small4 plan`."""
     parser.add_argument("--model", metavar="DIR_OR_REPO", help="whose config.json is read (default: the release)")
-    known = ", ".join([*GPUS, *NODES])
+    known = ", ".join([*GPUS, *NODES, *UNIFIED])
     parser.add_argument(
         "--devices", metavar="SPEC", help=f"4xH100, 24GB+64GB-ram, ... (default: this machine). Known names: {known}"
     )

@@ -130,7 +130,7 @@ def _get(parts: SplitResult, address: str, access: Access, deadline: float) -> b
         "User-Agent": "modeling-small4",
     }
     pinned, extensions = named.copy_with(host=address), {"sni_hostname": named.raw_host.decode()}
-    # Neither proxies nor certificates are taken from the environment: a proxy would resolve the name anew.
+    # Neither proxies nor certificates are taken from the environment: a proxy would resolve the name again.
     with (
         httpx2.Client(trust_env=False, verify=ssl.create_default_context(), timeout=left) as client,
         client.stream("GET", pinned, headers=headers, extensions=extensions) as response,

@@ -210,7 +210,7 @@ def release_table(config: Any, context: int = 262144) -> list[dict[str, Any]]:
 
 
 def _reason(config: Any, devices: str, row: dict[str, Any], context: int) -> str:
-    """Why this machine: the smallest that holds the unquantised weights, or what it has room for beyond that."""
+    """Why this machine: the smallest that holds the unquantized weights, or what it has room for beyond that."""
     machine = parse_machine(devices)
     fewest = next(
         n for n in range(1, 17) if plan(config, f"{n}x{machine.gpus[0].model}", "bfloat16", context=context).fits

@@ -24,7 +24,17 @@ GPUS: dict[str, tuple[int, float]] = {
 }
 NODES = {"DGX-A100": (8, "A100"), "DGX-H100": (8, "H100"), "DGX-H200": (8, "H200"), "DGX-B200": (8, "B200")}
 UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
-GPU_SHARE, RAM_SHARE = 0.9, 0.85  # the rest: driver, kernels' workspace, fragmentation; the operating system
+# Main memory that the GPU shares: name -> (memory in MiB, capability). It is planned as a GPU's, of which the system keeps a part;
+# other sizes are written 128GB-mac or 128GB-unified.
+UNIFIED: dict[str, tuple[int, float]] = {
+    "DGX-SPARK": (122571, 12.1),
+    "STRIX-HALO": (131072, 0.0),
+}
+GPU_SHARE, UNIFIED_SHARE, RAM_SHARE = (
+    0.9,
+    0.75,
+    0.85,
+)  # the rest: driver, kernels' workspace, fragmentation; the operating system
 _SIZE = r"(\d+(?:\.\d+)?)\s*([MGT]I?B)"
 
 
@@ -36,11 +46,13 @@ class Device:
     model: str
     capacity: int
     capability: float = 0.0
+    unified: bool = False
 
     @property
     def usable(self) -> int:
-        """Bytes that a plan may fill: 90 % of a GPU (vLLM's default too), 85 % of main memory, all of a disk."""
-        share = {"cpu": RAM_SHARE, "disk": 1.0}.get(str(self.name), GPU_SHARE)
+        """Bytes that a plan may fill: 90 % of a GPU (vLLM's default too), 75 % of memory that it shares with the system (what Metal
+        recommends), 85 % of main memory, all of a disk."""
+        share = {"cpu": RAM_SHARE, "disk": 1.0}.get(str(self.name), UNIFIED_SHARE if self.unified else GPU_SHARE)
         return int(self.capacity * share)
 
 
@@ -65,8 +77,8 @@ class Machine:
 
 
 def parse_machine(text: str) -> Machine:
-    """Reads a machine: parts joined by `+`, each `[Nx]KIND`, where KIND is a name of `GPUS` or `NODES`, `24GB` (a GPU of that size that
-    computes in FP8), `64GB-ram` or `1TB-disk`. GB are 10^9 bytes, GiB 2^30.
+    """Reads a machine: parts joined by `+`, each `[Nx]KIND`, where KIND is a name of `GPUS`, `NODES` or `UNIFIED`, `24GB` (a GPU of that
+    size that computes in FP8), `128GB-mac` (unified memory), `64GB-ram` or `1TB-disk`. GB are 10^9 bytes, GiB 2^30.
 
     Raises:
         ValueError: A part that is none of these.
@@ -75,12 +87,17 @@ def parse_machine(text: str) -> Machine:
     ram = disk = 0
     for part in text.split("+"):
         count, kind = _counted(part.strip(), text)
-        if match := re.fullmatch(_SIZE + r"[- ]?(RAM|DISK|GPU)?", kind):
+        if match := re.fullmatch(_SIZE + r"[- ]?(RAM|DISK|GPU|MAC|UNIFIED)?", kind):
             size = int(float(match[1]) * UNITS[match[2]]) * count
             ram += size if match[3] == "RAM" else 0
             disk += size if match[3] == "DISK" else 0
             number = count if match[3] in (None, "GPU") else 0
             gpus += [Device(len(gpus) + i, f"{match[1]}{match[2]}", size // count, 8.9) for i in range(number)]
+            if match[3] in ("MAC", "UNIFIED"):
+                gpus += [Device(len(gpus) + i, kind, size // count, 0.0, unified=True) for i in range(count)]
+        elif kind in UNIFIED:
+            memory, capability = UNIFIED[kind]
+            gpus += [Device(len(gpus) + i, kind, memory * MIB, capability, unified=True) for i in range(count)]
         else:
             nodes, model = NODES.get(kind, (1, kind))
             if model not in GPUS:
@@ -94,17 +111,22 @@ def parse_machine(text: str) -> Machine:
 
 
 def this_machine() -> Machine:
-    """The machine this process runs on: its CUDA GPUs and the main memory that is there."""
-    import os
-
+    """The machine this process runs on: its CUDA GPUs, or a Mac's, and the main memory that is there."""
+    import psutil
     import torch
 
+    ram = psutil.virtual_memory().total
+    if torch.backends.mps.is_available():
+        name = f"this machine (Apple GPU, {ram / 2**30:.0f} GiB of unified memory)"
+        return Machine(name, (Device(0, "mps", ram, unified=True),))
     gpus = []
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
-        gpus.append(Device(index, found.name, found.total_memory, found.major + found.minor / 10))
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        capability = found.major + found.minor / 10
+        gpus.append(Device(index, found.name, found.total_memory, capability, bool(getattr(found, "is_integrated", 0))))
     names = [f"{len(gpus)}x {gpus[0].model}"] if gpus else []
+    if any(gpu.unified for gpu in gpus):
+        return Machine(f"this machine ({names[0]}, unified memory)", tuple(gpus))
     name = " + ".join([*names, f"{ram / 2**30:.0f} GiB of main memory"])
     return Machine(f"this machine ({name})", tuple(gpus), Device("cpu", "ram", ram))
 
@@ -114,13 +136,13 @@ def _counted(part: str, whole: str) -> tuple[int, str]:
     if match is None or match[1] == "0":
         raise ValueError(_unknown(part, whole))
     kind = match[2].upper().replace("_", "-")
-    spellings = {name.replace("-", ""): name for name in [*GPUS, *NODES]}
+    spellings = {name.replace("-", ""): name for name in [*GPUS, *NODES, *UNIFIED]}
     return int(match[1] or 1), spellings.get(re.sub(r"[- ]", "", kind), kind)
 
 
 def _unknown(part: str, whole: str) -> str:
-    names = ", ".join([*GPUS, *NODES])
+    names = ", ".join([*GPUS, *NODES, *UNIFIED])
     return (
-        f"{part!r} in {whole!r} is no device: write parts such as 4xH100, 24GB (a GPU), 64GB-ram or 1TB-disk, joined by +; "
+        f"{part!r} in {whole!r} is no device: write parts such as 4xH100, 24GB (a GPU), 128GB-mac (unified memory), 64GB-ram or 1TB-disk, joined by +; "
         f"known names: {names}."
     )

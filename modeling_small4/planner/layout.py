@@ -22,7 +22,7 @@ _STEPS = 40  # how finely whole modules are balanced over GPUs
 @dataclass(frozen=True)
 class Request:
     """What is to fit. `context`: tokens per sequence, prompt and answer; `batch`: sequences at once; `chunk`: tokens read per forward
-    pass; `images`: of the largest size, encoded at once; `cache_bits`: 16, or 8 for the quantised cache."""
+    pass; `images`: of the largest size, encoded at once; `cache_bits`: 16, or 8 for the quantized cache."""
 
     precision: str = "fp8"
     context: int = 262144

@@ -120,7 +120,7 @@ class Int4Config(QuantizationConfigMixin):
     """What `from_pretrained` is given."""
 
     def __init__(self, quant_method: str = METHOD, **kwargs: Any) -> None:
-        self.quant_method = quant_method  # type: ignore[assignment]
+        self.quant_method = quant_method
 
 
 class Int4Quantizer(HfQuantizer):

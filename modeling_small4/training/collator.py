@@ -33,7 +33,7 @@ class Small4DataCollator:
         train_thinking: whether thoughts, `[THINK]` and `[/THINK]` included, are trained on. They are read by the model either way.
         last_turn_only: train on the assistant's last turn, not on all.
         padding_side: "right" or "left".
-        packing: no padding: one row of all conversations, `position_ids` starting anew with each, no attention mask; the model then keeps
+        packing: no padding: one row of all conversations, `position_ids` restarting with each, no attention mask; the model then keeps
             them apart.
         max_length: most tokens of one conversation.
         overlong: for longer ones, "error", or "truncate": the end is cut off, and with it images that do not fit whole.
@@ -109,7 +109,7 @@ class Small4DataCollator:
         return self.max_length is None or len(encoded["input_ids"]) <= self.max_length
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """What `generate` needs to answer the rows anew: each conversation up to the assistant's last turn, padded on the left."""
+        """What `generate` needs to answer the rows: each conversation up to the assistant's last turn, padded on the left."""
         examples = []
         for row in rows:
             messages = list(row_messages(row))

@@ -15,7 +15,7 @@ Score = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 
 
 class AnswerCallback(TrainerCallback):
-    """Answers `rows` anew at every evaluation and puts the mean score into its metrics, as `eval_NAME`.
+    """Answers `rows` at every evaluation and puts the mean score into its metrics, as `eval_NAME`.
 
     So `metric_for_best_model="eval_accuracy"` and early stopping can follow it. Each row is answered in its own reasoning mode.
 

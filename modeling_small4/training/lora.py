@@ -40,7 +40,7 @@ def lora_targets(name: str = "attention", vision: bool = False, model: Any = Non
         `mistral4` classes as well.
 
     Raises:
-        ValueError: an unknown name; or experts that are held in a quantised form, which no library adapts.
+        ValueError: an unknown name; or experts that are held in a quantized form, which no library adapts.
     """
     if name not in LORA_TARGETS:
         raise ValueError(f"There is no set of LoRA targets {name!r}; choose one of {', '.join(LORA_TARGETS)}.")
@@ -60,10 +60,10 @@ def _check_experts(model: Any) -> None:
             "This model has no routed experts that PEFT could adapt: it has none, or holds them packed in 4 bits, which nothing trains on. "
             "Load it without quantization_config."
         )
-    quantised = held - {"Tensor", "Parameter", "DTensor"}
-    if quantised:
+    quantized = held - {"Tensor", "Parameter", "DTensor"}
+    if quantized:
         raise ValueError(
-            f"The routed experts are held as {', '.join(sorted(quantised))}, which PEFT cannot adapt: it adds the adapter to the weight at each "
+            f"The routed experts are held as {', '.join(sorted(quantized))}, which PEFT cannot adapt: it adds the adapter to the weight at each "
             'step, and torchao 0.18 raises "NotImplementedError: Int8Tensor dispatch: attempting to run unimplemented operator/function: '
             'func=<OpOverload(op=\'aten.baddbmm\'...)>". Adapt "attention+shared", or load the experts in bfloat16.'
         )

@@ -37,7 +37,7 @@ def _item(drill: Drill) -> Item:
 def _look_up(rng: random.Random) -> Drill:
     """Pairs in any order, then what belongs to some of the keys."""
     count = rng.randint(4, 10)
-    keys = rng.sample(rng.choice((NAMES, OBJECTS, LETTERS, range(10, 100))), count)  # type: ignore[arg-type]
+    keys = rng.sample(rng.choice((NAMES, OBJECTS, LETTERS, range(10, 100))), count)
     values = [_value(rng) for _ in keys]
     joint = rng.choice((" ", ": ", " is ", " = ", "'s code is "))
     pairs = [f"{key}{joint}{value}" for key, value in zip(keys, values, strict=True)]

@@ -1,0 +1,75 @@
+"""What operating systems do differently with files: locks, reading at a place, exchanging folders, who owns what. Knows no checkpoints."""
+
+import ctypes
+import os
+import stat
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:  # everywhere else
+    msvcrt = None  # type: ignore[assignment]
+
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # refuses a link, and does not wait for a pipe
+_BEYOND = 1 << 30  # Windows locks bytes, and nobody could read those: one far behind the content
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE of renameat2(2), and AT_FDCWD
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; False if another process has. Without locks in the system, always True."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt is not None:
+            os.lseek(descriptor, _BEYOND, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:
+        return False
+    return True
+
+
+def private_to_us(found: os.stat_result) -> bool:
+    """Whether a folder is this user's and closed to others, where a system says so."""
+    if not stat.S_ISDIR(found.st_mode):
+        return False
+    return not hasattr(os, "geteuid") or (not found.st_mode & 0o077 and found.st_uid == os.geteuid())
+
+
+def read_at(descriptor: int, buffer: memoryview, place: int) -> int:
+    """Fill `buffer` from byte `place` on; returns how many bytes came."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], place)
+    os.lseek(descriptor, place, os.SEEK_SET)
+    data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def open_to_read(file: Path) -> int:
+    """A descriptor for reading bytes."""
+    return os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, so that there is never none; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux
+        return False
+    return rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+def sync(path: Path) -> None:
+    """Let a file or a folder reach the disk. Where folders cannot be opened, they are left to the system."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, (os.O_RDONLY if os.name != "nt" else os.O_RDWR) | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

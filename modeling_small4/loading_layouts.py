@@ -1,0 +1,54 @@
+"""Checkpoints that `from_pretrained` cannot load because they name or pack tensors in another way: told by their headers, refused by name.
+
+`small4 convert` reads them. Knows names of tensors only.
+"""
+
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+# (what the name of a tensor says, what that is). The first that is met names the checkpoint.
+_FOREIGN = (
+    (re.compile(r"(^|\.)eagle_linear\."), "is an EAGLE draft, which decodes beside a model and is none of its own"),
+    (re.compile(r"^(tok_embeddings\.|layers\.\d+\.attention\.)"), "has the names of Mistral's raw release"),
+    (re.compile(r"\.switch_mlp\.|\.self_attn\.embed_q\."), "has the names of MLX"),
+    (re.compile(r"\.(qweight|qzeros)$"), "is packed as GPTQ or AWQ"),
+    (re.compile(r"\.mlp\.experts\.\d+\."), "has one tensor for each expert"),
+)
+_DRAFT = 0
+
+
+def refuse_unconverted(source: object) -> None:
+    """Raise ValueError for a folder that is no checkpoint of transformers' kind but one that `small4 convert` reads, with the command."""
+    folder = Path(source) if isinstance(source, str | Path) else None
+    if folder is None or not folder.is_dir() or (folder / "config.json").exists():
+        return
+    what = (
+        "Mistral's raw release"
+        if (folder / "params.json").exists()
+        else "GGUF files"
+        if any(folder.glob("*.gguf"))
+        else None
+    )
+    if what:
+        raise ValueError(f"{folder} holds {what} and no config.json. Convert it first: small4 convert {folder} DST")
+
+
+def refuse_other_layouts(files: list[str] | None, name: str) -> None:
+    """Raise ValueError if the files hold a checkpoint that has to be converted first, with the command. name: of the checkpoint."""
+    for file in files or ():
+        if not file.endswith(".safetensors"):
+            continue
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names = list(opened.keys())
+        except (SafetensorError, OSError):
+            continue  # a damaged file is reported by who reads it
+        for number, (pattern, what) in enumerate(_FOREIGN):
+            if any(pattern.search(tensor) for tensor in names):
+                if number == _DRAFT:
+                    raise ValueError(f"{name} {what}.")
+                raise ValueError(
+                    f"{name} {what}, which from_pretrained does not read. Convert it first: small4 convert {name} DST"
+                )

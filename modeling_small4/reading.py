@@ -1,0 +1,115 @@
+"""Files that may be damaged, read so that every error is one readable line that begins with the file's name.
+
+Knows JSON and the frame of safetensors files (github.com/huggingface/safetensors, "Format"); nothing of what they say about a model.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LONGEST = 300  # letters of a message that comes from elsewhere
+# Errors that a damaged file brings about in whoever reads it; a message that explains them is ours.
+_STUMBLES = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, AssertionError, UnicodeError)
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+
+
+def one_line(text: object, limit: int = LONGEST) -> str:
+    """The text on one line of at most `limit` letters, writable in UTF-8."""
+    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
+    return line if len(line) <= limit else f"{line[: limit - 20]} ... ({len(line)} letters)"
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as it stands in a message."""
+    try:
+        return one_line(repr(value), limit)
+    except (ValueError, RecursionError):  # Python writes no number of more than 4300 digits
+        return f"a {type(value).__name__} too large to show"
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line; the kind of error where its message alone says little."""
+    text = one_line(error)
+    return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
+
+
+def parse_json(data: bytes, strict: bool = False) -> dict[str, Any]:
+    """The object in a JSON text.
+
+    Args:
+        strict: Also refuse a key that stands twice, and NaN and Infinity.
+
+    Raises:
+        ValueError: Anything else than one object in UTF-8.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {shown(next(n for n in names if names.count(n) > 1))} appears twice")
+        return out
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    hooks: dict[str, Any] = {"object_pairs_hook": unique, "parse_constant": refuse} if strict else {}
+    try:
+        out = json.loads(data.decode("utf-8"), **hooks)
+        if _HALF_PAIR.search(data):
+            json.dumps(out, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half a surrogate pair, which is no letter") from None
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deep") from None
+    if not isinstance(out, dict):
+        raise ValueError(f"a {type(out).__name__} stands where an object is expected")
+    return out
+
+
+def read_json(file: Path, strict: bool = False) -> dict[str, Any]:
+    """The object in a JSON file; as `parse_json`, with the file's name in the error.
+
+    Raises:
+        OSError: There is no such file, or it cannot be opened.
+        ValueError: It is no plain file, or holds anything else.
+    """
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError(f"{file}: is no file")
+    try:
+        return parse_json(file.read_bytes(), strict)
+    except ValueError as error:
+        raise ValueError(f"{file}: not a valid JSON object ({one_line(error, 200)})") from None
+
+
+@contextmanager
+def naming(file: str | os.PathLike[str]) -> Iterator[None]:
+    """Let what goes wrong with a file begin with its name: a ValueError, whichever error a library raises over damaged contents.
+
+    Errors of the file system, and those that name the file already, stay as they are.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except ValueError as error:
+        text = str(error)
+        if str(file) in text and text == one_line(text, 10**4) and not isinstance(error, UnicodeError):
+            raise
+        raise ValueError(f"{file}: {one_line(text, 2 * LONGEST)}") from error
+    except Exception as error:
+        if not (isinstance(error, _STUMBLES) or type(error) is Exception or _of_a_format(error)):
+            raise
+        raise ValueError(f"{file}: cannot be read ({reason_of(error)})") from error
+
+
+def _of_a_format(error: Exception) -> bool:
+    """Errors that libraries define for what they read, and that are no ValueError."""
+    return type(error).__name__ in ("SafetensorError", "StrictDataclassError") or any(
+        kind.__name__ == "StrictDataclassError" for kind in type(error).__mro__
+    )

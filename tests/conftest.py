@@ -1,0 +1,34 @@
+"""Fixtures that many test files share. A file that needs others under these names defines its own."""
+
+from pathlib import Path
+
+import pytest
+from generation_cases import tiny_model
+from tiny_checkpoint import write_tiny_checkpoint
+
+from modeling_small4 import Small4ForCausalLM
+from modeling_small4.processing_small4 import Small4Processor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint with tower, tokenizer and processor. Not to be written into."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a tower."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("blind"), vision=False)
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> Small4Processor:
+    """The processor of `folder`."""
+    return Small4Processor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def repeating() -> Small4ForCausalLM:
+    """A model so eager to repeat itself that drafts are found and accepted."""
+    return tiny_model(0)

@@ -1,0 +1,74 @@
+"""How evaluation harnesses, notebooks and other trainers call the processor, each against the ids of one step."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from modeling_small4 import Small4Processor
+from tests.chat_options import ENCODED
+from tests.tiny_checkpoint import write_tiny_checkpoint
+
+RED, BLUE, GREEN = (
+    Image.new("RGB", size, color) for size, color in (((60, 30), "red"), ((40, 80), "blue"), ((20, 20), "green"))
+)
+QUESTION = {"type": "text", "text": "这是什么 </s>? Was ist das [IMG]? ما هذا؟"}
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> Small4Processor:
+    return AutoProcessor.from_pretrained(write_tiny_checkpoint(tmp_path_factory.mktemp("tiny")))
+
+
+def asked(*images: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*({"type": "image", "image": image} for image in images), QUESTION]}]
+
+
+def test_as_lm_eval_does_with_images(processor: Small4Processor) -> None:
+    hollow = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, QUESTION]}]
+    text = processor.apply_chat_template(hollow, add_generation_prompt=True)
+    assert processor.tokenizer.encode(text, add_special_tokens=False) == processor.tokenizer.encode(str(text))
+    got = processor(
+        images=[[RED, BLUE], [GREEN, RED]], text=[text, str(text)], truncation=False, padding="longest", return_tensors="pt",
+        add_special_tokens=False,
+    )  # fmt: skip
+    expected = processor.apply_chat_template([asked(RED, BLUE), asked(GREEN, RED)], **ENCODED)
+    for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes"):
+        assert torch.equal(got[name], expected[name])
+
+
+def test_images_expanded_by_hand_as_for_pixtral(processor: Small4Processor) -> None:
+    """LLaMA-Factory's way: the text of an image from the processor's attributes, ids from the tokenizer, pixels apart."""
+    pixels = processor.image_processor([RED, BLUE], return_tensors="pt")
+    unit = processor.patch_size * processor.spatial_merge_size
+    text = str(processor.apply_chat_template(asked(RED, BLUE)))
+    for height, width in pixels["image_sizes"].tolist():
+        row = [processor.image_token] * (width // unit) + [processor.image_break_token]
+        tokens = row * (height // unit)
+        tokens[-1] = processor.image_end_token
+        text = text.replace(processor.image_token, "\0" * 3 + "".join(tokens).replace("[IMG]", "\1"), 1)
+    text = text.replace("\0" * 3, "").replace("\1", "[IMG]")
+    expected = processor.apply_chat_template(asked(RED, BLUE), **ENCODED)
+    assert processor.tokenizer(text, add_special_tokens=False)["input_ids"] == expected["input_ids"][0].tolist()
+    assert torch.equal(pixels["pixel_values"], expected["pixel_values"])
+
+
+def test_images_of_a_data_set_that_are_not_decoded(processor: Small4Processor, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    RED.save(out, "PNG")
+    expected = processor(images=RED)["pixel_values"]
+    assert torch.equal(processor(images={"bytes": out.getvalue(), "path": None})["pixel_values"], expected)
+    RED.save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="not allowed"):
+        processor(images={"bytes": None, "path": str(tmp_path / "a.png")})
+
+
+def test_one_image_and_one_text_in_the_order_of_transformers(processor: Small4Processor) -> None:
+    got = processor(RED, "<s>[INST][IMG]What?[/INST]", return_tensors="pt")
+    assert got["input_ids"].tolist()[0].count(13) == 1
+    mixed = processor(text=["[INST][IMG]a[/INST]", "[INST]b[/INST]"], images=[RED], padding=True, return_tensors="pt")
+    assert [row.count(13) for row in mixed["input_ids"].tolist()] == [1, 0]

@@ -1,0 +1,154 @@
+"""Writing FP8, NVFP4 and 4-bit groups: what is quantized, how well, and that every reader takes it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import raw_checkpoint as rc
+import torch
+from conversion_cases import check_logits, equal, run
+from small4_conversion import verify
+from small4_conversion.__main__ import main
+from small4_conversion.convert import convert
+from small4_conversion.formats import fp8, int4, nvfp4
+
+from modeling_small4 import Small4ForCausalLM
+
+BOUNDS = {"fp8": 0.03, "nvfp4": 0.1, "int4": 0.11}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> tuple[Path, rc.Tensors]:
+    p = rc.params()
+    raw = rc.weights(p, seed=11)
+    return rc.write_raw(tmp_path / "raw", p, raw), raw
+
+
+@pytest.mark.parametrize("to", ["small4", "mistral"])
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_errors_are_told_and_true(tmp_path: Path, source: tuple[Path, rc.Tensors], dtype: str, to: str) -> None:
+    folder, raw = source
+    summary = run(folder, tmp_path / "q", to=to, dtype=dtype)
+    chosen = {n for n, t in raw.items() if rc.quantized(n, t) and (dtype == "fp8" or "experts." in n)}
+    assert summary.errors.keys() == chosen
+    run(tmp_path / "q", tmp_path / "plain", to="mistral", dtype="float32")
+    found = rc.read_all(tmp_path / "plain")
+    for name, tensor in raw.items():
+        gap = float((found[name] - tensor.float()).norm() / tensor.float().norm())
+        assert gap == pytest.approx(summary.errors.get(name, 0.0), abs=2e-3)
+        assert gap < BOUNDS[dtype]
+    run(tmp_path / "q", tmp_path / "other", to="mistral" if to == "small4" else "small4")
+    assert equal(tmp_path / "q", tmp_path / "other")
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_it_loads_and_answers_as_the_expanded_one(tmp_path: Path, source: tuple[Path, rc.Tensors], dtype: str) -> None:
+    folder, _ = source
+    run(folder, tmp_path / "q", dtype=dtype)
+    run(tmp_path / "q", tmp_path / "plain", to="mistral", dtype="bfloat16")
+    model = Small4ForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32, dequantize=True)
+    check_logits(model, rc.params(), rc.read_all(tmp_path / "plain"))
+
+
+def test_the_release_says_fp8_as_the_release_does(tmp_path: Path, source: tuple[Path, rc.Tensors]) -> None:
+    folder, raw = source
+    run(folder, tmp_path / "q", to="mistral", dtype="fp8")
+    said = json.loads((tmp_path / "q" / "params.json").read_text())
+    assert said["quantization"] == {"qformat_weight": "fp8_e4m3", "qscheme_act": "NO_SCALES"}
+    assert rc.read_all(tmp_path / "q").keys() == rc.to_fp8(raw, static=False).keys()
+    run(tmp_path / "q", tmp_path / "again", to="mistral", dtype="fp8")
+    rc.same_bits(rc.read_all(tmp_path / "again"), rc.read_all(tmp_path / "q"))
+    run(folder, tmp_path / "hf", to="transformers", dtype="fp8")
+    assert equal(tmp_path / "hf", tmp_path / "q")
+
+
+@pytest.mark.parametrize("dtype", ["nvfp4", "int4"])
+def test_compressed_tensors_reads_it(tmp_path: Path, source: tuple[Path, rc.Tensors], dtype: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    folder, _ = source
+    run(folder, tmp_path / "q", to="mistral", dtype=dtype)
+    run(tmp_path / "q", tmp_path / "plain", to="mistral", dtype="bfloat16")
+    entry = QuantizationConfig.model_validate(
+        json.loads((tmp_path / "q" / "params.json").read_text())["quantization_config"]
+    )
+    scheme = entry.config_groups["group_0"]
+    compressor = BaseCompressor.get_value_from_registry(scheme.format or entry.format)
+    stored, plain = rc.read_all(tmp_path / "q"), rc.read_all(tmp_path / "plain")
+    for name in ("layers.0.experts.3.w1", "layers.1.experts.0.w2", "layers.1.shared_experts.w3"):
+        parts = {key.removeprefix(f"{name}."): part for key, part in stored.items() if key.startswith(f"{name}.")}
+        theirs = compressor.decompress(parts, scheme)["weight"]
+        torch.testing.assert_close(theirs, plain[f"{name}.weight"], rtol=2**-7, atol=0)
+
+
+def test_gate_and_up_share_a_divisor_as_engines_want(tmp_path: Path, source: tuple[Path, rc.Tensors]) -> None:
+    run(source[0], tmp_path / "q", to="mistral", dtype="nvfp4")
+    stored = rc.read_all(tmp_path / "q")
+    for stem in ("layers.0.experts.3", "layers.1.shared_experts"):
+        both = [stored[f"{stem}.{w}.weight_global_scale"] for w in ("w1", "w3")]
+        assert torch.equal(*both)
+        largest = max(float(source[1][f"{stem}.{w}.weight"].abs().max()) for w in ("w1", "w3"))
+        assert float(both[0]) == pytest.approx(448 * 6 / largest)
+
+
+def test_formats_without_a_reader_are_refused(tmp_path: Path, source: tuple[Path, rc.Tensors]) -> None:
+    for dtype in ("nvfp4", "int4"):
+        with pytest.raises(ValueError, match=f"{dtype}.*--to small4"):
+            run(source[0], tmp_path / "q", to="transformers", dtype=dtype)
+    assert not (tmp_path / "q").exists()
+
+
+def test_the_command_tells_the_errors(
+    tmp_path: Path, source: tuple[Path, rc.Tensors], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(source[0]), str(tmp_path / "a"), "--dtype", "int4", "--json"]) == 0
+    errors = json.loads(capsys.readouterr().out)["errors"]
+    assert 0 < errors["layers.0.experts.0.w1.weight"] < 0.11
+    assert main([str(source[0]), str(tmp_path / "b"), "--dtype", "int4"]) == 0
+    assert "relative error of 30 quantized tensors: mean 0.0" in capsys.readouterr().out
+    convert(source[0], tmp_path / "c")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 3e4])
+def test_scales_are_good(scale: float) -> None:
+    """Better than plain rounding to the nearest with the largest number on the outermost code, zeros stay zeros, signs stay."""
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)) * scale
+    weight[3] = 0
+    codes, scales, divisor = nvfp4.quantize(weight)
+    found = nvfp4.dequantize(codes, scales, divisor)
+    plain, _ = rc.to_nvfp4({"x.experts.0.weight": weight})
+    naive = nvfp4.dequantize(
+        plain["x.experts.0.weight_packed"], plain["x.experts.0.weight_scale"], plain["x.experts.0.weight_global_scale"]
+    )
+    assert (found - weight).norm() < 0.95 * (naive - weight).norm()
+    assert not found[3].any()
+    four, table = int4.quantize(weight, 128)
+    found = int4.dequantize(four, table, 8)
+    grouped = weight.view(64, -1, 128)
+    step = grouped.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 7.5
+    naive = ((grouped / step).round().clamp(-8, 7) * step).view(64, 256)
+    assert (found - weight).norm() < 0.95 * (naive - weight).norm()
+    assert not found[3].any()
+    eight, one = fp8.quantize(weight)
+    assert (fp8.dequantize(eight, one) - weight).norm() < 0.03 * weight.norm()
+
+
+def test_verify_knows_the_error_of_a_format(tmp_path: Path, source: tuple[Path, rc.Tensors]) -> None:
+    folder, raw = source
+    for dtype in BOUNDS:
+        run(folder, tmp_path / dtype, dtype=dtype)
+        report = verify.compare_folders(folder, tmp_path / dtype)
+        assert not report.differences
+        assert not report.exact
+        assert report.errors[dtype].largest < BOUNDS[dtype]
+    changed = dict(raw) | {"layers.1.experts.2.w1.weight": -raw["layers.1.experts.2.w1.weight"]}
+    rc.write_raw(tmp_path / "changed", rc.params(), changed)
+    report = verify.compare_folders(tmp_path / "changed", tmp_path / "nvfp4")
+    assert [d.tensor for d in report.differences] == ["layers.1.experts.2.w1.weight"]
+    changed = dict(raw) | {"norm.weight": raw["norm.weight"] * 1.02}
+    rc.write_raw(tmp_path / "norm", rc.params(), changed)
+    report = verify.compare_folders(tmp_path / "norm", tmp_path / "int4")
+    assert [d.tensor for d in report.differences] == ["norm.weight"]
+    assert not verify.compare_folders(tmp_path / "fp8", tmp_path / "nvfp4").differences
