@@ -1,6 +1,7 @@
 """Conversion and loading of FP8 and NVFP4 checkpoints: scales, logits, and what is saved."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from conversion_cases import CASES, check_logits, equal, published_folder, raw_case, run, shared_scales
 from safetensors.torch import save_file
 from small4_conversion.convert import Options, convert
+from small4_conversion.naming import leaves
 from transformers import AutoModelForCausalLM, Mistral3ForConditionalGeneration
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
@@ -148,6 +150,16 @@ def test_the_nvfp4_release_is_kept_bit_for_bit(
     rc.same_bits(rc.read_all(tmp_path / "back"), stored)
     assert (tmp_path / "back" / "params.json").read_bytes() == (tmp_path / "raw" / "params.json").read_bytes()
     assert equal(tmp_path / "raw", tmp_path / "ours")
+
+
+def test_the_nvfp4_release_has_70_80_gigabytes() -> None:
+    """Routed and shared experts: half a byte a number, a byte for 16, four for the divisor, and the scale of the input."""
+    total = 0
+    for leaf in leaves(Small4Config()):
+        count = math.prod(leaf.shape)
+        packed = leaf.linear and "experts." in leaf.raw
+        total += count // 2 + count // 16 + 4 + (2 if "shared" in leaf.raw else 4) if packed else 2 * count
+    assert round(total / 1e9, 2) == 70.80
 
 
 @pytest.mark.parametrize("key", ["quantization", "quantization_config"])
