@@ -79,7 +79,8 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
 
 
 def _check_vocabulary(tekken: Path, vocab_size: int) -> None:
-    tokens = (read_json(tekken).get("config") or {}).get("default_vocab_size")
+    config = read_json(tekken).get("config")
+    tokens = config.get("default_vocab_size") if isinstance(config, dict) else None
     if type(tokens) is int and tokens > vocab_size:
         raise CheckpointError(f"{tekken}: has {tokens} tokens, but the model's vocabulary has {vocab_size}")
 

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from modeling_small4 import reading
+from modeling_small4.reading import one_line, parse_json, shown
+
 from .systems import open_to_read, read_at
 
 CHUNK = 8 << 20  # bytes held at a time while copying
@@ -48,6 +51,9 @@ _WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line that names the file and, where there is one, the tensor."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message, 600))  # names and values out of a damaged file may be of any length
 
 
 @dataclass(frozen=True)
@@ -83,28 +89,9 @@ def width(dtype: str) -> int:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError for anything else, also for a repeated key."""
     try:
-        return parse_json(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not a valid JSON object ({_one_line(error)})") from None
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """As `read_json`, from bytes; raises ValueError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} appears twice")
-        return out
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    out = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
-    if not isinstance(out, dict):
-        raise ValueError(f"a {type(out).__name__} stands where an object is expected")
-    return out
+        return reading.read_json(file, strict=True)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def read_headers(files: list[Path]) -> dict[str, Stored]:
@@ -130,9 +117,9 @@ def _read_header(file: Path) -> dict[str, Stored]:
             raise CheckpointError(f"{file}: truncated or no safetensors file (header of {length} bytes in {size})")
         raw = stream.read(length)
     try:
-        header = parse_json(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: the safetensors header is damaged ({_one_line(error)})") from None
+        header = parse_json(raw, strict=True)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: the safetensors header is damaged ({one_line(error, 200)})") from None
     header.pop("__metadata__", None)
     out = {name: _entry(file, name, entry, 8 + length) for name, entry in header.items()}
     _check_extents(file, list(out.values()), 8 + length, size)
@@ -146,9 +133,9 @@ def _entry(file: Path, name: str, entry: Any, base: int) -> Stored:
     except (KeyError, TypeError, ValueError):
         ok = False
     if not ok:
-        raise CheckpointError(f"{file}: tensor {name} has a damaged header entry")
+        raise CheckpointError(f"{file}: tensor {one_line(name, 120)} has a damaged header entry")
     if dtype not in _WIDTHS:
-        raise CheckpointError(f"{file}: tensor {name} has the unknown dtype {dtype!r}")
+        raise CheckpointError(f"{file}: tensor {one_line(name, 120)} has the unknown dtype {shown(dtype)}")
     stored = Stored(file, name, dtype, shape, base + begin)
     if stored.nbytes != end - begin:
         raise CheckpointError(
@@ -242,7 +229,3 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

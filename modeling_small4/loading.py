@@ -3,9 +3,11 @@
 transformers only warns and leaves missing weights random. This file knows names of tensors, not their meaning.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 from transformers.core_model_loading import WeightConverter
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.quantization_config import FineGrainedFP8Config
@@ -16,10 +18,11 @@ from .loading_layouts import refuse_other_layouts, refuse_unconverted
 from .loading_names import published_names
 from .loading_stages import distribute
 from .loading_stored import expanders, register
+from .reading import check_json, check_weights, folder_of, naming, read_json
 from .saving import refuse_links
 from .stored_config import METHOD, Small4StoredConfig
 
-SHOWN = 8
+SHOWN = 4
 
 
 class Small4LoadingMixin:
@@ -44,10 +47,16 @@ class Small4LoadingMixin:
 
         Raises:
             ValueError: Tensors are missing from the checkpoint, have another shape than the model's (unless
-                `ignore_mismatched_sizes`), or have no place in the model; or weights are quantized in a way that is not read.
+                `ignore_mismatched_sizes`), or have no place in the model; or weights are quantized in a way that is not read; or a file is
+                damaged, which is named.
         """
         register()
-        refuse_unconverted(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if (folder := folder_of(source, kwargs.get("subfolder"))) is not None:
+            check_json(folder, "config.json")
+            _check_generation_config(folder / "generation_config.json")
+            check_weights(folder, f"model.{kwargs['variant']}" if kwargs.get("variant") else "model")
+        refuse_unconverted(source)
         asked = kwargs.get("quantization_config")
         if dequantize or (isinstance(asked, FineGrainedFP8Config) and asked.dequantize):
             kwargs["quantization_config"] = Small4StoredConfig(dequantize=True)
@@ -106,6 +115,14 @@ def _converters(quantizer: Any) -> list[WeightConverter]:
     if method == METHOD:
         return expanders(quantizer) if quantizer.quantization_config.dequantize else []
     return scale_spreaders(quantizer) if method == "fp8" else []
+
+
+def _check_generation_config(file: Path) -> None:
+    """Raise ValueError or OSError with the file's name for settings that transformers would stumble over, or drop without a word."""
+    if file.exists():
+        content = read_json(file)
+        with naming(file):
+            GenerationConfig.from_dict(content)
 
 
 def refuse_mismatch(model: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:

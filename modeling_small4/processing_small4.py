@@ -20,6 +20,7 @@ from .chat_text import escape_all
 from .image_processing_small4 import Small4ImageProcessor
 from .image_sources import ImageAccess, open_image
 from .prompt_images import fill, place_images
+from .reading import check_json, check_text, folder_of, naming
 from .reasoning import IMG, IMG_BREAK, IMG_END
 from .saving import refuse_links
 from .tokenization_small4 import COLLATE_OPTIONS, Small4Tokenizer
@@ -344,6 +345,16 @@ class Small4Processor(ProcessorMixin):
     def parse_response(self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None) -> Any:
         """An answer, ids or text, as a message; see `Small4Tokenizer.parse_response`."""
         return self.tokenizer.parse_response(response, schema, prefix=prefix, tools=tools)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'. Raises ValueError or OSError that names the file for one that is damaged."""
+        folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        if folder is not None:
+            check_json(folder, "processor_config.json", "preprocessor_config.json")
+            check_text(folder / "chat_template.jinja")
+        with naming(pretrained_model_name_or_path if folder is None else folder / "processor_config.json"):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(

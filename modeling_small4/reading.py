@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 LONGEST = 300  # letters of a message that comes from elsewhere
 # Errors that a damaged file brings about in whoever reads it; a message that explains them is ours.
 _STUMBLES = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, AssertionError, UnicodeError)
@@ -87,6 +89,102 @@ def read_json(file: Path, strict: bool = False) -> dict[str, Any]:
         raise ValueError(f"{file}: not a valid JSON object ({one_line(error, 200)})") from None
 
 
+def check_json(folder: Path, *names: str) -> None:
+    """Read those of these files that are in the folder. Raises ValueError or OSError for a damaged one."""
+    for name in names:
+        if os.path.lexists(folder / name):
+            read_json(folder / name)
+
+
+def check_text(file: Path) -> None:
+    """Read a text file, if there is one. Raises ValueError or OSError for one that is no text in UTF-8."""
+    if os.path.lexists(file):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeError as error:
+            raise ValueError(f"{file}: is no text in UTF-8 ({one_line(error)})") from None
+
+
+def check_weights(folder: Path, stem: str = "model") -> None:
+    """Look at the index and at the headers of a folder's safetensors files before they are loaded.
+
+    Raises:
+        ValueError: The index is no map of tensors to files of the folder, or a file is damaged; with the tensor where there is one.
+        OSError: A file that the index names is missing, or one cannot be opened.
+    """
+    index = folder / f"{stem}.safetensors.index.json"
+    files = _indexed(index) if os.path.lexists(index) else [folder / f"{stem}.safetensors"]
+    for file in files:
+        if os.path.lexists(file):
+            _check_header(file)
+        elif files != [folder / f"{stem}.safetensors"]:
+            raise FileNotFoundError(f"{file}: missing, {index.name} names it")
+
+
+def _indexed(index: Path) -> list[Path]:
+    content = read_json(index)
+    places, metadata = content.get("weight_map"), content.get("metadata")
+    if not isinstance(metadata, dict):  # transformers writes into it
+        raise ValueError(f"{index}: metadata must be an object, but is {shown(metadata)}")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(
+            f"{index}: weight_map must be an object that names the file of each tensor, but is {shown(places)}"
+        )
+    for tensor, name in places.items():
+        plain = isinstance(name, str) and os.path.basename(name) == name and name.endswith(".safetensors")
+        if not plain or "\\" in name or "\0" in name:
+            raise ValueError(
+                f"{index}: tensor {one_line(tensor, 120)} is in {shown(name)}, which is no safetensors file of the folder"
+            )
+    return [index.parent / name for name in sorted(set(places.values()))]
+
+
+def _check_header(file: Path) -> None:
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError(f"{file}: is no file")
+    try:
+        with safe_open(file, "pt"):
+            return
+    except (SafetensorError, ValueError) as error:  # a ValueError: a name that is no UTF-8
+        tensor = _damaged_tensor(file)
+        raise ValueError(f"{file}: {f'tensor {tensor}: ' if tensor else ''}{one_line(error)}") from None
+
+
+def _damaged_tensor(file: Path) -> str | None:
+    """The tensor whose entry in the header is not as it has to be, or does not follow the one before it."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header = parse_json(stream.read(min(length, 100 << 20)))
+        except ValueError:
+            return None
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
+        if name != "__metadata__":
+            begin = _begin(entry)
+            if begin != end or not isinstance(entry.get("dtype"), str) or not _whole(entry.get("shape")):
+                return one_line(name, 120)
+            end = entry["data_offsets"][1]
+    return None
+
+
+def _begin(entry: Any) -> int:
+    """Where a tensor begins; -1 for an entry that does not say."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    return offsets[0] if isinstance(offsets, list) and len(offsets) == 2 and _whole(offsets) else -1
+
+
+def _whole(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
+
+
+def folder_of(source: object, subfolder: object = None) -> Path | None:
+    """The local folder that `from_pretrained` is to read; None for what is on the Hub."""
+    if not isinstance(source, (str, os.PathLike)) or not os.path.isdir(source):
+        return None
+    return Path(source) / (subfolder if isinstance(subfolder, str) else "")
+
+
 @contextmanager
 def naming(file: str | os.PathLike[str]) -> Iterator[None]:
     """Let what goes wrong with a file begin with its name: a ValueError, whichever error a library raises over damaged contents.
@@ -99,7 +197,11 @@ def naming(file: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except ValueError as error:
         text = str(error)
-        if str(file) in text and text == one_line(text, 10**4) and not isinstance(error, UnicodeError):
+        if (
+            (os.path.dirname(file) or str(file)) in text
+            and text == one_line(text, 10**4)
+            and not isinstance(error, UnicodeError)
+        ):
             raise
         raise ValueError(f"{file}: {one_line(text, 2 * LONGEST)}") from error
     except Exception as error:

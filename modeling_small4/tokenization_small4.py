@@ -22,6 +22,7 @@ from .chat_responses import SpecialTokenSplitter
 from .chat_template import chat_template as own_template
 from .chat_text import escape_all
 from .prompt_tokenizer import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
+from .reading import check_json, check_text, folder_of, naming, one_line
 from .reasoning import check_reasoning_mode, resolve_reasoning_mode
 from .saving import NoLinksFollowed
 
@@ -41,6 +42,22 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'. Raises ValueError or OSError that names the file for one that is damaged."""
+        folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        if folder is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        check_json(folder, "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+        check_text(folder / "chat_template.jinja")
+        with naming(f"{folder / 'tokenizer_config.json'} or tokenizer.json"):
+            try:
+                return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            except Exception as error:
+                if type(error) is not Exception:  # which only the tokenizers library raises, over its own file
+                    raise
+                raise ValueError(f"{folder / 'tokenizer.json'}: {one_line(error)}") from error
 
     def apply_chat_template(
         self,
