@@ -4,7 +4,7 @@ Parameters have the names and shapes of the checkpoint's tensors (written down i
 same bytes. They are never trained and never cast; gradients of inputs flow. Must not know: files, configurations.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .cpu_matmul import is_unwrapped
-from .stored_kernels import product, product_transposed
+from .stored_kernels import product, product_transposed, products
 from .stored_weights import Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
 
 # What stands behind the stem of a weight's name: codes, then scales. Scales of inputs are kept for engines that round their inputs.
 CODES = ("", "_packed")
 SCALES = ("_scale_inv", "_scale", "_global_scale", "_zero_point")
 INPUT_SCALES = ("activation_scale", "input_global_scale")
+TOGETHER = 16  # up to so many tokens all chosen experts are multiplied together, so that threads are started once
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,14 @@ class StoredProduct(torch.autograd.Function):
 def multiply(weight: StoredWeight, inputs: torch.Tensor) -> torch.Tensor:
     """`inputs @ weight.T` with a gradient for the inputs. Compiled code is left and entered again around it."""
     return StoredProduct.apply(inputs, weight)
+
+
+@torch.compiler.disable
+def multiply_all(weights: Sequence[StoredWeight], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """`multiply` of each weight with its inputs, all at once where no gradient is asked for."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return [multiply(weight, x) for weight, x in zip(weights, inputs, strict=True)]
+    return products(weights, inputs)
 
 
 class StoredModule(nn.Module):
@@ -204,11 +213,16 @@ class Small4StoredExperts(StoredModule):
         order = flat.argsort(stable=True)
         counts = torch.bincount(flat, minlength=self.num_experts)[: self.num_experts].tolist()
         groups = hidden_states[order // top_k].split([*counts, len(flat) - sum(counts)])
-        outputs = [self._one(expert, group) for expert, group in enumerate(groups[:-1]) if len(group)]
+        chosen = [(expert, group) for expert, group in enumerate(groups[:-1]) if len(group)]
+        at_once = max(1, len(chosen) if len(hidden_states) <= TOGETHER else 1)
+        outputs = [out for i in range(0, len(chosen), at_once) for out in self._some(chosen[i : i + at_once])]
         outputs.append(torch.zeros_like(groups[-1]))  # tokens of other ranks' experts
         weighted = torch.cat(outputs) * top_k_weights.flatten()[order, None]
         return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
 
-    def _one(self, expert: int, inputs: torch.Tensor) -> torch.Tensor:
-        gate, up = (multiply(self.stored("gate_up_proj", expert, half), inputs) for half in (0, 1))
-        return multiply(self.stored("down_proj", expert), self.act_fn(gate) * up)
+    def _some(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
+        """Some experts, each with its tokens `[tokens, hidden]`; one after the other where their products are not done together."""
+        weights = [self.stored("gate_up_proj", expert, half) for expert, _ in chosen for half in (0, 1)]
+        both = multiply_all(weights, [group for _, group in chosen for _ in (0, 1)])
+        inner = [self.act_fn(gate) * up for gate, up in zip(both[::2], both[1::2], strict=True)]
+        return multiply_all([self.stored("down_proj", expert) for expert, _ in chosen], inner)

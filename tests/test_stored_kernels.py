@@ -11,6 +11,7 @@ import stored_cases as cases
 import torch
 
 from modeling_small4 import stored_kernels, stored_native
+from modeling_small4.stored_layers import Part, Small4StoredExperts
 from modeling_small4.stored_weights import StoredWeight
 
 SHAPES = [(1, 32), (3, 128), (130, 384), (33, 1184), (5, 2176), (150, 1024)]
@@ -225,3 +226,27 @@ def test_variable(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(stored_native.VARIABLE, "fast")
     with pytest.raises(ValueError, match="choose from auto, off, avx512_bf16"):
         stored_native.library()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_experts_together_and_one_by_one(kernels: stored_native.Library, tokens: int) -> None:
+    """With a gradient asked for, experts are multiplied one by one."""
+    shapes = {"gate_up_proj": (4, 512, 128), "down_proj": (4, 128, 256)}
+    parts = {}
+    for name, (experts, rows, columns) in shapes.items():
+        weights = [cases.stored("fp8", rows, columns, seed) for seed in range(experts)]
+        parts[name] = torch.stack([weight.codes for weight in weights])
+        parts[name + "_scale_inv"] = torch.full((experts, 1, 1), 0.01)
+    module = Small4StoredExperts(
+        4, torch.nn.SiLU(), {name: Part(tuple(part.shape), part.dtype) for name, part in parts.items()}
+    )
+    for name, part in parts.items():
+        setattr(module, name, torch.nn.Parameter(part, requires_grad=False))
+    hidden = torch.randn(tokens, 128)
+    indices, shares = torch.rand(tokens, 4).topk(2).indices, torch.rand(tokens, 2)
+    with torch.no_grad():
+        together = module(hidden, indices, shares)
+    alone = module(hidden.requires_grad_(), indices, shares)
+    torch.testing.assert_close(together, alone.detach())
+    alone.sum().backward()
+    assert hidden.grad is not None
