@@ -51,8 +51,8 @@ def from_input(given: str | list[dict[str, Any]], instructions: str | None) -> l
         else:
             out.append(message)
     for message in out:
-        if message["role"] == "assistant" and not (message.get("content") or message.get("tool_calls")):
-            message["empty"] = "reasoning_content" not in message
+        if message["role"] == "assistant":
+            message["empty"] = _says_nothing(message)
     return out
 
 
@@ -92,10 +92,17 @@ def _assistant(message: dict[str, Any], at: str) -> dict[str, Any]:
         raise ApiError(f"{at}.prefix must be true or false.", f"{at}.prefix")
     calls = _list(message.get("tool_calls", []), f"{at}.tool_calls")
     message["tool_calls"] = [_call(call, f"{at}.tool_calls[{index}]") for index, call in enumerate(calls)]
-    thought = {"reasoning_content", "reasoning"} & message.keys()
-    if not (message.get("content") or message["tool_calls"] or thought):
-        message["empty"] = True  # the assistant said nothing
+    if _says_nothing(message):
+        message["empty"] = True
     return message
+
+
+def _says_nothing(message: dict[str, Any]) -> bool:
+    """Whether the assistant said nothing at all, which is an answer like any other."""
+    content = message.get("content")
+    if isinstance(content, list) and all(part == {"type": "text", "text": ""} for part in content):
+        message["content"] = content = ""
+    return not (content or message.get("tool_calls") or {"reasoning_content", "reasoning"} & message.keys())
 
 
 def _call(call: Any, at: str) -> dict[str, Any]:
