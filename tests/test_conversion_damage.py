@@ -340,7 +340,7 @@ def test_undamaged_folders_pass(layout: str, good: Path, tmp_path: Path) -> None
     [
         ("nowhere", ("nowhere", "no such folder")),
         ("empty", ("empty", "no checkpoint")),
-        ("file", ("no such folder",)),
+        ("file", ("is a file",)),
         ("../..//", ("no",)),
         ("a b c", ("no such folder",)),
         ("", ("no",)),
