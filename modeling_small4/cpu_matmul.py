@@ -59,6 +59,24 @@ def _one_token(experts: Any, hidden: torch.Tensor, chosen: list[int], top_k_weig
     return (outputs * top_k_weights[here, None]).sum(dim=0, keepdim=True).to(hidden.dtype)
 
 
+def one_experts_product(
+    weights: tuple[torch.Tensor, torch.Tensor], tokens: int, mean: float
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """How `grouped_experts` multiplies one expert's rows `[n, in]` with one of its matrices `[out, in]`, to the bit.
+
+    Args:
+        weights: Both matrices of any one expert.
+        tokens: Of the forward pass.
+        mean: Tokens for each expert of the layer, on average.
+    """
+    stacked = weights[0][None], weights[1][None]
+    if tokens == 1 and _one_by_one(stacked):
+        return lambda rows, weight: weight.mv(rows[0])[None]
+    if _ours_pays(stacked, mean):
+        return lambda rows, weight: GroupedLinear.apply(rows, weight[None], [len(rows)])
+    return lambda rows, weight: rows @ weight.T
+
+
 def _plain(weights: tuple[torch.Tensor, ...]) -> bool:
     return all(w.device.type == "cpu" and type(w) in (torch.Tensor, nn.Parameter) for w in weights)
 

@@ -3,6 +3,7 @@
 transformers only warns and leaves missing weights random. This file knows names of tensors, not their meaning.
 """
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from transformers.core_model_loading import WeightConverter
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
+from .experts_memory import parse_memory
 from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
 from .loading_layouts import refuse_other_layouts, refuse_unconverted
 from .loading_names import published_names
+from .loading_offloaded import Asked, expert_store, offload_experts
 from .loading_stages import distribute
 from .loading_stored import expanders, register
 from .reading import check_json, check_weights, folder_of, naming, read_json
@@ -23,6 +26,8 @@ from .saving import refuse_links
 from .stored_config import METHOD, Small4StoredConfig
 
 SHOWN = 4
+# What the call of `from_pretrained` that is running says about experts: transformers hands none of its arguments on to loading.
+_asked: ContextVar[Asked | None] = ContextVar("small4_expert_memory", default=None)
 
 
 class Small4LoadingMixin:
@@ -35,6 +40,7 @@ class Small4LoadingMixin:
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
         dequantize: bool = False,
+        expert_memory: dict[str, str | int] | str | int | bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """As transformers' `from_pretrained`.
@@ -44,6 +50,8 @@ class Small4LoadingMixin:
 
         Args:
             dequantize: Expand its weights to the model's dtype instead. Also meant by `quantization_config=FineGrainedFP8Config(dequantize=True)`.
+            expert_memory: Keep the routed experts on disk and at most so much of them in memory, as `{"cpu": "48GiB"}`; for inference only.
+                None: only if the model does not fit in memory and neither `device_map` nor `max_memory` says what to do. False: never.
 
         Raises:
             ValueError: Tensors are missing from the checkpoint, have another shape than the model's (unless
@@ -62,12 +70,25 @@ class Small4LoadingMixin:
             kwargs["quantization_config"] = Small4StoredConfig(dequantize=True)
         # Mismatched shapes are let through here, to be reported by name below.
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | kwargs
-        model, info = super().from_pretrained(*args, **options)  # type: ignore[misc]
+        token = _asked.set(_expert_memory(expert_memory, kwargs))
+        try:
+            model, info = super().from_pretrained(*args, **options)  # type: ignore[misc]
+        finally:
+            _asked.reset(token)
         refuse_mismatch(model, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, FP8 announced only where it is held."""
+        """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, FP8 announced only where it is held.
+
+        Raises:
+            ValueError: The model does not hold its experts.
+        """
+        if expert_store(self) is not None:  # type: ignore[arg-type]
+            raise ValueError(
+                f"This model reads its experts from {self.config._name_or_path} as they are needed; copy that folder, "  # type: ignore[attr-defined]
+                "or load the model whole to save it (expert_memory=False)."
+            )
         refuse_links(save_directory)
         if not self.is_remote_code():  # type: ignore[attr-defined]
             self.config.auto_map = {}  # type: ignore[attr-defined]
@@ -97,10 +118,20 @@ class Small4LoadingMixin:
         load_config.weight_mapping[:] = (
             published_names() + _converters(load_config.hf_quantizer) + load_config.weight_mapping
         )
+        if (asked := _asked.get()) is not None and state_dict is None:
+            state_dict = offload_experts(model, checkpoint_files, load_config, asked)
         out = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         model._weight_conversions = []  # what is saved from now on are the model's own tensors under their own names
         choose_experts_implementation(model, load_config.hf_quantizer)
         return out
+
+
+def _expert_memory(given: dict[str, str | int] | str | int | bool | None, kwargs: dict[str, Any]) -> Asked | None:
+    """What `from_pretrained` was told about experts; None: they are loaded as all weights are."""
+    if given is None or given is True:
+        silent = kwargs.get("device_map") in (None, "auto") and kwargs.get("max_memory") is None
+        return Asked(None) if silent else None
+    return None if given is False else Asked(parse_memory(given))
 
 
 def _stored(model: Any) -> bool:

@@ -41,7 +41,7 @@ def refuse_other_layouts(files: list[str] | None, name: str) -> None:
         if not file.endswith(".safetensors"):
             continue
         try:
-            with safe_open(file, framework="pt") as opened:
+            with safe_open(file, framework="pt", backend="pread") as opened:
                 names = list(opened.keys())
         except (SafetensorError, OSError):
             continue  # a damaged file is reported by who reads it

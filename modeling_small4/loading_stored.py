@@ -122,7 +122,7 @@ def read_headers(files: list[str]) -> dict[str, Part]:
     """Every tensor of the files by our name, of the dtypes that matter here; nothing but headers is read."""
     renamings, found = published_names(), {}
     for file in files:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="pt", backend="pread") as opened:
             for name in opened.keys():  # noqa: SIM118
                 header = opened.get_slice(name)
                 if header.get_dtype() in _DTYPES:

@@ -143,7 +143,7 @@ def _check_header(file: Path) -> None:
     if not stat.S_ISREG(os.stat(file).st_mode):
         raise ValueError(f"{file}: is no file")
     try:
-        with safe_open(file, "pt"):
+        with safe_open(file, "pt", backend="pread"):
             return
     except (SafetensorError, ValueError) as error:  # a ValueError: a name that is no UTF-8
         tensor = _damaged_tensor(file)

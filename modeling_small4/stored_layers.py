@@ -222,7 +222,14 @@ class Small4StoredExperts(StoredModule):
 
     def _some(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
         """Some experts, each with its tokens `[tokens, hidden]`; one after the other where their products are not done together."""
-        weights = [self.stored("gate_up_proj", expert, half) for expert, _ in chosen for half in (0, 1)]
-        both = multiply_all(weights, [group for _, group in chosen for _ in (0, 1)])
-        inner = [self.act_fn(gate) * up for gate, up in zip(both[::2], both[1::2], strict=True)]
-        return multiply_all([self.stored("down_proj", expert) for expert, _ in chosen], inner)
+        gates = [self.stored("gate_up_proj", expert, half) for expert, _ in chosen for half in (0, 1)]
+        downs = [self.stored("down_proj", expert) for expert, _ in chosen]
+        return gated(gates, downs, [group for _, group in chosen], self.act_fn)
+
+
+def gated(
+    gates: Sequence[StoredWeight], downs: Sequence[StoredWeight], inputs: Sequence[torch.Tensor], act_fn: nn.Module
+) -> list[torch.Tensor]:
+    """Several experts' `down(act(gate(x)) * up(x))`, each with its own `x` `[tokens, hidden]`. gates: gate and up in turns."""
+    both = multiply_all(gates, [x for x in inputs for _ in (0, 1)])
+    return multiply_all(downs, [act_fn(gate) * up for gate, up in zip(both[::2], both[1::2], strict=True)])

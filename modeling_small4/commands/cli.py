@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reasoning import END_THINK, REASONING_MODES, THINK
 from .env import PACKAGE, installed
-from .terminal import debugging, run_command
+from .terminal import add_expert_memory, debugging, run_command
 
 if TYPE_CHECKING:
     from .session import Answer, Session
@@ -96,6 +96,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=("latency",), help="latency: answer as soon as possible, drafting from the text before"
     )
+    add_expert_memory(parser)
     parser.add_argument("--seed", metavar="N", type=_whole(0), help="makes sampling repeatable")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object for each answer, and nothing else on standard output"
@@ -137,7 +138,7 @@ def _session(args: argparse.Namespace) -> "Session":
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model, processor = load(args.model or str(demo_checkpoint()))
+    model, processor = load(args.model or str(demo_checkpoint()), expert_memory=args.expert_memory)
     if args.seed is not None:
         torch.manual_seed(args.seed)
     return Session(model, processor, args.reasoning_mode, args.max_new_tokens, args.max_thinking_tokens, args.preset)

@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 
 from ..reasoning import REASONING_MODES
+from .terminal import add_expert_memory
 
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "llguidance")
 INSTALL = f'The server needs {", ".join(NEEDED)}: pip install ".[serve]".'
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-host", metavar="NAME", action="append", default=[], help="host from which images may be fetched")
     add("--reasoning-mode", choices=REASONING_MODES, help="for requests that do not say (default: the checkpoint's)")
     add("--device", default="auto", help="cpu, cuda:0, ... (default: all GPUs there are, else the CPU)")
+    add_expert_memory(parser)
     add("--max-batch", metavar="N", type=int, default=32, help="most answers decoded at once (default: 32)")
     add("--max-queue", metavar="N", type=int, default=256, help="most requests that wait (default: 256)")
     add("--max-n", metavar="N", type=int, default=16, help="most answers to one request (default: 16)")
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
     key = args.api_key or os.environ.get(KEY) or None
     server = make_server(
         os.path.expanduser(args.model or str(demo_checkpoint())), args.host, args.port, args.reasoning_mode, args.device,
+        expert_memory=args.expert_memory,
         name=args.served_name, key=key, hosts=tuple(args.allowed_host), origins=tuple(args.allowed_origin),
         image_hosts=tuple(args.image_host), rows=args.max_batch, waiting=args.max_queue, answers=args.max_n,
         images=args.max_images, body=args.max_body * 2**20, prefix_bytes=int(args.prefix_cache * 2**30),

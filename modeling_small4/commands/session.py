@@ -153,8 +153,13 @@ class _Streamer(BaseStreamer):
             self.show(channel, text)
 
 
-def load(folder: str, device: str = "auto") -> tuple[Small4ForCausalLM, Small4Processor]:
+def load(
+    folder: str, device: str = "auto", expert_memory: str | None = None
+) -> tuple[Small4ForCausalLM, Small4Processor]:
     """Model and processor from a checkpoint folder or a Hub repository, on a device; "auto": on the GPUs there are, else on the CPU.
+
+    Args:
+        expert_memory: Of `from_pretrained`: memory for routed experts that are read from disk as needed.
 
     Raises:
         ValueError: no such folder, one that has to be converted first, or one with damaged weights.
@@ -170,10 +175,10 @@ def load(folder: str, device: str = "auto") -> tuple[Small4ForCausalLM, Small4Pr
     if not path.is_dir() and (path.exists() or folder.startswith((".", "/", "~")) or folder.count("/") != 1):
         raise ValueError(f"{folder}: no such folder (a Hub repository is written owner/name).")
     place: dict[str, Any] = {"device_map": device}
-    if device == "auto" and not torch.accelerator.is_available():
+    if device == "cpu" or (device == "auto" and not torch.accelerator.is_available()):
         place = {}
     try:
-        model = Small4ForCausalLM.from_pretrained(folder, dtype="auto", **place)
+        model = Small4ForCausalLM.from_pretrained(folder, dtype="auto", expert_memory=expert_memory, **place)
     except SafetensorError as error:
         raise ValueError(f"{folder}: a weights file is damaged ({error}); copy or download it again.") from error
     return model.eval(), Small4Processor.from_pretrained(folder)

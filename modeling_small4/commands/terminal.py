@@ -3,6 +3,7 @@
 With `--debug`, or SMALL4_DEBUG=1 in the environment, nothing is held back and an error shows where it was raised.
 """
 
+import argparse
 import os
 import sys
 import tempfile
@@ -105,3 +106,13 @@ def describe_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def add_expert_memory(parser: argparse.ArgumentParser) -> None:
+    """Declare `--expert-memory`, of all commands that run a model."""
+    parser.add_argument(
+        "--expert-memory",
+        metavar="SIZE",
+        help="keep so much of the routed experts in memory, and read the others from disk as they are needed: 48GiB, or "
+        "gpu=18GiB,cpu=48GiB (default: all of them, or what there is room for)",
+    )

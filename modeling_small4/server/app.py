@@ -276,7 +276,13 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    model: str, host: str = "127.0.0.1", port: int = 8000, mode: str | None = None, device: str = "auto", **options: Any
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    mode: str | None = None,
+    device: str = "auto",
+    expert_memory: str | None = None,
+    **options: Any,
 ) -> Server:
     """Loads a model and makes its server.
 
@@ -284,12 +290,13 @@ def make_server(
         model: checkpoint folder or Hub repository.
         mode: of reasoning, for requests that do not say; None: the checkpoint's own.
         device: a device, or "auto" for the accelerators there are, else the CPU.
+        expert_memory: of `from_pretrained`.
         options: fields of `Options` and of `Access`.
 
     Raises:
         ValueError, OSError: the model cannot be loaded.
     """
-    loaded, processor = load(model, device)
+    loaded, processor = load(model, device, expert_memory)
     access = {name: options.pop(name) for name in Access.__dataclass_fields__ if name in options}
     name = options.pop("name", None) or served_name(model)
     return Server(Api(loaded, processor, Options(name, mode, Access(host, **access), **options)), port)

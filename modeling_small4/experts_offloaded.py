@@ -1,0 +1,221 @@
+"""Routed experts that are not all in memory: those that tokens choose are fetched into a pool of slots, and computed with there.
+
+Outputs are those of the experts held whole, to the bit. For inference only. Must not know: how files are laid out, which slot is given up.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .cpu_matmul import one_experts_product
+from .experts_files import LayerFiles
+from .experts_pool import Expert, Holding, Pool, Usage
+from .stored_layers import TOGETHER, gated, stored_weight
+
+Parts = dict[str, torch.Tensor]
+STEMS = ("gate_up_proj", "down_proj")
+
+
+class Disk:
+    """The source of experts that are in no memory. Counts what it reads."""
+
+    def __init__(self, layers: Sequence[LayerFiles]) -> None:
+        self.layers = layers
+        self.bytes_read = 0
+        self._lock = Lock()
+
+    def load(self, expert: Expert, slot: torch.Tensor) -> None:
+        """Read one expert from its files."""
+        count = self.layers[expert[0]].read(expert[1], slot)
+        with self._lock:
+            self.bytes_read += count
+
+
+@dataclass
+class ExpertStore:
+    """The experts of all layers of a model, shared by its copies and by all threads."""
+
+    layers: Sequence[LayerFiles]
+    disk: Disk
+    usage: Usage
+    pool: Pool
+
+    def held(self, layer: int, experts: Sequence[int]) -> Generator["Held", None, None]:
+        """Chosen experts of a layer in as few groups as the pool has room for, each held until the next is asked for.
+
+        While a group is computed with, the next one is on its way if there is room.
+        """
+        size = len(experts) if len(experts) <= self.pool.count else max(1, self.pool.count // 2)
+        here = sorted(experts, key=lambda expert: (layer, expert) not in self.pool) if size < len(experts) else experts
+        groups = [[(layer, expert) for expert in here[i : i + size]] for i in range(0, len(here), size)]
+        coming: Holding | None = None
+        for index, group in enumerate(groups):
+            current = coming or self.pool.hold(group)
+            try:
+                coming = self.pool.try_hold(groups[index + 1]) if index + 1 < len(groups) else None
+                yield Held(self.layers[layer], current, [expert for _, expert in group])
+            except BaseException:
+                if coming is not None:
+                    coming.release()
+                raise
+            finally:
+                current.release()
+
+    def describe(self) -> str:
+        """What is kept where, in one sentence."""
+        slots, nbytes = self.pool.memory.shape
+        total = sum(layer.count * layer.nbytes for layer in self.layers)
+        return (
+            f"{total / 1e9:.1f} GB of routed experts stay on disk; up to {slots * nbytes / 1e9:.1f} GB of them "
+            f"({min(1.0, slots * nbytes / total):.0%}) are kept in memory."
+        )
+
+    def __deepcopy__(self, memo: Any) -> "ExpertStore":
+        return self
+
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            "A model whose experts are read from disk as needed cannot be pickled; save the name of its folder instead."
+        )
+
+
+@dataclass
+class Held:
+    """Experts of one layer that are in their slots, or on their way there."""
+
+    files: LayerFiles
+    holding: Holding
+    experts: list[int]
+
+    def weights(self, layer: int, expert: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """`gate_up_proj` and `down_proj` of a checkpoint that is not quantized; waits for them."""
+        parts = self.files.parts(self.holding.slot((layer, expert)))
+        return parts[STEMS[0]].to(dtype), parts[STEMS[1]].to(dtype)
+
+    def stored(self, layer: int, expert: int) -> dict[str, Parts]:
+        """Codes and scales of both, by what stands behind their names; waits for them."""
+        parts = self.files.parts(self.holding.slot((layer, expert)))
+        return {
+            stem: {name.removeprefix(stem): t for name, t in parts.items() if name.startswith(stem)} for stem in STEMS
+        }
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """An output that was computed with weights that may be gone when its gradient is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        raise ValueError(
+            "A model with expert_memory has no gradients: its experts are overwritten as others are needed. "
+            "Load it without expert_memory to train it."
+        )
+
+
+class Small4OffloadedExperts(nn.Module):
+    """All routed experts of a layer, without parameters. Stands where `Small4Experts` or `Small4StoredExperts` would.
+
+    Args:
+        store: The experts of all layers.
+        layer: Which of its layers this is.
+        num_experts, act_fn: As of the module that would hold them.
+        dtype: What plain weights are computed in; quantized ones follow their input.
+    """
+
+    def __init__(self, store: ExpertStore, layer: int, num_experts: int, act_fn: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.store, self.layer, self.num_experts, self.act_fn = store, layer, num_experts, act_fn
+        self.like: torch.Tensor
+        self.plain = store.layers[layer].pieces.keys() == set(STEMS)
+        # Follows `to()` and its like, as weights would.
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @torch.compiler.disable
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As `Small4Experts.forward`, without gradients.
+
+        Raises:
+            ValueError: The model was moved to another device.
+            OSError: An expert cannot be read.
+        """
+        if hidden_states.is_meta:
+            return torch.empty_like(hidden_states)  # which experts are chosen is not known there
+        if hidden_states.device != self.store.pool.device:
+            raise ValueError(
+                f"The model was moved to {hidden_states.device}, but its experts are on {self.store.pool.device}; "
+                "say where they belong when loading: expert_memory={'gpu': '18GiB', 'cpu': '48GiB'}."
+            )
+        with torch.no_grad():
+            output = self._computed(hidden_states, top_k_index, top_k_weights)
+        return _WithoutGradient.apply(output, hidden_states)
+
+    def _computed(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
+        order = flat.argsort(
+            stable=not self.plain
+        )  # as where they are held whole: a row's place in a product may change its bits
+        counts = torch.bincount(flat, minlength=self.num_experts).tolist()
+        self.store.usage.used(self.layer, counts, len(top_k_index))
+        inputs, outputs = hidden_states[order // top_k], None
+        ends = np.cumsum(counts).tolist()
+        spans = {e: slice(end - count, end) for e, (count, end) in enumerate(zip(counts, ends, strict=True)) if count}
+        inner: list[torch.Tensor] = []
+        with closing(self.store.held(self.layer, list(spans))) as groups:
+            for held in groups:
+                rows = [spans[expert] for expert in held.experts]
+                compute = partial(self._plain, inner=inner) if self.plain else self._quantized
+                results = compute(held, inputs, rows, len(top_k_index))
+                outputs = results[0].new_empty(len(inputs), results[0].shape[1]) if outputs is None else outputs
+                for span, result in zip(rows, results, strict=True):
+                    outputs[span] = result
+        assert outputs is not None
+        weighted = outputs * top_k_weights.flatten()[order, None]
+        return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
+
+    def _plain(
+        self, held: Held, inputs: torch.Tensor, rows: list[slice], tokens: int, inner: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Outputs of each expert for its rows of `inputs`, with weights `[out, in]`.
+
+        inner: Keeps gate and up of all experts for one forward pass. The activation is applied to all rows at once, those still to come
+            included: where torch cuts them for its threads decides how single numbers are rounded.
+        """
+        dtype = self.like.dtype
+        weights = [held.weights(self.layer, expert, dtype) for expert in held.experts]
+        product = one_experts_product(weights[0], tokens, len(inputs) / self.num_experts)
+        if not inner:
+            inner.append(inputs.new_zeros(len(inputs), len(weights[0][0]), dtype=dtype))
+        for span, (gate_up, _) in zip(rows, weights, strict=True):
+            inner[0][span] = product(inputs[span].to(dtype), gate_up)
+        gate, up = inner[0].chunk(2, dim=-1)
+        inside = self.act_fn(gate) * up
+        return [product(inside[span], down) for span, (_, down) in zip(rows, weights, strict=True)]
+
+    def _quantized(self, held: Held, inputs: torch.Tensor, rows: list[slice], tokens: int) -> list[torch.Tensor]:
+        """The same with weights as stored, in the order of `Small4StoredExperts`."""
+        at_once = len(rows) if tokens <= TOGETHER else 1
+        out: list[torch.Tensor] = []
+        for some in (slice(i, i + at_once) for i in range(0, len(rows), at_once)):
+            parts = [held.stored(self.layer, expert) for expert in held.experts[some]]
+            gates = [stored_weight(part[STEMS[0]], half, 2) for part in parts for half in (0, 1)]
+            downs = [stored_weight(part[STEMS[1]]) for part in parts]
+            out += gated(gates, downs, [inputs[span] for span in rows[some]], self.act_fn)
+        return out
+
+    def extra_repr(self) -> str:
+        """What is where."""
+        return f"experts={self.num_experts}, layer={self.layer}, slots={self.store.pool.count}"
