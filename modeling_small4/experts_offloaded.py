@@ -155,7 +155,7 @@ class Small4OffloadedExperts(nn.Module):
         if hidden_states.device != self.store.pool.device:
             raise ValueError(
                 f"The model was moved to {hidden_states.device}, but its experts are on {self.store.pool.device}; "
-                "say where they belong when loading: expert_memory={'gpu': '18GiB', 'cpu': '48GiB'}."
+                "a model with expert_memory stays where it was loaded."
             )
         with torch.no_grad():
             output = self._computed(hidden_states, top_k_index, top_k_weights)

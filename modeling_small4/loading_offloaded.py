@@ -46,7 +46,7 @@ def offload_experts(model: Any, files: list[str] | None, load_config: Any, asked
         for path, module in model.named_modules()
         if isinstance(module, Small4Experts | Small4StoredExperts)
     }
-    if reason := _obstacle(modules, files, load_config):
+    if reason := _obstacle(modules, files, load_config, asked):
         if asked.memory is None:
             return None
         raise ValueError(f"expert_memory cannot be used: {reason}.")
@@ -70,10 +70,15 @@ def offload_experts(model: Any, files: list[str] | None, load_config: Any, asked
     return _Rest(files, used)
 
 
-def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_config: Any) -> str | None:
+def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_config: Any, asked: Asked) -> str | None:
     """Why experts of this model cannot be offloaded, or None."""
     quantizer = load_config.hf_quantizer
     config: Any = getattr(quantizer, "quantization_config", None)
+    homes = {torch.device(home).type for home in (load_config.device_map or {}).values() if home != "disk"}
+    if asked.memory is not None and ("gpu" in asked.memory or homes - {"cpu"}):
+        return (
+            "such experts are computed on the CPU so far; give main memory alone, {'cpu': '48GiB'}, and no other device"
+        )
     if not modules:
         return "the model has no routed experts"
     if load_config.device_mesh is not None:
@@ -86,10 +91,10 @@ def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_co
 
 
 def _fits(model: Any, device_map: dict[str, Any] | None) -> bool:
-    """Whether the model can be loaded whole: on the accelerators, or into main memory where there are none."""
+    """Whether the model is to be loaded as usual: because it fits in main memory, or because part of it runs elsewhere."""
     homes = {str(home) for home in (device_map or {"": "cpu"}).values()}
     if homes - {"cpu", "disk"}:
-        return not homes & {"cpu", "disk"}
+        return True  # with an accelerator, accelerate moves whole layers: experts are computed on the CPU only
     return sum(p.numel() * p.element_size() for p in model.parameters()) + SPARE <= free_memory()
 
 

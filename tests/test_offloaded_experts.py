@@ -188,6 +188,7 @@ def test_gradients_and_saving_are_refused(plain: Folders, tmp_path: Path) -> Non
     ("memory", "words"),
     [
         ({"cpu": 1000}, "give at least"),
+        ({"gpu": "1GB", "cpu": "1GB"}, "computed on the CPU so far"),
         ({"tpu": "1GB"}, "names 'tpu'"),
         ({}, "names nothing"),
         ("much", "no amount of memory"),
@@ -346,6 +347,14 @@ def test_the_automatic_choice(plain: Folders, monkeypatch: pytest.MonkeyPatch) -
         {"device_map": "auto", "max_memory": {"cpu": "1GB"}},
     ):
         assert not _moves(Small4ForCausalLM.from_pretrained(plain.stored, **options))
+
+
+def test_with_an_accelerator_whole_layers_are_left_to_accelerate() -> None:
+    from modeling_small4.loading_offloaded import _fits
+
+    model = torch.nn.Linear(2, 2)
+    assert _fits(model, {"a": 0, "b": "cpu", "c": "disk"})
+    assert _fits(model, {"a": "cuda:0"})
 
 
 def _moves(model: Any) -> bool:
