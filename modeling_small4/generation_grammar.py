@@ -165,7 +165,7 @@ class GrammarProcessor(LogitsProcessor):
         allowed[self._special[self._special < len(allowed)]] = False
         allowed[self.end_think] = True
         need = self._shortest[prompt]
-        if need is not None and need < left <= need + 1 + max(SLACK, need):
+        if need is not None and need < left <= need + 1 + self._slack(prompt):
             allowed[:] = False
             allowed[self.end_think] = True
 
@@ -181,7 +181,7 @@ class GrammarProcessor(LogitsProcessor):
 
     def _close(self, allowed: np.ndarray, cursor: _Cursor, prompt: int, left: float) -> None:
         """Allows nothing but the way to an end where tokens run out, if there are enough for it."""
-        plan = cursor.plan(left, max(SLACK, self._shortest[prompt] or 0), self.vocabulary)
+        plan = cursor.plan(left, self._slack(prompt), self.vocabulary)
         if plan is None:
             return
         if plan:
@@ -193,6 +193,11 @@ class GrammarProcessor(LogitsProcessor):
             ends = [index for index in self.eos if index < len(allowed)] or [self.vocabulary.eos]
             allowed[:] = False
             allowed[ends] = True
+
+    def _slack(self, prompt: int) -> int:
+        """Tokens by which an answer is closed early, for what may begin meanwhile."""
+        grammar = self.rows[prompt].grammar
+        return max(SLACK, self._shortest[prompt] or 0, 0 if grammar is None else grammar.reserve)
 
     def _whole(self, row: GrammarRow, fresh: Any) -> int | None:
         """Tokens of the shortest answer, its end included; None where it is not known or not needed."""

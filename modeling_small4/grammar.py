@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from .chat_tools import tool_definitions
-from .grammar_schema import prepare_schema
+from .grammar_schema import largest_part, prepare_schema
 from .reasoning import ARGS, TOOL_CALLS
 
 INSTALL = 'Grammars need llguidance: pip install "modeling-small4[grammar]".'
@@ -34,11 +34,13 @@ class Grammar:
         kind: which of these.
         source: in Lark's syntax; the special tokens of tool calls stand in it as marks that no other text can hold.
         close: end the answer in time: where tokens run out, the shortest way to a valid end is taken. Off, it is cut off.
+        reserve: tokens that may have to follow once an optional part of the answer has begun, as far as is known.
     """
 
     kind: str
     source: str
     close: bool = True
+    reserve: int = 0
 
     @classmethod
     def read(cls, value: Any) -> "Grammar":
@@ -76,7 +78,7 @@ class Grammar:
         if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
             schema = schema.model_json_schema()
         prepared = prepare_schema(schema, _objection, lenient=lenient)
-        return cls("json_schema", f"start: {_inline(prepared)}")
+        return cls("json_schema", f"start: {_inline(prepared)}", reserve=largest_part(prepared))
 
     @classmethod
     def response_format(cls, value: Mapping[str, Any]) -> "Grammar":
@@ -163,7 +165,7 @@ class Grammar:
         definitions = {each["function"]["name"]: each["function"] for each in tool_definitions(tools)}
         mode, allowed = read_choice(tool_choice, list(definitions))
         strict = [_is_strict(tool) for tool in tools]
-        rules = []
+        rules, reserve = [], 0 if content is None else content.reserve
         for index, (name, function) in enumerate(definitions.items()):
             if name in allowed:
                 at = f"tools[{index}].function.parameters"
@@ -171,6 +173,7 @@ class Grammar:
                     _of_object(function["parameters"], at), _objection, at, lenient=not strict[index]
                 )
                 rules.append(f'{_CALLS} "{name}" {_ARGS} {_inline(schema)}')
+                reserve = max(reserve, len(name) + 2 + largest_part(schema))
         lines = ["call: " + " | ".join(rules)] if rules else []
         text = "text: /(.|\\n)+/" if content is None else content.source.replace("start:", "text:", 1)
         if mode == "none" or not rules:
@@ -183,7 +186,7 @@ class Grammar:
             ]
         else:
             lines.append("start: call+" if parallel_tool_calls and mode == "required" else "start: call")
-        return cls("tools", _checked("\n".join(lines), "The grammar of the tools"))
+        return cls("tools", _checked("\n".join(lines), "The grammar of the tools"), reserve=reserve)
 
     def matcher(self, vocabulary: "Vocabulary") -> Any:
         """The engine's state at the beginning of an answer.

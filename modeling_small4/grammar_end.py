@@ -44,7 +44,7 @@ def _search(matcher: Any, symbols: list[int], vocabulary: Vocabulary) -> list[in
     for _ in range(STEPS):
         if matcher.is_accepting():
             return path
-        options = _options(matcher, symbols, len(path), vocabulary) if len(path) < BYTES else []
+        options = _options(matcher, symbols, path, vocabulary) if len(path) < BYTES else []
         while not options and untried:
             matcher.rollback(1)
             path.pop()
@@ -59,18 +59,14 @@ def _search(matcher: Any, symbols: list[int], vocabulary: Vocabulary) -> list[in
     return None
 
 
-def _options(matcher: Any, symbols: list[int], turn: int, vocabulary: Vocabulary) -> list[int]:
+def _options(matcher: Any, symbols: list[int], path: list[int], vocabulary: Vocabulary) -> list[int]:
     """What may follow, best last; only the best few, for of many alternatives one is as good as another."""
+    turn = len(path)
     if is_free(matcher, vocabulary):
         text = (*b'"', *(_TEXT[(turn + step) % len(_TEXT)] for step in range(len(_TEXT))))
         symbols = [index for byte in text if (index := vocabulary.byte_ids[byte]) is not None]
-    else:  # some multiple may be asked for, which a regular run of digits may never be
-        turn = turn * 2654435761 >> 16
-        digits = [index for index in vocabulary.byte_ids[ord("0") : ord("9") + 1] if index in symbols]
-        places = sorted(symbols.index(index) for index in digits)
-        symbols = list(symbols)
-        for place, step in zip(places, range(len(digits)), strict=True):
-            symbols[place] = digits[(turn + step) % len(digits)]
+    else:
+        symbols = _with_digits(symbols, path, vocabulary)
     found: list[int] = []
     for index in symbols:
         if matcher.validate_tokens([index]):
@@ -78,6 +74,19 @@ def _options(matcher: Any, symbols: list[int], turn: int, vocabulary: Vocabulary
             if len(found) == 4:
                 break
     return found[::-1]
+
+
+def _with_digits(symbols: list[int], path: list[int], vocabulary: Vocabulary) -> list[int]:
+    """The symbols with digits in an irregular turn, for some multiple may be asked for, which a regular run of digits may never be; and
+    behind what else may follow once there are a few of them, as in the fractions of a second."""
+    digits = [index for index in vocabulary.byte_ids[ord("0") : ord("9") + 1] if index is not None]
+    turn = (len(path) * 2654435761 >> 16) % len(digits) if digits else 0
+    turned, known = digits[turn:] + digits[:turn], set(digits)
+    if len(path) >= 3 and set(path[-3:]) <= known:
+        return [index for index in symbols if index not in known] + turned
+    place = next((place for place, index in enumerate(symbols) if index in known), 0)
+    rest = [index for index in symbols if index not in known]
+    return rest[:place] + turned + rest[place:]
 
 
 def _joined(path: list[int], vocabulary: Vocabulary) -> list[int]:

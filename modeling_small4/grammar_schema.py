@@ -4,6 +4,7 @@ The engine (llguidance) says whether it can enforce a schema, this file where it
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -60,6 +61,31 @@ def prepare_schema(schema: Any, verdict: Verdict, where: str = "schema", lenient
     return prepared | options
 
 
+def largest_part(schema: Schema) -> int:
+    """About how many characters the shortest instance of any schema within this one has: as much may have to follow once a part that
+    was optional has begun."""
+    return max((_least(part, schema, 8) for part, _ in _everything(schema, "")), default=0)
+
+
+def _least(schema: Any, root: Schema, depth: int) -> int:
+    """Characters of a short instance, references followed `depth` levels down."""
+    if not isinstance(schema, Mapping) or depth == 0:
+        return 2
+    inner = [value for value in (schema.get("const"), *(schema.get("enum") or ())) if value is not None]
+    if inner:
+        return min(len(json.dumps(value)) for value in inner)
+    size = 2 + int(schema.get("minLength", 0))
+    if isinstance(schema.get("$ref"), str):
+        size = max(size, _least(_target(root, schema["$ref"]), root, depth - 1))
+    for keyword in ("anyOf", "oneOf"):
+        if isinstance(schema.get(keyword), list) and schema[keyword]:
+            size = max(size, min(_least(each, root, depth - 1) for each in schema[keyword]))
+    properties = schema.get("properties", {})
+    for name in schema.get("required", ()):
+        size += len(json.dumps(name)) + 4 + _least(properties.get(name), root, depth - 1)
+    return size + int(schema.get("minItems", 0)) * (2 + _least(schema.get("items"), root, depth - 1))
+
+
 def _check_plain_json(schema: Any, where: str) -> None:
     """Raises ValueError for what is not JSON, or nested too deeply to be read."""
     parts = [(schema, where)]
@@ -90,6 +116,17 @@ def _definite(schema: Any, closing: bool) -> Any:
     for keyword in ("uniqueItems", "minItems", "minLength", "minProperties"):
         if not out.get(keyword, True):
             del out[keyword]
+    for exclusive, inclusive, end in (
+        ("exclusiveMinimum", "minimum", math.inf),
+        ("exclusiveMaximum", "maximum", -math.inf),
+    ):
+        bound = out.get(exclusive)
+        if (
+            isinstance(bound, (int, float)) and out.get("type") != "integer"
+        ):  # digits without end could be read as the bound itself
+            nearest = math.nextafter(bound, end)
+            out[inclusive] = (max if end > 0 else min)(out.get(inclusive, nearest), nearest)
+            del out[exclusive]
     mixed = "properties" in out and any(keyword in out for keyword in ("anyOf", "oneOf", "$ref"))
     for keyword, value in schema.items():
         if keyword in _LIST and isinstance(value, list):

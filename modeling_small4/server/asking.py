@@ -5,7 +5,7 @@ What cannot be done is refused here, before anything waits in the queue. Knows n
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -222,12 +222,12 @@ class Asker:
         if not tools:
             if choice not in (None, "auto", "none"):
                 raise ApiError("tool_choice asks for a tool, but there are no tools.", "tool_choice")
-            return None if content is None else Grammar(content.kind, content.source, close)
+            return None if content is None else replace(content, close=close)
         with blamed_on("tool_choice"):
             read_choice(choice, [tool["function"]["name"] for tool in tools])
         with blamed_on("tools"):
             grammar = Grammar.tools(tools, choice, fields.parallel_tool_calls is not False, content)
-        return Grammar(grammar.kind, grammar.source, close)
+        return replace(grammar, close=close)
 
     def _prompt(self, conversation: list[dict[str, Any]], tools: list[Any], mode: str | None, where: str) -> Prompt:
         images = sum(
