@@ -116,17 +116,8 @@ def _definite(schema: Any, closing: bool) -> Any:
     for keyword in ("uniqueItems", "minItems", "minLength", "minProperties"):
         if not out.get(keyword, True):
             del out[keyword]
-    for exclusive, inclusive, end in (
-        ("exclusiveMinimum", "minimum", math.inf),
-        ("exclusiveMaximum", "maximum", -math.inf),
-    ):
-        bound = out.get(exclusive)
-        if (
-            isinstance(bound, (int, float)) and out.get("type") != "integer"
-        ):  # digits without end could be read as the bound itself
-            nearest = math.nextafter(bound, end)
-            out[inclusive] = (max if end > 0 else min)(out.get(inclusive, nearest), nearest)
-            del out[exclusive]
+    if out.get("type") != "integer":
+        _make_inclusive(out)
     mixed = "properties" in out and any(keyword in out for keyword in ("anyOf", "oneOf", "$ref"))
     for keyword, value in schema.items():
         if keyword in _LIST and isinstance(value, list):
@@ -139,6 +130,22 @@ def _definite(schema: Any, closing: bool) -> Any:
     if closing and "properties" in out and named and not any(keyword in out for keyword in _BESIDE):
         out["additionalProperties"] = False
     return out
+
+
+def _make_inclusive(schema: dict[str, Any]) -> None:
+    """Bounds that are excluded become the nearest ones that are not, a billionth further in: digits without end, which the engine
+    allows, would be read as the bound itself. Where there is no such room, they stay."""
+    for exclusive, inclusive, side in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        bound = schema.get(exclusive)
+        if not isinstance(bound, (int, float)) or isinstance(bound, bool):
+            continue
+        near = bound + side * max(1.0, abs(bound)) * 1e-9
+        other = schema.get(
+            "maximum" if side > 0 else "minimum", schema.get("exclusiveMaximum" if side > 0 else "exclusiveMinimum")
+        )
+        if math.isfinite(near) and (other is None or side * (other - near) > 0):
+            schema[inclusive] = (max if side > 0 else min)(schema.get(inclusive, near), near)
+            del schema[exclusive]
 
 
 def _children(schema: Schema, where: str) -> Iterator[tuple[Any, str]]:

@@ -214,3 +214,13 @@ def test_a_tokenizer_with_a_vocabulary_can_be_copied_and_saved(tokenizer: Small4
     assert fits(copy.deepcopy(tokenizer), ["yes"], "yes")
     assert fits(pickle.loads(pickle.dumps(tokenizer)), ["yes"], "yes")
     tokenizer.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("bound", [19.58, -13.86, 0, 1e9, -3.8599999999999994])
+def test_an_excluded_bound_is_never_written(tokenizer: Small4Tokenizer, bound: float) -> None:
+    for keyword, outside, inside in (("exclusiveMinimum", -1, 1), ("exclusiveMaximum", 1, -1)):
+        schema = {"type": "number", keyword: bound}
+        for text in (json.dumps(bound), f"{bound:.30f}", json.dumps(bound + outside)):
+            assert not fits(tokenizer, schema, text)
+        assert fits(tokenizer, schema, json.dumps(bound + inside))
+    assert Grammar.read({"type": "number", "exclusiveMinimum": 1, "maximum": 1.0000000001}).kind == "json_schema"
