@@ -3,6 +3,7 @@
 Must not know: what is computed, which experts stay in memory.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,14 @@ from .experts_files import LayerFiles, Stored, WatchedFile, folder_of, read_head
 from .experts_memory import SPARE, affordable, free_memory
 from .experts_offloaded import Disk, ExpertStore, Small4OffloadedExperts
 from .experts_pool import Pool, Usage
+from .experts_speed import measured_memory, seconds_per_token
 from .loading_names import published_names
 from .moe import Small4Experts
 from .stored_config import METHOD
 from .stored_layers import INPUT_SCALES, Small4StoredExperts
 
 logger = logging.get_logger(__name__)
+SAMPLE = 4  # experts that are read to measure the disk
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def offload_experts(model: Any, files: list[str] | None, load_config: Any, asked
     ours = {apply_renamings(n, published_names()): (n, stored) for h in headers.values() for n, stored in h.items()}
     found = {path: _tensors(path, module, ours) for path, module in modules.items()}
     used = {name for tensors in found.values() for name, _ in tensors.values()}
-    store = _store(found, modules, _others(model, modules), asked, model.config.get_text_config().num_experts_per_tok)
+    others = _others(model, modules)
+    store = _store(found, modules, others, asked, model.config.get_text_config().num_experts_per_tok)
     for layer, (path, module) in enumerate(modules.items()):
         dtype = next(module.parameters()).dtype if isinstance(module, Small4Experts) else model.dtype
         parent, _, name = path.rpartition(".")
@@ -66,8 +70,22 @@ def offload_experts(model: Any, files: list[str] | None, load_config: Any, asked
     if load_config.device_map:  # accelerate's, made for whole layers
         load_config.device_map.clear()
         load_config.device_map[""] = torch.device("cpu")
-    logger.warning(f"{store.describe()} They are read from {folder_of(files)} as they are needed.")
+    chosen = model.config.get_text_config().num_experts_per_tok * len(modules)
+    logger.warning(
+        f"{store.describe()} They are read from {folder_of(files)} as needed: {_foretold(store, others, chosen)}."
+    )
     return _Rest(files, used)
+
+
+def _foretold(store: ExpertStore, others: int, chosen: int) -> str:
+    """How fast a token is likely to be decoded, by what memory and disk do just now. chosen: experts of a token in all layers."""
+    layer, nbytes = store.layers[0], store.pool.memory.shape[1]
+    slot, begin = torch.empty(nbytes, dtype=torch.uint8), time.perf_counter()
+    read = sum(layer.read(expert, slot) for expert in range(min(SAMPLE, layer.count)))
+    disk, host = read / (time.perf_counter() - begin), measured_memory()
+    share = store.pool.count / sum(each.count for each in store.layers)
+    seconds = seconds_per_token(others, chosen * nbytes, share, host, disk)
+    return f"about {1 / seconds:.2g} tokens/s (memory {host / 1e9:.1f} GB/s, disk {disk / 1e9:.1f} GB/s)"
 
 
 def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_config: Any, asked: Asked) -> str | None:

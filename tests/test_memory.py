@@ -30,6 +30,7 @@ from modeling_small4.planner.sizes import (
     tensors,
     weight_bytes,
 )
+from modeling_small4.planner.speed import Rates, measure, speed
 
 torch.set_num_threads(1)
 RELEASE = Small4Config()
@@ -356,3 +357,55 @@ def test_a_mac_is_planned_by_its_unified_memory(monkeypatch: pytest.MonkeyPatch)
     machine = this_machine()
     assert machine.ram is None
     assert [(gpu.model, gpu.unified) for gpu in machine.gpus] == [("mps", True)]
+
+
+@pytest.mark.parametrize(
+    ("devices", "precision", "bound"),
+    [
+        ("128GB-ram", "nvfp4", "main memory"),
+        ("64GB-ram", "fp8", "disk"),
+        ("24GB+64GB-ram", "nvfp4", "link"),
+        ("1xH100", "nvfp4", "gpu memory"),
+    ],
+)
+def test_speed_that_is_foretold(devices: str, precision: str, bound: str) -> None:
+    found = speed(RELEASE, plan(RELEASE, devices, precision, context=8192))
+    assert found is not None
+    assert found.bound == bound
+    assert found.tokens_per_second == pytest.approx(1 / sum(found.seconds.values()))
+    assert found.prompt_tokens_per_second > found.tokens_per_second
+
+
+def test_speed_of_the_worked_example() -> None:
+    """128 GB of memory at 60 GB/s, all experts in it: the bytes that a token reads, by hand."""
+    found = speed(RELEASE, plan(RELEASE, "128GB-ram", "nvfp4", context=8192))
+    sizes = weight_bytes(RELEASE, "nvfp4")
+    read = sizes["routed experts"] / 32 + cache_bytes(RELEASE, 4096)
+    read += sum(sizes[part] for part in ("attention", "shared experts", "router", "norms", "head"))
+    assert found is not None
+    assert found.seconds == {"main memory": pytest.approx(read / 60e9)}
+
+
+def test_slower_parts_make_it_slower() -> None:
+    made = plan(RELEASE, "64GB-ram", "nvfp4", context=8192)
+    speeds = [speed(RELEASE, made, Rates(**slow)) for slow in ({}, {"disk": 1e9}, {"host": 1e10}, {"cpu_flops": 1e10})]
+    assert all(speeds)
+    decode, prompt = (
+        [getattr(found, name) for found in speeds] for name in ("tokens_per_second", "prompt_tokens_per_second")
+    )
+    assert decode[1] < decode[0] > decode[2]
+    assert prompt[3] < prompt[0]
+
+
+def test_bandwidths_are_measured() -> None:
+    rates = measure()
+    assert min(rates.host, rates.disk, rates.cpu_flops) > 1e6
+    assert rates.source == "measured on this machine"
+
+
+def test_speed_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(small4(capsys, "--devices", "64GB-ram", "--dtype", "nvfp4", "--context", "8192", "--json")[1])
+    assert found["tokens_per_second"] > 1
+    assert found["prompt_tokens_per_second"] > 1
+    assert found["speed"]["bound"] == "main memory"
+    assert sum(found["speed"]["experts"].values()) == pytest.approx(1)

@@ -78,5 +78,6 @@ def test_a_checkpoint_larger_than_the_limit(wide: Path, door: str) -> None:
     said = [line for line in done.stderr.splitlines() if "routed experts" in line]
     assert len(said) == 1
     assert str(wide) in said[0]
+    assert "tokens/s" in said[0]
     if door == "command":
         assert json.loads(done.stdout)["new_tokens"] == 6

@@ -11,6 +11,7 @@ from ..planner.alternatives import alternatives, command, notes, release_table, 
 from ..planner.hardware import GPUS, NODES, UNIFIED, Machine, parse_machine, this_machine
 from ..planner.layout import CHUNK, LAYOUTS, Plan, plan
 from ..planner.sizes import PRECISIONS, cache_bytes, weight_bytes
+from ..planner.speed import Speed, measure, speed
 from .terminal import describe_bytes
 
 EXAMPLES = ("4xH100", "2xH100", "8xH200", "4xH200", "2xH200", "1xH200", "2xB200", "1xB200", "1xDGX-B200", "4xA100", "4x24GB+64GB-ram",
@@ -45,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="how weights are spread (default: auto)")
     parser.add_argument("--table", action="store_true", help="print what fits on many machines, as a Markdown table")
+    parser.add_argument(
+        "--measure", action="store_true", help="foretell speed from bandwidths of this machine, measured in seconds"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -66,7 +70,8 @@ def run(args: argparse.Namespace) -> None:
     machine = parse_machine(args.devices) if args.devices else this_machine()
     asked = {name: getattr(args, name) for name in ("context", "batch", "chunk", "images", "cache_bits")}
     made = plan(config, machine, args.dtype or stored_precision(config), layout=args.layout, **asked)
-    print(json.dumps(_as_json(config, made)) if args.json else _as_text(config, made))
+    foretold = speed(config, made, measure() if args.measure else None)
+    print(json.dumps(_as_json(config, made, foretold)) if args.json else _as_text(config, made, foretold))
 
 
 def _configuration(model: str | None) -> Any:
@@ -92,7 +97,7 @@ def stored_precision(config: Any) -> str:
     return next((held for word, held in (("nvfp4", "nvfp4"), ("pack-quantized", "int4")) if word in words), "fp8")
 
 
-def _as_json(config: Any, made: Plan) -> dict[str, Any]:
+def _as_json(config: Any, made: Plan, foretold: Speed | None = None) -> dict[str, Any]:
     copies, contexts = replicas(config, made)
     return made.to_dict() | {
         "weights": weight_bytes(config, made.request.precision),
@@ -100,11 +105,14 @@ def _as_json(config: Any, made: Plan) -> dict[str, Any]:
         "replicas": {"copies": copies, "contexts": contexts},
         "command": command(made),
         "notes": notes(made),
+        "tokens_per_second": foretold and foretold.tokens_per_second,
+        "prompt_tokens_per_second": foretold and foretold.prompt_tokens_per_second,
+        "speed": foretold and foretold.to_dict(),
         "alternatives": [other.to_dict() for other in alternatives(config, made)],
     }
 
 
-def _as_text(config: Any, made: Plan) -> str:
+def _as_text(config: Any, made: Plan, foretold: Speed | None = None) -> str:
     request, weights = made.request, weight_bytes(config, made.request.precision)
     lines = [
         f"{made.machine.name}, {request.precision} weights, {request.batch} x {request.context:,} tokens",
@@ -127,7 +135,7 @@ def _as_text(config: Any, made: Plan) -> str:
             + "".join(f"{describe_bytes(size):>10}" for size in sizes)
             + f"{describe_bytes(load.activations):>13}{describe_bytes(load.streamed):>10}{describe_bytes(load.free):>10}"
         )
-    lines += ["", *_verdict(config, made), *(f"note: {note}" for note in notes(made))]
+    lines += ["", *_verdict(config, made), *_speed_words(foretold), *(f"note: {note}" for note in notes(made))]
     others = alternatives(config, made)
     if others:
         lines += ["", "cheaper, and fits:" if made.fits else "what fits:"]
@@ -159,6 +167,22 @@ def _verdict(config: Any, made: Plan) -> list[str]:
     out.append(command(made))
     if made.device_map and len(set(made.device_map.values())) > 1 and made.request.precision != "int4":
         out.append(f"DEVICE_MAP = {_shortened(made.device_map)}")
+    return out
+
+
+def _speed_words(foretold: Speed | None) -> list[str]:
+    """What is foretold, and from what; nothing where the model does not run."""
+    if foretold is None:
+        return []
+    out = [
+        f"at most about {foretold.tokens_per_second:.2g} tokens/s (bound by {foretold.bound}), "
+        f"{foretold.prompt_tokens_per_second:.2g} tokens/s of a prompt (bound by {foretold.prompt_bound}); from {foretold.rates.source}"
+    ]
+    if foretold.experts.get("disk"):
+        out.append(
+            f"experts: {foretold.experts['memory']:.0%} in main memory, the others are read from disk as they are needed: "
+            "Small4ForCausalLM.from_pretrained(MODEL), or --expert-memory SIZE"
+        )
     return out
 
 

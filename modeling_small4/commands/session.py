@@ -175,7 +175,7 @@ def load(
     if not path.is_dir() and (path.exists() or folder.startswith((".", "/", "~")) or folder.count("/") != 1):
         raise ValueError(f"{folder}: no such folder (a Hub repository is written owner/name).")
     place: dict[str, Any] = {"device_map": device}
-    if device == "cpu" or (device == "auto" and not torch.accelerator.is_available()):
+    if device == "cpu" or (device == "auto" and (expert_memory or not torch.accelerator.is_available())):
         place = {}
     try:
         model = Small4ForCausalLM.from_pretrained(folder, dtype="auto", expert_memory=expert_memory, **place)

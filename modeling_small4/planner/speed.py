@@ -1,0 +1,195 @@
+"""Tokens per second that a plan will do: bytes that a token needs from each memory over the bandwidth of that memory.
+
+Bandwidths come from a table of data sheets, or from `measure`, which tries this machine for some seconds. Must not know: the command line.
+"""
+
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..experts_speed import hit_rate, measured_memory
+from .hardware import Machine
+from .layout import Plan
+from .sizes import cache_bytes, tensors
+
+# name -> (memory bandwidth in GB/s, dense bfloat16 TFLOP/s), by the makers' data sheets
+SHEETS: dict[str, tuple[float, float]] = {
+    "A100": (2039, 312), "A100-40GB": (1555, 312), "L40S": (864, 362), "H100": (3350, 989), "H200": (4800, 989),
+    "B200": (8000, 2250), "RTX3090": (936, 71), "RTX4090": (1008, 165), "RTX5090": (1792, 209), "RTX6000-ADA": (960, 182),
+    "RTX-PRO-6000": (1792, 252), "MI300X": (5300, 1307), "DGX-SPARK": (273, 62), "STRIX-HALO": (256, 59),
+}  # fmt: skip
+OTHER_GPU, OTHER_UNIFIED = (900, 80), (400, 15)
+REACHED = 0.7  # of a GPU's data sheet, in practice
+FILE = 2**28  # bytes of the file that measures a disk
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes per second of a GPU's memory, its link to main memory, main memory and disk; multiplications and additions per second of
+    a GPU and of the CPU. source: where they come from."""
+
+    gpu: float = OTHER_GPU[0] * 1e9
+    link: float = 25e9
+    host: float = 60e9
+    disk: float = 7e9
+    gpu_flops: float = OTHER_GPU[1] * 1e12
+    cpu_flops: float = 1e12
+    source: str = "data sheets (PCIe 4 x16, two channels of DDR5, NVMe of 7 GB/s)"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What is foretold. seconds: of one decoded token, by what it waits for. experts: share of the experts by tier."""
+
+    tokens_per_second: float
+    prompt_tokens_per_second: float
+    bound: str
+    prompt_bound: str
+    seconds: dict[str, float]
+    experts: dict[str, float]
+    rates: Rates
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def rates_of(machine: Machine) -> Rates:
+    """By data sheet; the slowest of several GPUs counts."""
+    if not machine.gpus:
+        return Rates()
+    sheets = [SHEETS.get(gpu.model, OTHER_UNIFIED if gpu.unified else OTHER_GPU) for gpu in machine.gpus]
+    memory, flops = min(sheet[0] for sheet in sheets), min(sheet[1] for sheet in sheets)
+    return Rates(gpu=memory * 1e9 * REACHED, gpu_flops=flops * 1e12 * REACHED)
+
+
+def speed(config: Any, made: Plan, rates: Rates | None = None) -> Speed | None:
+    """Foretell decoding of one sequence at half the plan's context, and reading of a prompt in its chunks; None where the plan does not fit.
+
+    On CPUs, experts that have no room in main memory are read from disk (`expert_memory`). With GPUs, accelerate copies whole layers that
+    wait in main memory or on disk, all of their experts included.
+    """
+    rates = rates or rates_of(made.machine)
+    precision, text = made.request.precision, config.text_config
+    sizes = {name: sum(t.nbytes(precision) for t in tensors(config) if t.part == name) for name in _parts(config)}
+    experts = sizes.pop("routed experts", 0)
+    used = text.num_experts_per_tok / text.n_routed_experts
+    others = sum(size for name, size in sizes.items() if name not in ("embedding", "vision", "projector"))
+    cache = cache_bytes(config, made.request.context // 2, 1, made.request.cache_bits // 8)
+    active = sum(t.count * (used if t.part == "routed experts" else 1) for t in tensors(config) if t.part in _ACTIVE)
+    tiers: dict[str, float] = {}
+    if made.machine.gpus:
+        found = _with_gpus(made, rates, others + used * experts + cache) if made.fits else None
+        flops = rates.gpu_flops * (len(made.machine.gpus) if made.distributed else 1)
+    else:
+        whole = sum(sizes.values())
+        found, tiers = _on_cpu(made, rates, (whole, others, cache), experts, used), _tiers(made, experts, whole)
+        flops = rates.cpu_flops
+    if found is None:
+        return None
+    decode, chunk = found
+    prompt = chunk | {"compute": 2 * active * made.request.chunk / flops}
+    bound, prompt_bound = (max(times, key=lambda name: times[name]) for times in (decode, prompt))
+    per_chunk = max(prompt.values())
+    return Speed(1 / sum(decode.values()), made.request.chunk / per_chunk, bound, prompt_bound, decode, tiers, rates)
+
+
+_ACTIVE = ("attention", "shared experts", "routed experts", "dense layers", "router")
+
+
+def _parts(config: Any) -> list[str]:
+    return list(dict.fromkeys(tensor.part for tensor in tensors(config)))
+
+
+def _with_gpus(made: Plan, rates: Rates, read: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of a decoded token, and those of a chunk's weights, by what they wait for."""
+    ranks = len(made.machine.gpus) if made.distributed else 1
+    waiting = {
+        str(load.device.name): sum(load.weights.values()) for load in made.loads if load.device.name in ("cpu", "disk")
+    }
+    copies = {"link": waiting.get("cpu", 0) / rates.link, "disk": waiting.get("disk", 0) / min(rates.disk, rates.link)}
+    here = sum(sum(load.weights.values()) for load in made.loads) - sum(waiting.values())
+    whole = here / max(1, here + sum(waiting.values()))
+    copies = {name: seconds for name, seconds in copies.items() if seconds}
+    return {"gpu memory": whole * read / rates.gpu / ranks} | copies, {"gpu memory": here / rates.gpu / ranks} | copies
+
+
+def _tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
+    """Share of the experts in main memory and on disk."""
+    room = (
+        made.machine.ram.usable - others - sum(load.cache + load.activations for load in made.loads)
+        if made.machine.ram
+        else 0
+    )
+    share = max(0.0, min(1.0, room / experts)) if experts else 1.0
+    return {"memory": share, "disk": 1 - share}
+
+
+def _on_cpu(
+    made: Plan, rates: Rates, sizes: tuple[int, int, int], experts: int, used: float
+) -> tuple[dict[str, float], dict[str, float]] | None:
+    whole, others, cache = sizes
+    share = _tiers(made, experts, whole)["memory"]
+    if share * experts < used * experts / 36:  # not even one layer's choice
+        return None
+    hit = hit_rate(share)
+    decode = {"main memory": (others + cache + hit * used * experts) / rates.host}
+    chunk = {"main memory": (others + experts) / rates.host}
+    if share < 1:
+        decode["disk"], chunk["disk"] = (1 - hit) * used * experts / rates.disk, (1 - share) * experts / rates.disk
+    return decode, chunk
+
+
+def measure(folder: Path | None = None) -> Rates:
+    """Try this machine's main memory, CPU and disk, and a GPU if there is one; takes some seconds and 256 MB in `folder`."""
+    import torch
+
+    rates = Rates(
+        host=measured_memory(), cpu_flops=_flops("cpu"), disk=_disk(folder), source="measured on this machine"
+    )
+    if not torch.cuda.is_available():
+        return rates
+    numbers = torch.ones(2**28, dtype=torch.uint8, device="cuda")
+    pinned = torch.ones(2**28, dtype=torch.uint8, pin_memory=True)
+    gpu, link = _seconds(numbers.clone, True), _seconds(lambda: numbers.copy_(pinned), True)
+    return replace(rates, gpu=2 * numbers.nbytes / gpu, link=pinned.nbytes / link, gpu_flops=_flops("cuda"))
+
+
+def _flops(device: str) -> float:
+    import torch
+
+    numbers = torch.ones(2048, 2048, dtype=torch.bfloat16, device=device)
+    return 2 * 2048**3 / _seconds(lambda: numbers @ numbers, device == "cuda")
+
+
+def _seconds(run: Any, gpu: bool) -> float:
+    """The least of three runs, after one."""
+    import torch
+
+    best = float("inf")
+    for _ in range(4):
+        begin = time.perf_counter()
+        run()
+        if gpu:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def _disk(folder: Path | None) -> float:
+    """Reading a file that is not in the file cache, in pieces of the size of an expert."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(os.urandom(2**20) * (FILE // 2**20))
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        begin, piece = time.perf_counter(), bytearray(2**24)
+        file.seek(0)
+        with open(file.name, "rb", buffering=0) as opened:
+            while opened.readinto(piece):
+                pass
+        return FILE / (time.perf_counter() - begin)
