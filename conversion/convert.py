@@ -69,7 +69,7 @@ class Summary:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `small4 convert`."""
-    parser.add_argument("src", metavar="SRC", help="a folder, or a repository on the Hub, in any of the three layouts")
+    parser.add_argument("src", metavar="SRC", help="a folder, a GGUF file or a repository on the Hub")
     parser.add_argument("dst", metavar="DST", type=Path, help="the folder to write; it appears whole or not at all")
     parser.add_argument("--to", choices=LAYOUTS, default="small4", help="layout to write (default: small4)")
     parser.add_argument(

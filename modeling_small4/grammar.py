@@ -15,7 +15,7 @@ from .chat_tools import tool_definitions
 from .grammar_schema import largest_part, prepare_schema
 from .reasoning import ARGS, TOOL_CALLS
 
-INSTALL = 'Grammars need llguidance: pip install "modeling-small4[grammar]".'
+INSTALL = 'Grammars need llguidance: pip install ".[grammar]".'
 FORMS = (
     "a JSON schema (dict, or a pydantic class), re.compile(...), a list of choices, an EBNF text, or a dict with one of the keys "
     '"json_schema", "regex", "ebnf", "choices" and "tools" (with "tool_choice" and "parallel_tool_calls")'

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 DIM, PLAIN = "\033[2m", "\033[0m"
 OWN = {  # command -> what it does; its arguments are declared by the module of that name beside this one
     "plan": "say what fits on which machine, and how to lay it out",
-    "serve": "answer over HTTP as OpenAI's API does, with transformers' server",
+    "serve": "start an OpenAI-compatible server",
     "env": "print what a bug report needs: versions, devices, CPU instructions",
     "card": "render the model card from the stored results, in a clone",
 }
 CONVERSION = {  # command -> what it does; its arguments are declared by the module of that name
-    "convert": "convert a checkpoint between Small 4's three layouts",
+    "convert": "convert a checkpoint of any format to one of three layouts, or quantize it",
     "verify": "compare two checkpoints tensor by tensor, in real value",
 }
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """All commands; the arguments of another package's only when it is `command`, for that imports it."""
-    parser = argparse.ArgumentParser(prog="small4", description="Mistral Small 4: ask it, talk to it, convert it.")
+    parser = argparse.ArgumentParser(prog="small4", description="Mistral Small 4: generate, chat, serve, plan, convert.")
     parser.add_argument("--version", action="version", version=f"small4 {installed(PACKAGE) or '(not installed)'}")
     about = "show where an error was raised; as SMALL4_DEBUG=1 does"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=about)

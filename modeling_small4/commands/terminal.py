@@ -113,6 +113,6 @@ def add_expert_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expert-memory",
         metavar="SIZE",
-        help="keep so much of the routed experts in memory, and read the others from disk as they are needed: 48GiB "
-        "(default: all of them, or what there is room for)",
+        help="memory for routed experts, such as 48GiB; the others are read from disk as they are needed "
+        "(default: all of them, or what fits)",
     )
