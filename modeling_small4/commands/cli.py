@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """All commands; the arguments of another package's only when it is `command`, for that imports it."""
-    parser = argparse.ArgumentParser(prog="small4", description="Mistral Small 4: generate, chat, serve, plan, convert.")
+    parser = argparse.ArgumentParser(
+        prog="small4", description="Mistral Small 4: generate, chat, serve, plan, convert."
+    )
     parser.add_argument("--version", action="version", version=f"small4 {installed(PACKAGE) or '(not installed)'}")
     about = "show where an error was raised; as SMALL4_DEBUG=1 does"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=about)

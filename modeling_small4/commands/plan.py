@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="how weights are spread (default: auto)")
     parser.add_argument("--table", action="store_true", help="print what fits on many machines, as a Markdown table")
     parser.add_argument(
-        "--measure", action="store_true", help="foretell speed from bandwidths of this machine, measured in seconds"
+        "--measure",
+        action="store_true",
+        help="estimate speed from this machine's bandwidths, which takes some seconds to measure",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
