@@ -186,6 +186,30 @@ class Small4Processor(ProcessorMixin):
         row = IMG * (width // unit)
         return IMG_BREAK.join([row] * (height // unit)) + IMG_END
 
+    def get_text_with_replacements(
+        self,
+        text: list[str],
+        images_replacements: Sequence[str] = (),
+        videos_replacements: Sequence[str] = (),
+        audio_replacements: Sequence[str] = (),
+    ) -> tuple[list[str], list[list[dict[str, Any]]]]:
+        """Texts with each `[IMG]` replaced, in order, and where. As transformers' own, which skips an `[IMG]` behind U+F0000.
+
+        transformers marks with that character what its templates escaped. Ours escape in another way, and users may type it.
+        """
+        left, replaced, places = iter(images_replacements), [], []
+        for each in text:
+            before, *parts = each.split(IMG) if images_replacements else [each]
+            rows, start = [], len(before)
+            for part in parts:
+                shown = next(left)
+                span, new_span = (start, start + len(IMG)), (len(before), len(before) + len(shown))
+                rows.append({"type": "image", "span": span, "new_span": new_span, "text": IMG, "replacement": shown})
+                before, start = before + shown + part, start + len(IMG) + len(part)
+            replaced.append(before)
+            places.append(rows)
+        return replaced, places
+
     # Under these names transformers' Pixtral processor tells how images look in the text; trainers that expand images read them.
     image_break_token, image_end_token = IMG_BREAK, IMG_END
 

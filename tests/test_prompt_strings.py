@@ -158,6 +158,23 @@ def test_another_number_of_images_is_refused_with_both_numbers(
             call()
 
 
+@pytest.mark.parametrize("typed", ["\U000f0000", "a\U000f0000", "\U000f0000[IMG]\U000f0001", "\U000f0001"])
+def test_the_marks_of_transformers_templates_are_text(processor: Small4Processor, typed: str) -> None:
+    """transformers leaves out an `[IMG]` behind U+F0000: the next image would take its place."""
+    images = [Image.new("RGB", (32, 56)), Image.new("RGB", (28, 28))]
+    content = [{"type": "text", "text": typed}, *({"type": "image", "image": image} for image in images)]
+    messages = [{"role": "user", "content": content}]
+    whole = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+    text = processor.apply_chat_template(messages)
+    assert processor(text=str(text), images=images)["input_ids"] == whole["input_ids"]
+
+
+def test_places_of_replacements_are_those_of_transformers(processor: Small4Processor) -> None:
+    texts, images = ["a[IMG]b[IMG]", "none", "[IMG][IMG]"], ["<1>", "<two>", "", "<4>"]
+    theirs = ProcessorMixin.get_text_with_replacements(processor, [*texts], images)
+    assert processor.get_text_with_replacements(texts, images) == theirs
+
+
 def test_messages_may_be_objects(processor: Small4Processor) -> None:
     from dataclasses import dataclass
 
