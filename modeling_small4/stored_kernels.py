@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from .stored_native import Library, library
 from .stored_weights import BLOCK, GROUP, Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
@@ -60,10 +60,24 @@ def product_transposed(weight: StoredWeight, grad: torch.Tensor) -> torch.Tensor
 
 
 def _by_pieces(weight: StoredWeight, inputs: torch.Tensor, kernels: Library | None) -> torch.Tensor:
-    outputs = inputs.new_empty(inputs.shape[0], weight.rows)
+    padded = pad(inputs, (0, 0, 0, padded_tokens(inputs) - len(inputs)))
+    outputs = padded.new_empty(len(padded), weight.rows)
     for rows, piece in weight.pieces():
-        outputs[:, rows] = linear(inputs, _expanded(piece, kernels).to(inputs.dtype))
-    return outputs
+        outputs[:, rows] = linear(padded, _expanded(piece, kernels).to(inputs.dtype))
+    return outputs[: len(inputs)]
+
+
+def padded_tokens(inputs: torch.Tensor) -> int:
+    """Tokens to multiply, so that there are four counts between a power of two and the next, and none but multiples of 16.
+
+    For half precision on a CPU oneDNN compiles a kernel for each count and keeps a thousand of them, 0.6 MB each; and experts get
+    any number of tokens.
+    """
+    tokens = len(inputs)
+    if inputs.device.type != "cpu" or inputs.dtype.itemsize > 2:
+        return tokens
+    step = max(16, 1 << max(0, tokens.bit_length() - 3))
+    return -(-tokens // step) * step
 
 
 def _fused(kernels: Library, weights: Sequence[StoredWeight], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ import stored_cases as cases
 import torch
 
 from modeling_small4 import stored_weights
-from modeling_small4.stored_kernels import product, product_transposed
+from modeling_small4.stored_kernels import padded_tokens, product, product_transposed
 
 
 @pytest.mark.parametrize("form", cases.FORMS)
@@ -56,3 +56,11 @@ def test_bytes(form: str) -> None:
     }
     bits |= {f"int4 {group}": 4 + 16 / group for group in (32, 64, 128)} | {"int4 zeros": 4 + 20 / 32}
     assert weight.nbytes == 256 * 256 * bits[form] / 8
+
+
+def test_few_counts_of_tokens_are_multiplied() -> None:
+    """Each costs a compiled kernel in half precision."""
+    half = [padded_tokens(torch.empty(count, 1, dtype=torch.bfloat16)) for count in range(4097)]
+    assert all(count <= padded <= max(16, 1.34 * count + 15) for count, padded in enumerate(half))
+    assert len(set(half)) < 40
+    assert padded_tokens(torch.empty(77, 1)) == 77
