@@ -1,14 +1,15 @@
 """A folder that appears whole or not at all: written in a private folder beside its place, then put there in one step.
 
-The private folder (`.small4-*`, mode 0700) carries a mark that is locked while its run lives. So two runs on one destination do not mix,
-and a later run knows what a killed one left. Links are not followed, and nothing that conversion did not write is deleted: what
+Before the private folder (`.small4-*`, mode 0700) a note of its name appears beside it, complete and locked while its run lives, and the
+folder itself carries a mark. So two runs on one destination do not mix, and a later run knows what a killed one left, whenever it was
+killed. Links are not followed, and nothing that conversion did not write is deleted: what
 `--overwrite` finds beside the files of the former checkpoint stays in the folder. Does not know what is written into a folder.
 """
 
 import errno
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from . import systems
 from .checkpoint import CheckpointError
 from .ownership import carried_code, foreign_entries, is_known, read_as_weights, why_no_checkpoint
 
-PREFIX, MARK = ".small4-", "small4-is-writing"
+PREFIX, NOTE, MARK = ".small4-", ".note", "small4-is-writing"
 # What is being written; and what stood at the destination before, or is about to change places with it.
 _NEW, _FORMER = "new", "former"
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -76,16 +77,18 @@ def private_folder(place: Path, purpose: str = "") -> Iterator[Path]:
     made = _make_parents(place.parent)
     try:
         _clear_leftovers(place, purpose)
-        private = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place.parent))
-        lock = os.open(private / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        content = _mark_of(place, purpose)
+        private = place.parent / f"{PREFIX}{secrets.token_hex(8)}"
+        note = private.with_name(private.name + NOTE)
+        lock = systems.create_locked(note, content)
         try:
-            systems.lock(lock)
-            os.write(lock, _mark_of(place, purpose))
-            (private / ".lock").rename(private / MARK)  # whoever sees the mark finds it locked, or its run dead
+            private.mkdir(mode=0o700)
+            (private / ".mark").write_bytes(content)
+            (private / ".mark").rename(private / MARK)
             yield private
         finally:
             _remove(private, place)
-            os.close(lock)
+            _close_note(note, private, lock)
     finally:
         for folder in made:  # those with the new folder in them stay
             with suppress(OSError):
@@ -144,32 +147,62 @@ def _mark_of(place: Path, purpose: str = "") -> bytes:
 
 def _clear_leftovers(place: Path, purpose: str) -> None:
     """Remove what killed runs on this place left. Raises CheckpointError where such a run is alive."""
-    for private in sorted(place.parent.glob(f"{PREFIX}*")):
-        lock = _open_mark(private, _mark_of(place, purpose))
+    content = _mark_of(place, purpose)
+    for note in sorted(place.parent.glob(f"{PREFIX}*{NOTE}")):
+        lock = _open_note(note, content)
         if lock is None:
             continue
+        private = note.with_name(note.name.removesuffix(NOTE))
         try:
             if not systems.lock(lock):
                 raise CheckpointError(f"{place}: another run is writing it; wait for it or choose another folder")
+        except BaseException:
+            os.close(lock)
+            raise
+        if _is_ours(private, content):
             _restore(private, place)
             _remove(private, place)
-        finally:
-            os.close(lock)
+        _close_note(note, private, lock)
 
 
-def _open_mark(private: Path, content: bytes) -> int | None:
-    """The mark of a run's folder, opened, if it has this content; None for a folder that is no such run's, whatever it is called."""
+def _open_note(note: Path, content: bytes) -> int | None:
+    """A run's note, opened, if it has this content; None for a file that is no such run's, whatever it is called."""
     try:
-        found = os.lstat(private)
-        if not systems.private_to_us(found):
-            return None
-        mark = os.open(private / MARK, os.O_RDWR | systems.NO_FOLLOW)
+        descriptor = os.open(note, os.O_RDWR | systems.NO_FOLLOW)
     except OSError:
         return None
-    if stat.S_ISREG(os.fstat(mark).st_mode) and os.read(mark, 4096) == content:
-        return mark
-    os.close(mark)
+    if systems.is_own_file(os.fstat(descriptor)) and os.read(descriptor, 4096) == content:
+        return descriptor
+    os.close(descriptor)
     return None
+
+
+def _is_ours(private: Path, content: bytes) -> bool:
+    """Whether the folder that a note names is the run's: it carries the same mark, or nothing but what becomes the mark."""
+    try:
+        if not systems.private_to_us(os.lstat(private)):
+            return False
+        if set(os.listdir(private)) <= {".mark"}:
+            return True
+        mark = os.open(private / MARK, os.O_RDONLY | systems.NO_FOLLOW)
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(mark).st_mode) and os.read(mark, 4096) == content
+    finally:
+        os.close(mark)
+
+
+def _close_note(note: Path, private: Path, lock: int) -> None:
+    """Take the note away, unless the folder is still there; a later run then tries again."""
+    gone = not os.path.lexists(private)
+    if gone:
+        with suppress(OSError):  # Windows removes no file that is open
+            note.unlink()
+    os.close(lock)
+    if gone:
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
 
 
 def _restore(private: Path, place: Path) -> None:
@@ -249,7 +282,7 @@ def _remove(private: Path, place: Path) -> None:
         for name in os.listdir(private):
             if (private / name).is_dir() and not (private / name).is_symlink() and name != _FORMER:
                 _delete_files(private / name, lambda name: True)
-        (private / ".lock").unlink(missing_ok=True)
+        (private / ".mark").unlink(missing_ok=True)
         if os.listdir(private) in ([], [MARK]):
             (private / MARK).unlink(missing_ok=True)
             private.rmdir()

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 try:
@@ -31,6 +32,46 @@ def lock(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def create_locked(file: Path, content: bytes) -> int:
+    """Create a file, locked; returns its descriptor. Where the system can, it appears with its lock and all of its content at once.
+
+    Raises:
+        OSError: The file exists, or cannot be made.
+    """
+    unnamed = getattr(os, "O_TMPFILE", None)
+    if unnamed is not None and os.path.isdir("/proc/self/fd"):
+        with suppress(OSError):  # a file system without files that have no name
+            return _create_unseen(file, content, os.O_RDWR | unnamed)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        lock(descriptor)
+        os.write(descriptor, content)
+    except BaseException:
+        os.close(descriptor)
+        file.unlink()
+        raise
+    return descriptor
+
+
+def _create_unseen(file: Path, content: bytes, flags: int) -> int:
+    descriptor, parent = os.open(file.parent, flags, 0o600), os.open(file.parent, os.O_RDONLY)
+    try:
+        lock(descriptor)
+        os.write(descriptor, content)
+        os.link(f"/proc/self/fd/{descriptor}", file.name, dst_dir_fd=parent, follow_symlinks=True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    finally:
+        os.close(parent)
+    return descriptor
+
+
+def is_own_file(found: os.stat_result) -> bool:
+    """Whether a plain file is this user's, where a system says so."""
+    return stat.S_ISREG(found.st_mode) and (not hasattr(os, "geteuid") or found.st_uid == os.geteuid())
 
 
 def private_to_us(found: os.stat_result) -> bool:

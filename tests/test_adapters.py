@@ -200,7 +200,7 @@ def test_what_a_killed_merge_left_is_cleared(trained: Path, tmp_path: Path, monk
             (private / "merged").mkdir()
             (private / "merged" / "model.safetensors").write_text("half")
             raise ZeroDivisionError
-    assert [entry.name[:8] for entry in tmp_path.iterdir()] == [staging.PREFIX]
+    assert {entry.name[:8] for entry in tmp_path.iterdir()} == {staging.PREFIX}
     merge_adapter(trained / "adapter", tmp_path / "merged")
     assert [entry.name for entry in tmp_path.iterdir()] == ["merged"]
 
