@@ -106,7 +106,17 @@ class Small4LoadingMixin:
 
     @classmethod
     def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
-        """transformers' cut of a model over processes, pipeline stages included."""
+        """transformers' cut of a model over processes, pipeline stages included.
+
+        Raises:
+            ValueError: Weights that are held as stored would have to be cut: there is no rule for their scales.
+        """
+        cuts = [name for name in ("tp_size", "ep_size", "fsdp_size") if (getattr(distributed_config, name, 1) or 1) > 1]
+        if cuts and _stored(model):
+            raise ValueError(
+                f"{', '.join(cuts)} cannot cut weights that are held as stored. Load with dequantize=True to cut expanded "
+                "weights, or use pp_size, which gives each process whole layers."
+            )
         return distribute(super().maybe_distribute_model, model, distributed_config, mesh_manager)  # type: ignore[misc]
 
     @staticmethod
