@@ -186,6 +186,8 @@ def _blamed(cls: type[Any], construct: Callable[..., None], fields: dict[str, An
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 construct(object.__new__(cls), **{name: value})
+        except (ValueError, ImportError):
+            continue  # of the right kind: it only does not fit the default of another field
         except Exception:
             return f"{name}={shown(value)} cannot be read: "
     return ""

@@ -135,3 +135,11 @@ def test_a_file_is_named(tmp_path: Path, read: Any, change: dict[str, Any], fiel
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "small4"} | change))
     message = refused(read, field, pretrained_model_name_or_path=str(tmp_path))
     assert message.startswith(str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("wrong", [{"routed_scaling_factor": []}, {"use_cache": 0}, {"softmax_scale_rule": []}])
+def test_a_field_that_only_does_not_fit_the_defaults_is_not_blamed(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
+        Small4TextConfig(num_attention_heads=4, num_key_value_heads=4, **wrong)
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
+        Small4TextConfig(num_key_value_heads=4, num_attention_heads=4, **wrong)
