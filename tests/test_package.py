@@ -55,6 +55,7 @@ def test_importing_the_package_imports_no_trainer_and_nothing_optional() -> None
 FLAGS = {
     "--model": "folder", "--image": "file", "--reasoning-mode": "high", "--max-new-tokens": "1",
     "--max-thinking-tokens": "0", "--seed": "3", "--preset": "latency", "--expert-memory": "1GB",
+    "--load-prefix": "file", "--save-prefix": "file",
 }  # fmt: skip
 
 

@@ -101,6 +101,10 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_expert_memory(parser)
     parser.add_argument("--seed", metavar="N", type=_whole(0), help="makes sampling repeatable")
     parser.add_argument(
+        "--load-prefix", metavar="FILE", type=Path, help="do not read again what this file holds of the same beginning"
+    )
+    parser.add_argument("--save-prefix", metavar="FILE", type=Path, help="keep what was read in this file")
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object for each answer, and nothing else on standard output"
     )
 
@@ -115,7 +119,14 @@ def _whole(least: int) -> Callable[[str], int]:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    _answer(_session(args), args, args.prompt, args.image)
+    session = _session(args)
+    _answer(session, args, args.prompt, args.image)
+    _save_prefix(session, args)
+
+
+def _save_prefix(session: "Session", args: argparse.Namespace) -> None:
+    if args.save_prefix is not None:
+        session.save_prefix(args.save_prefix)
 
 
 def _chat(args: argparse.Namespace) -> None:
@@ -125,6 +136,8 @@ def _chat(args: argparse.Namespace) -> None:
         try:
             text = input(prompt)
         except EOFError:
+            if session.messages:
+                _save_prefix(session, args)
             return
         if text.strip():
             _answer(session, args, text, images)
@@ -143,7 +156,10 @@ def _session(args: argparse.Namespace) -> "Session":
     model, processor = load(args.model or str(demo_checkpoint()), expert_memory=args.expert_memory)
     if args.seed is not None:
         torch.manual_seed(args.seed)
-    return Session(model, processor, args.reasoning_mode, args.max_new_tokens, args.max_thinking_tokens, args.preset)
+    session = Session(model, processor, args.reasoning_mode, args.max_new_tokens, args.max_thinking_tokens, args.preset)
+    if args.load_prefix is not None:
+        session.load_prefix(args.load_prefix)
+    return session
 
 
 def _answer(session: "Session", args: argparse.Namespace, text: str, images: list[Path]) -> None:

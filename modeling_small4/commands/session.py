@@ -17,6 +17,7 @@ from ..image_sources import ImageAccess, load_image
 from ..modeling_small4 import Small4ForCausalLM
 from ..processing_small4 import Small4Processor
 from ..reasoning import END_THINK, THINK, thought_length
+from .prefix import load_prefix, prefix_key, save_prefix
 
 Show = Callable[[str, str], None]
 
@@ -31,6 +32,7 @@ class Answer:
     new_tokens: int
     seconds: float
     complete: bool
+    cached_tokens: int = 0  # of the prompt, that did not have to be read
 
 
 @dataclass
@@ -92,8 +94,10 @@ class Session:
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
         prompt = inputs["input_ids"][0].tolist()
+        key, _ = prefix_key(self.model.config, prompt, inputs.get("pixel_values"), inputs.get("image_sizes"))
         new = self.max_new_tokens or settings.max_new_tokens or 4096
-        self._go_back_to(prompt, new)
+        self._go_back_to(key, new)
+        cached = len(self._cached)
         if self._cached:  # images are in the part that is cached
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         streamer = _Streamer(self.processor.tokenizer, prompt, show)
@@ -110,28 +114,37 @@ class Session:
         )
         seconds = time.perf_counter() - begin
         ids = out[0].tolist()
-        self._cached = ids[: int(self._cache.get_seq_length())]
-        return self._report(prompt, ids[len(prompt) :], streamer, seconds)
+        self._cached = [*key, *ids[len(prompt) :]][: int(self._cache.get_seq_length())]
+        return self._report(prompt, ids[len(prompt) :], streamer, seconds, cached)
+
+    def save_prefix(self, path: Path) -> None:
+        """Writes what was read, answers included, for `load_prefix` in another process; raises as `prefix.save_prefix`."""
+        if self._cache is None:
+            raise ValueError("Nothing was read yet, so there is nothing to save.")
+        save_prefix(path, self._cached, self._cache, self.model)
+
+    def load_prefix(self, path: Path) -> None:
+        """What a file holds is not read again where the conversation begins with it; raises as `prefix.load_prefix`."""
+        self._cached, self._cache = load_prefix(path, self.model)
 
     def _go_back_to(self, prompt: list[int], new: int) -> None:
-        """Keeps of the cache what the new prompt begins with; an answer is written back as it was read, mostly."""
+        """Keeps of the cache what the new prompt, by its key, begins with; an answer is written back as it was read, mostly."""
         same = 0
         while same < min(len(prompt) - 1, len(self._cached)) and prompt[same] == self._cached[same]:
             same += 1
-        image = getattr(self.model.config, "image_token_id", None)
         needed = len(prompt) + new
         room = None if self._cache is None or not self._cache.is_compileable else self._cache.get_max_length()
-        if self._cache is None or image in prompt[same:] or (room is not None and room < needed):
+        if self._cache is None or any(part < 0 for part in prompt[same:]) or (room is not None and room < needed):
             self._cache, same = self.model.cache_for(needed, self.preset), 0
         elif same < len(self._cached):
             self._cache.crop(same - len(self._cached))
         self._cached = prompt[:same]
 
-    def _report(self, prompt: list[int], new: list[int], streamer: "_Streamer", seconds: float) -> Answer:
+    def _report(self, prompt: list[int], new: list[int], streamer: "_Streamer", seconds: float, cached: int) -> Answer:
         thinking = thought_length(new, *self.processor.tokenizer.convert_tokens_to_ids([THINK, END_THINK]))
         eos = self.model.generation_config.eos_token_id
         complete = new[-1] in (eos if isinstance(eos, list) else [eos])
-        return Answer(streamer.reader.message(), len(prompt), thinking, len(new), seconds, complete)
+        return Answer(streamer.reader.message(), len(prompt), thinking, len(new), seconds, complete, cached)
 
 
 class _Streamer(BaseStreamer):

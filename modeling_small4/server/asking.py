@@ -3,17 +3,15 @@
 What cannot be done is refused here, before anything waits in the queue. Knows nothing of HTTP and of answers' form.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from ..chat_tools import tool_definitions
+from ..commands.prefix import prefix_key
 from ..grammar import Grammar, read_choice
 from ..image_sources import ImageAccess
-from ..reasoning import END_INST, END_TOOL_RESULTS, IMG
+from ..reasoning import END_INST, END_TOOL_RESULTS
 from .engine import Event, Job, Prompt
 from .errors import ApiError, blamed_on
 from .fields import ChatLikeFields, CommonFields, CompletionFields
@@ -251,27 +249,15 @@ class Asker:
         begun = self._begun(ids) if conversation[-1].get("prefix") else 0
         if not images:
             return Prompt(ids, ids, begun)
-        return self._with_images(ids, begun, inputs["pixel_values"], inputs["image_sizes"])
+        pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
+        key, spans = prefix_key(self.model.config, ids, pixels, sizes)
+        return Prompt(ids, key, begun, spans, pixels, sizes)
 
     def _begun(self, ids: list[int]) -> int:
         """How many ids at the end are the beginning of the answer."""
         ends = {self.tokenizer.control_ids.get(token) for token in (END_INST, END_TOOL_RESULTS)}
         ends.add(self.tokenizer.eos_token_id)
         return next((index for index, token in enumerate(reversed(ids)) if token in ends), len(ids))
-
-    def _with_images(self, ids: list[int], begun: int, pixels: torch.Tensor, sizes: torch.Tensor) -> Prompt:
-        """A prompt whose key tells images apart by what they show."""
-        config = self.model.config
-        unit = config.vision_config.patch_size * config.spatial_merge_size
-        image_token, key, spans, place = self.tokenizer.control_id(IMG), list(ids), [], 0
-        for image, (height, width) in zip(pixels, sizes.tolist(), strict=True):
-            start = ids.index(image_token, place)
-            place = start + (height // unit) * (width // unit + 1)
-            shown = image[:, :height, :width].contiguous().to(torch.float32).numpy().tobytes()
-            digest = int.from_bytes(hashlib.sha256(shown + bytes(f"{height}x{width}", "ascii")).digest()[:7], "big")
-            key[start:place] = [-1 - (digest + step) % 2**55 for step in range(place - start)]
-            spans.append((start, place))
-        return Prompt(ids, key, begun, spans, pixels, sizes)
 
 
 def read_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
