@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_small4 import reading
-from modeling_small4.reading import one_line, parse_json, shown
+from modeling_small4 import files_reading
+from modeling_small4.files_reading import one_line, parse_json, shown
 
 from .systems import open_to_read, read_at
 
@@ -89,7 +89,7 @@ def width(dtype: str) -> int:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError for anything else, also for a repeated key."""
     try:
-        return reading.read_json(file, strict=True)
+        return files_reading.read_json(file, strict=True)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 

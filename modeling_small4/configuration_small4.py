@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .reading import naming, reason_of, shown
-from .saving import NoLinksFollowed
+from .files_reading import naming, reason_of, shown
+from .files_saving import NoLinksFollowed
 from .stored_config import stored_entry
 
 SOFTMAX_SCALE_RULES = ("released", "transformers")

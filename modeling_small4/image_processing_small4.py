@@ -12,12 +12,12 @@ from PIL import Image
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .chat_images import flatten
+from .files_saving import NoLinksFollowed
 from .image_reading import as_seen, seen_size
 from .image_resample import resample
 from .image_settings import ImageSettings, Small4ImagesKwargs
 from .image_sources import ImageAccess, decoded, load_image, open_image
-from .prompt_images import flatten
-from .saving import NoLinksFollowed
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

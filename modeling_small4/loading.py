@@ -14,6 +14,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .experts_memory import parse_memory
+from .files_reading import check_json, check_weights, folder_of, naming, read_json
+from .files_saving import refuse_links
 from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
 from .loading_layouts import refuse_other_layouts, refuse_unconverted
@@ -21,8 +23,6 @@ from .loading_names import published_names
 from .loading_offloaded import Asked, expert_store, offload_experts
 from .loading_stages import distribute
 from .loading_stored import expanders, register
-from .reading import check_json, check_weights, folder_of, naming, read_json
-from .saving import refuse_links
 from .stored_config import METHOD, Small4StoredConfig
 
 SHOWN = 4

@@ -15,14 +15,14 @@ from transformers.utils import logging
 from transformers.utils.chat_template_utils import _get_template_variables as template_variables
 
 from .chat import Piece
+from .chat_images import fill, place_images
 from .chat_messages import read_objects
 from .chat_text import escape_all
+from .files_reading import check_json, check_text, folder_of, naming
+from .files_saving import refuse_links
 from .image_processing_small4 import Small4ImageProcessor
 from .image_sources import ImageAccess, open_image
-from .prompt_images import fill, place_images
-from .reading import check_json, check_text, folder_of, naming
 from .reasoning import IMG, IMG_BREAK, IMG_END
-from .saving import refuse_links
 from .tokenization_small4 import COLLATE_OPTIONS, Small4Tokenizer
 
 logger = logging.get_logger(__name__)

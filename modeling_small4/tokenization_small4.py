@@ -21,10 +21,10 @@ from .chat_messages import is_batch, read_objects
 from .chat_responses import SpecialTokenSplitter
 from .chat_template import chat_template as own_template
 from .chat_text import escape_all
-from .prompt_tokenizer import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
-from .reading import check_json, check_text, folder_of, naming, one_line
+from .files_reading import check_json, check_text, folder_of, naming, one_line
+from .files_saving import NoLinksFollowed
 from .reasoning import check_reasoning_mode, resolve_reasoning_mode
-from .saving import NoLinksFollowed
+from .tokenization_prompts import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
 
 logger = logging.get_logger(__name__)
 

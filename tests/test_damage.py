@@ -13,7 +13,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from modeling_small4 import Small4ForCausalLM, Small4Processor
-from modeling_small4.reading import one_line, parse_json, read_json, shown
+from modeling_small4.files_reading import one_line, parse_json, read_json, shown
 
 torch.set_num_threads(1)
 SEEDS = range(40)  # more by hand: python tests/test_damage.py FIRST LAST

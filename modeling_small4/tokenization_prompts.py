@@ -14,8 +14,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from .chat import Piece
 from .chat_text import PromptText, SpecialTokens, render
 from .grammar import Vocabulary
-from .plain_text import PlainText, without_surrogates
 from .reasoning import BOS
+from .tokenization_text import PlainText, without_surrogates
 
 # What `collate` does itself; other options of the tokenizer's call are left to transformers.
 COLLATE_OPTIONS = (
