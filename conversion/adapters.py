@@ -1,7 +1,8 @@
 """LoRA adapters out of this package: merged into a checkpoint of any layout, or alone for transformers' own classes.
 
     merge_adapter("adapter", Path("merged"), to="mistral")               # or "transformers", "small4"
-    export_adapter("adapter", Path("adapter-hf"), base=Path("base-hf"))  # base-hf: small4 convert BASE base-hf --to transformers
+    export_adapter("adapter", Path("adapter-hf"), base=Path("base-hf"))  # base-hf: small4 convert BASE base-hf --to
+    transformers
 
 Knows names and configurations; the arithmetic is PEFT's (extra `train`), which is imported only when it is used.
 """
@@ -34,11 +35,12 @@ def merge_adapter(
 ) -> Summary:
     """Add an adapter to its base checkpoint and write the result as a checkpoint folder in layout `to`.
 
-    The base is the one that the adapter's configuration names. The whole model is held in memory, FP8 expanded; `dtype` is what it is
-    merged and written in ("auto": the base's own, and bfloat16 for FP8).
+    The base is the one that the adapter's configuration names. The whole model is held in memory, FP8 expanded; `dtype`
+    is what it is merged and written in ("auto": the base's own, and bfloat16 for FP8).
 
     Raises:
-        CheckpointError: The adapter or its base is not there or not of this model, or `out` is taken. Nothing is left then.
+        CheckpointError: The adapter or its base is not there or not of this model, or `out` is taken. Nothing is left
+            then.
         ValueError: PEFT is missing.
     """
     peft = _peft()
@@ -57,14 +59,16 @@ def merge_adapter(
 
 
 def export_adapter(adapter: str | Path, out: Path, base: Path) -> None:
-    """Write an adapter for transformers' own class on `base`, the base checkpoint in transformers' layout, with equal results.
+    """Write an adapter for transformers' own class on `base`, the base checkpoint in transformers' layout, with equal
+    results.
 
-    Names follow transformers' class, and the targets are spelled out. What no adapter can carry is checked: that both sides scale
-    attention scores alike.
+    Names follow transformers' class, and the targets are spelled out. What no adapter can carry is checked: that both
+    sides scale attention scores alike.
 
     Raises:
-        CheckpointError: `base` is no transformers folder, has other sizes, or transformers would scale its attention scores otherwise (as
-            it does with the published config.json: convert the base with `small4 convert BASE OUT --to transformers`, which says the scale
+        CheckpointError: `base` is no transformers folder, has other sizes, or transformers would scale its attention
+            scores otherwise (as it does with the published config.json: convert the base with
+                `small4 convert BASE OUT --to transformers`, which says the scale
             explicitly); or `out` exists.
     """
     folder, settings = _read_adapter(adapter)
@@ -113,7 +117,8 @@ def _check_base(ours: Any, base: Path) -> bool:
     given = read_json(file)
     if given.get("model_type") not in MODEL_TYPES:
         raise CheckpointError(
-            f"{file}: model_type is {given.get('model_type')!r}; make the base with small4 convert BASE OUT --to transformers"
+            f"{file}: model_type is {given.get('model_type')!r}; make the base with small4 convert BASE OUT --to "
+            "transformers"
         )
     theirs, _ = config_from_transformers(given, "transformers", has_head=True, file=file)
     sizes = (*("hidden_size", "num_hidden_layers", "n_routed_experts", "moe_intermediate_size", "vocab_size"),)
@@ -121,7 +126,8 @@ def _check_base(ours: Any, base: Path) -> bool:
         wanted, found = getattr(ours.text_config, name), getattr(theirs.text_config, name)
         if abs(wanted - found) > 1e-6 * abs(wanted):
             raise CheckpointError(
-                f"{file}: {name} is {found} there and {wanted} in the adapter's base, so results would differ; make the base with "
+                f"{file}: {name} is {found} there and {wanted} in the adapter's base, so results would differ; make "
+                "the base with "
                 "small4 convert BASE OUT --to transformers"
             )
     return given["model_type"] == "mistral4"

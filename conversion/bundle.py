@@ -1,4 +1,5 @@
-"""What goes into a checkpoint folder beside weights and configuration: tokenizer and processor files, and the model's code.
+"""What goes into a checkpoint folder beside weights and configuration: tokenizer and processor files, and the model's
+code.
 
 Knows file names; what is in a tokenizer is the business of `tokenizer.py`.
 """
@@ -109,7 +110,7 @@ def _copy_tokenizer(origin: Path, folder: Path, note: Callable[[str], None]) -> 
                 part.pop("auto_map", None)  # code is carried only where it is asked for
         _write_json(folder / name, content)
     note(
-        f"tokenizer: {'kept as it was' if 'tokenizer.json' in found else 'none written, SRC has neither tekken.json nor tokenizer.json'}"
+        f"tokenizer: {'kept as it was' if 'tokenizer.json' in found else 'none written, SRC has neither tekken.json nor tokenizer.json'}"  # noqa: E501
     )
 
 

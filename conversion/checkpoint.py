@@ -50,7 +50,9 @@ _WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line that names the file and, where there is one, the tensor."""
+    """A checkpoint that cannot be used; the message is one line that names the file and, where there is one, the
+    tensor.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message, 600))  # names and values out of a damaged file may be of any length
@@ -58,7 +60,9 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Stored:
-    """Where some values lie on disk: `shape` of `dtype` (safetensors' spelling), `nbytes` from byte `start` of `file`."""
+    """Where some values lie on disk: `shape` of `dtype` (safetensors' spelling), `nbytes` from byte `start` of
+    `file`.
+    """
 
     file: Path
     tensor: str

@@ -1,7 +1,7 @@
 """`small4 convert`: a checkpoint of any layout into a folder of another, streaming, whole or not at all.
 
-Order of work: read and check everything that can be checked, plan, then write beside the destination and rename. Knows the files
-of a folder; names, tensors and configurations are the business of its neighbours.
+Order of work: read and check everything that can be checked, plan, then write beside the destination and rename. Knows
+the files of a folder; names, tensors and configurations are the business of its neighbours.
 """
 
 import argparse
@@ -39,8 +39,8 @@ _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert. shard_size in bytes; softmax_scale None means: as the source says, released for transformers folders; revision
-    of a source on the Hub, None means its main branch."""
+    """How to convert. shard_size in bytes; softmax_scale None means: as the source says, released for transformers
+    folders; revision of a source on the Hub, None means its main branch."""
 
     to: str = "small4"
     dtype: str = "keep"
@@ -81,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--softmax-scale",
         choices=("released", "transformers"),
-        help="how a transformers folder's mscale keys are read: as the release means them (default), or as transformers >= 5.15 does",
+        help="how a transformers folder's mscale keys are read: as the release means them (default), or as "
+        "transformers >= 5.15 does",
     )
     parser.add_argument("--with-code", action="store_true", help="carry the model's code, for trust_remote_code=True")
     parser.add_argument(
@@ -119,11 +120,13 @@ def run(args: argparse.Namespace) -> int:
             worst = max(summary.errors, key=lambda name: summary.errors[name])
             mean = sum(summary.errors.values()) / len(summary.errors)
             print(
-                f"relative error of {len(summary.errors)} quantized tensors: mean {mean:.4f}, largest {summary.errors[worst]:.4f} ({worst})"
+                f"relative error of {len(summary.errors)} quantized tensors: mean {mean:.4f}, largest "
+                f"{summary.errors[worst]:.4f} ({worst})"
             )
         rate = describe_bytes(summary.bytes / max(summary.seconds, 1e-9))
         print(
-            f"{args.dst}: {summary.tensors} tensors, {describe_bytes(summary.bytes)} in {summary.seconds:.1f} s ({rate}/s), "
+            f"{args.dst}: {summary.tensors} tensors, {describe_bytes(summary.bytes)} in {summary.seconds:.1f} s "
+            f"({rate}/s), "
             f"peak memory {describe_bytes(summary.peak_rss_bytes)}"
         )
     return 0
@@ -141,7 +144,8 @@ def convert(
     note: told what was decided, in sentences. progress: told bytes done and in all.
 
     Raises:
-        CheckpointError: The source is damaged or cannot be said in the target layout, or the destination is taken. Nothing is left.
+        CheckpointError: The source is damaged or cannot be said in the target layout, or the destination is taken.
+            Nothing is left.
         OSError: The disk is full or fails. Nothing is left.
     """
     options = options or Options()
@@ -195,7 +199,8 @@ def _warnings(planned: Plan) -> list[str]:
     out = []
     if planned.layout == "transformers" and planned.held:
         out.append(
-            "transformers (up to 5.24) drops the experts' scales when it dequantizes FP8 (on CPU and older GPUs) and computes garbage; "
+            "transformers (up to 5.24) drops the experts' scales when it dequantizes FP8 (on CPU and older GPUs) and "
+            "computes garbage; "
             "use --dtype bfloat16 for it, or load this folder with modeling_small4"
         )
     config = planned.source.config

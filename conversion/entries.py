@@ -1,4 +1,6 @@
-"""What a written configuration says about quantization: the counterpart of `formats/announced.py`. Knows no tensors' bytes."""
+"""What a written configuration says about quantization: the counterpart of `formats/announced.py`. Knows no tensors'
+bytes.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Which safetensors files of a folder make up a checkpoint: by its index, or by their names. Opens headers only, never a pickle."""
+"""Which safetensors files of a folder make up a checkpoint: by its index, or by their names. Opens headers only, never
+a pickle.
+"""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +18,8 @@ def weight_files(folder: Path, index: str, pattern: str) -> list[Path]:
     """The safetensors files of a layout, by its index if it has one, otherwise by name; sorted.
 
     Raises:
-        CheckpointError: None, a shard that is missing, shards of two sets, an index that leads out of the folder or to a pickle.
+        CheckpointError: None, a shard that is missing, shards of two sets, an index that leads out of the folder or to
+            a pickle.
     """
     names = {entry.name for entry in folder.iterdir()}
     if index in names:

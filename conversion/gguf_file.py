@@ -1,6 +1,8 @@
-"""A GGUF file, with the one for vision beside it, as a checkpoint: its metadata to our configuration, its tensors to headers.
+"""A GGUF file, with the one for vision beside it, as a checkpoint: its metadata to our configuration, its tensors to
+headers.
 
-Reading needs the package `gguf` (extra `gguf`). Knows llama.cpp's keys; how its types are expanded is in `formats/ggml.py`.
+Reading needs the package `gguf` (extra `gguf`). Knows llama.cpp's keys; how its types are expanded is in
+`formats/ggml.py`.
 """
 
 import math

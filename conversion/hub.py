@@ -1,4 +1,6 @@
-"""A source named on the command line to a folder on disk: as it is, or downloaded from the Hub, only the files that are needed."""
+"""A source named on the command line to a folder on disk: as it is, or downloaded from the Hub, only the files that are
+needed.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -58,8 +60,8 @@ def resolve(source: str, note: Callable[[str], None], revision: str | None = Non
     revision: branch, tag or commit of a repository; None: its main branch.
 
     Raises:
-        CheckpointError: Neither a folder nor a repository, one without a checkpoint in a known layout, no such revision, or the
-            network fails.
+        CheckpointError: Neither a folder nor a repository, one without a checkpoint in a known layout, no such
+            revision, or the network fails.
     """
     path = Path(source)
     if path.exists():
@@ -105,7 +107,9 @@ def _download(source: str, note: Callable[[str], None], revision: str | None) ->
 
 
 def _wanted(files: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    """The names that are downloaded: only files of the top folder, for in the client's patterns a star also stands for "/"."""
+    """The names that are downloaded: only files of the top folder, for in the client's patterns a star also stands for
+    "/".
+    """
     return sorted(f for f in files if "/" not in f and "\\" not in f and any(fnmatchcase(f, p) for p in patterns))
 
 

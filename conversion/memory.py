@@ -12,7 +12,9 @@ except ImportError:  # Windows
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident set so far, in bytes: Linux's VmHWM, which unlike `ru_maxrss` does not count a parent before exec."""
+    """Largest resident set so far, in bytes: Linux's VmHWM, which unlike `ru_maxrss` does not count a parent before
+    exec.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text("utf-8").splitlines():

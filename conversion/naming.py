@@ -1,8 +1,8 @@
 """The one table of tensor names: what the raw release calls a tensor, what we call it, and which shape it has.
 
-Both directions are read from the same rows, so neither can drift. A row is one *leaf*: the smallest piece that stands alone in
-the raw layout. In ours the leaves of a layer's routed experts are slices of two fused tensors. Knows names and shapes; it never
-opens a file and never touches a tensor.
+Both directions are read from the same rows, so neither can drift. A row is one *leaf*: the smallest piece that stands
+alone in the raw layout. In ours the leaves of a layer's routed experts are slices of two fused tensors. Knows names and
+shapes; it never opens a file and never touches a tensor.
 """
 
 import re
@@ -20,9 +20,10 @@ PROJECTOR = "model.multi_modal_projector."
 class Leaf:
     """One tensor of the raw layout and its place in ours.
 
-    `index` is empty for a tensor of its own; `(expert,)` for a slice of `down_proj` [E, D, ff]; `(expert, half)` for a slice of
-    `gate_up_proj` [E, 2 ff, D], half 0 being the gate rows and 1 the up rows. `linear` marks what the FP8 release quantises.
-    `rotary_heads` is above 0 where raw rows come in interleaved rotary pairs per head and ours in two halves.
+    `index` is empty for a tensor of its own; `(expert,)` for a slice of `down_proj` [E, D, ff]; `(expert, half)` for a
+    slice of `gate_up_proj` [E, 2 ff, D], half 0 being the gate rows and 1 the up rows. `linear` marks what the FP8
+    release quantises. `rotary_heads` is above 0 where raw rows come in interleaved rotary pairs per head and ours in
+    two halves.
     """
 
     raw: str
@@ -46,7 +47,9 @@ class Place:
 
     @property
     def matrices(self) -> int:
-        """Matrices of one expert that stand in the fused tensor: 2 for gate and up, 1 for down; 0 where it is not fused."""
+        """Matrices of one expert that stand in the fused tensor: 2 for gate and up, 1 for down; 0 where it is not
+        fused.
+        """
         return len(self.index)
 
     @property
@@ -56,12 +59,14 @@ class Place:
         return expert * self.matrices + half
 
     def on(self, part: str) -> str:
-        """Name of a tensor that belongs to the weight itself: `X.weight` and "scale" give `X.weight_scale`, `P` gives `P_scale`."""
+        """Name of a tensor that belongs to the weight itself: `X.weight` and "scale" give `X.weight_scale`, `P` gives
+        `P_scale`.
+        """
         return f"{self.weight}_{part}"
 
     def beside(self, part: str) -> str:
-        """Name of a tensor that belongs to the module: `X.weight` and "activation_scale" give `X.activation_scale`; `P` gives
-        `P_activation_scale`."""
+        """Name of a tensor that belongs to the module: `X.weight` and "activation_scale" give `X.activation_scale`; `P`
+        gives `P_activation_scale`."""
         stem = self.weight.removesuffix(".weight")
         return f"{stem}_{part}" if stem == self.weight else f"{stem}.{part}"
 
@@ -70,7 +75,8 @@ class Place:
         return (self.experts, self.matrices * shape[0], *shape[1:]) if self.index else shape
 
 
-# (raw name, our name, shape as keys of `_sizes`); a trailing sign on the raw name: "*" quantised in FP8, "~" rotary rows.
+# (raw name, our name, shape as keys of `_sizes`); a trailing sign on the raw name: "*" quantised in FP8, "~" rotary
+# rows.
 _Rows = tuple[tuple[str, str, str], ...]
 _TOP: _Rows = (("tok_embeddings.weight", TEXT + "embed_tokens.weight", "vocab dim"),)
 _LAST: _Rows = (("norm.weight", TEXT + "norm.weight", "dim"),)
@@ -229,7 +235,8 @@ def fused_shape(leaf: Leaf, experts: int) -> tuple[int, ...]:
     return (experts, leaf.shape[0] * halves, leaf.shape[1])
 
 
-# transformers' spellings of our prefixes. Published files use the first column, files saved by transformers since 4.52 ours.
+# transformers' spellings of our prefixes. Published files use the first column, files saved by transformers since 4.52
+# ours.
 _PUBLISHED = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", TEXT),
@@ -250,5 +257,7 @@ def from_transformers(name: str, text_only: bool) -> str:
 
 
 def to_transformers(name: str, text_only: bool) -> str:
-    """The name that transformers' own classes give our tensor `name`: the text-only class has no `language_model` level."""
+    """The name that transformers' own classes give our tensor `name`: the text-only class has no `language_model`
+    level.
+    """
     return re.sub(f"^{re.escape(TEXT)}", "model.", name) if text_only else name

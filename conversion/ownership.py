@@ -1,4 +1,5 @@
-"""Which folders are checkpoints of this model, and which of their files this package may replace or delete: known ones only.
+"""Which folders are checkpoints of this model, and which of their files this package may replace or delete: known ones
+only.
 
 Reads names and the head of a configuration. Never deletes anything itself.
 """
@@ -23,7 +24,9 @@ _RAW_KEYS = {"dim", "n_layers", "kv_lora_rank"}
 
 
 def why_no_checkpoint(folder: Path) -> str | None:
-    """None for a folder that holds a checkpoint of this model; otherwise what speaks against it, for an error message."""
+    """None for a folder that holds a checkpoint of this model; otherwise what speaks against it, for an error
+    message.
+    """
     try:
         if _is_file(folder / "config.json"):
             kind = read_json(folder / "config.json").get("model_type")
@@ -37,7 +40,9 @@ def why_no_checkpoint(folder: Path) -> str | None:
 
 
 def is_known(folder: Path, name: str, code: Iterable[str] = ()) -> bool:
-    """Whether an entry of a checkpoint folder is a file that conversion writes. `code`: module names of the model's code there."""
+    """Whether an entry of a checkpoint folder is a file that conversion writes. `code`: module names of the model's
+    code there.
+    """
     known = name in _TEXTS or _WEIGHTS.fullmatch(name) or (name.endswith(".py") and name[:-3] in code)
     return bool(known) and not stat.S_ISDIR(os.lstat(folder / name).st_mode)
 
@@ -54,7 +59,9 @@ def read_as_weights(names: Iterable[str]) -> list[str]:
 
 
 def carried_code(folder: Path) -> set[str]:
-    """Modules of the model's code that a folder written with `--with-code` holds: those that its `auto_map` names, and what they import."""
+    """Modules of the model's code that a folder written with `--with-code` holds: those that its `auto_map` names, and
+    what they import.
+    """
     try:
         entries = (read_json(folder / "config.json").get("auto_map") or {}).values()
         todo = {entry.split(".")[0] for entry in entries if isinstance(entry, str)} & DOORS

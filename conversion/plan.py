@@ -1,7 +1,8 @@
-"""What a conversion writes: every output tensor as a list of pieces, each made by a step that reads one weight of the source.
+"""What a conversion writes: every output tensor as a list of pieces, each made by a step that reads one weight of the
+source.
 
-A plan is made from headers alone (and the FP8 scales, a few bytes each), so that everything that cannot work is refused before a
-body is read. Carrying it out holds a few megabytes at a time. Knows no folders and no configuration files.
+A plan is made from headers alone (and the FP8 scales, a few bytes each), so that everything that cannot work is refused
+before a body is read. Carrying it out holds a few megabytes at a time. Knows no folders and no configuration files.
 """
 
 import math
@@ -50,10 +51,11 @@ class Output:
 
 @dataclass
 class Plan:
-    """What is written of `source`. layout: "small4", "mistral" or "transformers". dtype: "keep", "bfloat16", "float32" or one of
-    `quantize.PRECISIONS`.
+    """What is written of `source`. layout: "small4", "mistral" or "transformers". dtype: "keep", "bfloat16", "float32"
+    or one of `quantize.PRECISIONS`.
 
-    quantizer: where weights are quantized. outputs: in writing order. remarks: what the user should know. held: the weights whose codes are written, by their raw names.
+    quantizer: where weights are quantized. outputs: in writing order. remarks: what the user should know. held: the
+    weights whose codes are written, by their raw names.
     """
 
     source: Checkpoint
@@ -119,7 +121,8 @@ def _kept(out: Plan, leaf: Leaf) -> Held | None:
     )
     if not whole:
         out.remarks.add(
-            f"{held.form} weights are expanded: transformers (up to 5.24) reads them of this model wrongly or not at all"
+            f"{held.form} weights are expanded: transformers (up to 5.24) reads them of this model wrongly or not at "
+            "all"
         )
     return held if whole else None
 
@@ -208,7 +211,9 @@ def _piece(part: Part, encoder: Encode | None, role: str) -> Piece:
 
 
 def _own_shape(out: Plan, part: Part) -> tuple[int, ...]:
-    """Shape of a part of a tensor that is not fused. One number is [] or [1], as in this checkpoint where it is not fused."""
+    """Shape of a part of a tensor that is not fused. One number is [] or [1], as in this checkpoint where it is not
+    fused.
+    """
     if part.shape not in ((), (1,)):
         return part.shape
     return out.source.scalar_shape()
@@ -219,8 +224,8 @@ def _shared_scales(
 ) -> tuple[list[Piece], tuple[int, ...]]:
     """transformers keeps one scale per expert for gate and up together: [E, 1, 1], and one activation scale [E].
 
-    Where the two weight scales differ both are written, [E, 2, 1], the shape of transformers' own FP8 experts; activation
-    scales, which only bound the common input, become the larger of the two.
+    Where the two weight scales differ both are written, [E, 2, 1], the shape of transformers' own FP8 experts;
+    activation scales, which only bound the common input, become the larger of the two.
     """
     numbers = [reader.tensor(part.stored).reshape(()) for part in parts if part.stored is not None]
     assert len(numbers) == len(parts), "computed scales are written one for each matrix"

@@ -1,4 +1,5 @@
-"""Quantizing while converting: which weights each precision quantizes, as the release does, and the error that it makes.
+"""Quantizing while converting: which weights each precision quantizes, as the release does, and the error that it
+makes.
 
 Rounding to the nearest with good scales, one weight in memory at a time. How numbers become codes is in `formats/`.
 """
@@ -23,7 +24,9 @@ _GROUPS = (128, 64, 32, 16)
 
 @dataclass
 class Quantizer:
-    """How the weights of one checkpoint are quantized. errors: root-mean-square error by raw name, relative to the weight's own size."""
+    """How the weights of one checkpoint are quantized. errors: root-mean-square error by raw name, relative to the
+    weight's own size.
+    """
 
     dtype: str
     group: int = 0
@@ -31,10 +34,13 @@ class Quantizer:
 
     @classmethod
     def for_leaves(cls, dtype: str, leaves: list[Leaf], layout: str) -> "Quantizer":
-        """The one for these leaves. Raises CheckpointError where `layout` has no reader for the precision, or no weight fits it."""
+        """The one for these leaves. Raises CheckpointError where `layout` has no reader for the precision, or no weight
+        fits it.
+        """
         if layout == "transformers" and dtype != "fp8":
             raise CheckpointError(
-                f"--dtype {dtype}: transformers (up to 5.24) reads no {dtype} experts of this model; use --to small4 or --to mistral"
+                f"--dtype {dtype}: transformers (up to 5.24) reads no {dtype} experts of this model; use --to small4 "
+                "or --to mistral"
             )
         columns = math.gcd(*(leaf.shape[1] for leaf in leaves if leaf.linear and ".experts." in leaf.raw))
         group = next((size for size in _GROUPS if columns % size == 0), 0)

@@ -1,7 +1,7 @@
 """The raw layout's `params.json` to our configuration and back, from one table of keys.
 
-What the table does not name (unknown keys, token ids, the image size limit) is kept by carrying the original file along, and
-used again as long as the configuration still says the same. Knows no tensors.
+What the table does not name (unknown keys, token ids, the image size limit) is kept by carrying the original file
+along, and used again as long as the configuration still says the same. Knows no tensors.
 """
 
 import copy
@@ -125,7 +125,8 @@ def build_config(fields: dict[str, Any], file: Path) -> Small4Config:
 def params_from_config(config: Small4Config, original: dict[str, Any] | None, file: Path) -> dict[str, Any]:
     """`params.json` of a model with this configuration, without any quantization entry.
 
-    original: the params.json that the checkpoint once came with, kept key for key where the configuration has not changed since.
+    original: the params.json that the checkpoint once came with, kept key for key where the configuration has not
+    changed since.
 
     Raises:
         CheckpointError: The configuration says something that this layout has no key for.

@@ -1,4 +1,6 @@
-"""Planned tensors to safetensors shards of a chosen size, with the index beside them. Knows bytes and file names only."""
+"""Planned tensors to safetensors shards of a chosen size, with the index beside them. Knows bytes and file names
+only.
+"""
 
 import json
 import os
@@ -28,8 +30,8 @@ class Written(NamedTuple):
 def split(outputs: list[Output], limit: int, stem: str) -> list[Shard]:
     """Fill shards in order up to `limit` bytes each; a tensor above the limit gets a shard of its own.
 
-    Tensors that are computed together stand together. Within a shard wider dtypes come first, so that every body starts at a multiple
-    of its own width.
+    Tensors that are computed together stand together. Within a shard wider dtypes come first, so that every body starts
+    at a multiple of its own width.
     """
     groups: list[list[Output]] = [[]]
     size = 0

@@ -1,5 +1,5 @@
-"""Opens a checkpoint folder of any layout: finds out which it is, reads its configuration and headers, and checks every name,
-shape and dtype against the table before any body is read. The result answers, leaf by leaf, where the values lie.
+"""Opens a checkpoint folder of any layout: finds out which it is, reads its configuration and headers, and checks every
+name, shape and dtype against the table before any body is read. The result answers, leaf by leaf, where the values lie.
 
 Never opens a pickle. Knows where values lie; what is done with them is decided elsewhere.
 """
@@ -23,7 +23,9 @@ from .naming import TOWER, from_transformers, leaves, place_fused, place_raw, pl
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint. `values` holds every leaf of `config` that is there; `problems` is empty unless asked for."""
+    """A checked checkpoint. `values` holds every leaf of `config` that is there; `problems` is empty unless asked
+    for.
+    """
 
     folder: Path
     layout: str  # "mistral", "transformers", "small4" or "gguf"
@@ -37,12 +39,16 @@ class Checkpoint:
     remarks: tuple[str, ...] = ()  # what the user should know about how it was read
 
     def precision(self) -> str:
-        """How the weights are stored: "fp8", "nvfp4", "int4", several joined by "+", or the dtype of plain numbers ("BF16", ...)."""
+        """How the weights are stored: "fp8", "nvfp4", "int4", several joined by "+", or the dtype of plain numbers
+        ("BF16", ...).
+        """
         kinds = sorted({part.form for v in self.values.values() for part in v.inner() if part.quantized})
         return "+".join(kinds) or self.plain_dtype()
 
     def plain_dtype(self) -> str:
-        """The one dtype of everything that is not quantized; of GGUF, which has small tensors in F32, that of the others."""
+        """The one dtype of everything that is not quantized; of GGUF, which has small tensors in F32, that of the
+        others.
+        """
         parts = [part for value in self.values.values() for part in value.inner()]
         found = {part.body.dtype for part in parts if not part.quantized}
         if self.layout == "gguf" and (len(found) > 1 or any(part.quantized for part in parts)):
@@ -62,7 +68,8 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True) -> Checkpoint:
-    """Open `folder`, in whichever layout it is. If it holds both released layouts, the raw one is taken: it is the lossless one.
+    """Open `folder`, in whichever layout it is. If it holds both released layouts, the raw one is taken: it is the
+    lossless one.
 
     rule: how a transformers folder's softmax scale is read, "released" (default) or "transformers".
     strict: raise for tensors that are missing, extra or misshapen; otherwise collect them in `problems`.

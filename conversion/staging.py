@@ -1,9 +1,10 @@
 """A folder that appears whole or not at all: written in a private folder beside its place, then put there in one step.
 
-Before the private folder (`.small4-*`, mode 0700) a note of its name appears beside it, complete and locked while its run lives, and the
-folder itself carries a mark. So two runs on one destination do not mix, and a later run knows what a killed one left, whenever it was
-killed. Links are not followed, and nothing that conversion did not write is deleted: what
-`--overwrite` finds beside the files of the former checkpoint stays in the folder. Does not know what is written into a folder.
+Before the private folder (`.small4-*`, mode 0700) a note of its name appears beside it, complete and locked while its
+run lives, and the folder itself carries a mark. So two runs on one destination do not mix, and a later run knows what a
+killed one left, whenever it was killed. Links are not followed, and nothing that conversion did not write is deleted:
+what `--overwrite` finds beside the files of the former checkpoint stays in the folder. Does not know what is written
+into a folder.
 """
 
 import errno
@@ -28,8 +29,8 @@ def check_destination(destination: Path, source: Path, overwrite: bool) -> None:
     """Refuse a destination that would destroy something. Creates nothing.
 
     Raises:
-        CheckpointError: It exists and `overwrite` is off, is no folder with a checkpoint of this model, cannot be replaced, or holds or
-            is the source.
+        CheckpointError: It exists and `overwrite` is off, is no folder with a checkpoint of this model, cannot be
+            replaced, or holds or is the source.
     """
     place = _place(destination)
     _refuse_source(place, destination, source)
@@ -66,9 +67,11 @@ def new_folder(destination: Path, overwrite: bool, note: Callable[[str], None] =
 
 @contextmanager
 def private_folder(place: Path, purpose: str = "") -> Iterator[Path]:
-    """A folder of mode 0700 beside `place` that only this run writes; afterwards it is removed with the checkpoint files in its folders.
+    """A folder of mode 0700 beside `place` that only this run writes; afterwards it is removed with the checkpoint
+    files in its folders.
 
-    purpose: tells runs apart that may work on one place at a time. What a killed run on `place` with this purpose left is removed first.
+    purpose: tells runs apart that may work on one place at a time. What a killed run on `place` with this purpose left
+    is removed first.
 
     Raises:
         CheckpointError: Such a run is alive.
@@ -123,7 +126,8 @@ def _check_former(place: Path, destination: Path, overwrite: bool) -> None:
     staying = foreign_entries(place)
     if weights := read_as_weights(staying):
         raise CheckpointError(
-            f"{destination / weights[0]}: would be read as part of the new checkpoint, but small4 writes no such file; move it away"
+            f"{destination / weights[0]}: would be read as part of the new checkpoint, but small4 writes no such "
+            "file; move it away"
         )
     if mounted := next((name for name in staying if os.lstat(place / name).st_dev != place.stat().st_dev), None):
         raise CheckpointError(f"{destination / mounted}: is a mount point, which --overwrite cannot keep in its place")
@@ -178,7 +182,9 @@ def _open_note(note: Path, content: bytes) -> int | None:
 
 
 def _is_ours(private: Path, content: bytes) -> bool:
-    """Whether the folder that a note names is the run's: it carries the same mark, or nothing but what becomes the mark."""
+    """Whether the folder that a note names is the run's: it carries the same mark, or nothing but what becomes the
+    mark.
+    """
     try:
         if not systems.private_to_us(os.lstat(private)):
             return False
@@ -234,7 +240,8 @@ def _replace(new: Path, place: Path, destination: Path) -> list[str]:
     for name in foreign_entries(place):
         if os.path.lexists(new / name):
             raise CheckpointError(
-                f"{destination / name}: a file of the new checkpoint has this name, but small4 did not write it; move it away"
+                f"{destination / name}: a file of the new checkpoint has this name, but small4 did not write it; move "
+                "it away"
             )
     _keep_by_link(place, new)
     former = new.rename(new.with_name(_FORMER))
@@ -247,7 +254,9 @@ def _replace(new: Path, place: Path, destination: Path) -> list[str]:
 
 
 def _keep_by_link(place: Path, new: Path) -> None:
-    """A second name in the new folder for every file that stays, so that it is never out of its place. Folders cannot have one."""
+    """A second name in the new folder for every file that stays, so that it is never out of its place. Folders cannot
+    have one.
+    """
     for name in foreign_entries(place):
         if not stat.S_ISDIR(os.lstat(place / name).st_mode):
             with suppress(OSError):  # a file system without links: it is moved
@@ -273,7 +282,9 @@ def _change_places(one: Path, other: Path) -> None:
 
 
 def _remove(private: Path, place: Path) -> None:
-    """Delete a run's folder with what it wrote and the files of the former checkpoint. What cannot be deleted keeps the folder."""
+    """Delete a run's folder with what it wrote and the files of the former checkpoint. What cannot be deleted keeps the
+    folder.
+    """
     with suppress(OSError):
         if (former := private / _FORMER).is_dir() and not former.is_symlink():
             _keep_by_move(former, place)

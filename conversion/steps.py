@@ -1,4 +1,5 @@
-"""The steps of a conversion: each reads one weight of the source and makes the bytes of one or several parts of what is written.
+"""The steps of a conversion: each reads one weight of the source and makes the bytes of one or several parts of what is
+written.
 
 Knows values and bytes; it knows no names.
 """
@@ -21,7 +22,9 @@ class Step(ABC):
 
     @abstractmethod
     def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
-        """(role of the part, next bytes of it), a few megabytes at a time; each is valid until the next is asked for."""
+        """(role of the part, next bytes of it), a few megabytes at a time; each is valid until the next is asked
+        for.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,9 @@ class Literal(Step):
 
 @dataclass(frozen=True, eq=False)
 class Cast(Step):
-    """The numbers of a weight in a plain dtype (quantized ones rounded to bfloat16 first, unless they become float16), its rows in another order where `turn` is given: a function of all rows [out, in]."""
+    """The numbers of a weight in a plain dtype (quantized ones rounded to bfloat16 first, unless they become float16),
+    its rows in another order where `turn` is given: a function of all rows [out, in].
+    """
 
     values: Values
     dtype: str

@@ -1,4 +1,6 @@
-"""What operating systems do differently with files: locks, reading at a place, exchanging folders, who owns what. Knows no checkpoints."""
+"""What operating systems do differently with files: locks, reading at a place, exchanging folders, who owns what. Knows
+no checkpoints.
+"""
 
 import ctypes
 import os
@@ -35,7 +37,8 @@ def lock(descriptor: int) -> bool:
 
 
 def create_locked(file: Path, content: bytes) -> int:
-    """Create a file, locked; returns its descriptor. Where the system can, it appears with its lock and all of its content at once.
+    """Create a file, locked; returns its descriptor. Where the system can, it appears with its lock and all of its
+    content at once.
 
     Raises:
         OSError: The file exists, or cannot be made.

@@ -39,8 +39,8 @@ def config_from_transformers(given: dict[str, Any], rule: str, has_head: bool, f
 
     rule: "released": the released `config.json` (mscale = mscale_all_dim = 1.0) means no magnitude correction.
     "transformers": read the keys as transformers >= 5.15 does, for models trained under it.
-    has_head: whether the files hold an output head; a `mistral3` config that does not say decides by it, for transformers
-    leaves the key out of what it saves although its default there is a tied head.
+    has_head: whether the files hold an output head; a `mistral3` config that does not say decides by it, for
+    transformers leaves the key out of what it saves although its default there is a tied head.
 
     Raises:
         CheckpointError: Another model, or a scale that our configuration has no word for.
@@ -68,7 +68,8 @@ def _softmax_rule(rope: dict[str, Any], rule: str, file: Path) -> tuple[bool, st
     factor, overall, part = (rope.get(key) for key in ("attention_factor", "mscale_all_dim", "mscale"))
     if factor not in (None, 1, 1.0) or (factor is None and overall and part and overall != part):
         raise CheckpointError(
-            f"{file}: rope_parameters change the rotary amplitude (attention_factor {factor!r}, mscale {part!r}, mscale_all_dim {overall!r}); Small 4 has amplitude 1"
+            f"{file}: rope_parameters change the rotary amplitude (attention_factor {factor!r}, mscale {part!r}, "
+            f"mscale_all_dim {overall!r}); Small 4 has amplitude 1"
         )
     keys = f"mscale_all_dim {overall!r} in config.json"
     if rule == "released":
@@ -83,8 +84,8 @@ def _softmax_rule(rope: dict[str, Any], rule: str, file: Path) -> tuple[bool, st
 def transformers_config(config: Small4Config, dtype: str) -> dict[str, Any]:
     """`config.json` with which transformers' own classes compute the same logits.
 
-    Without magnitude correction `attention_factor` 1.0 and `mscale_all_dim` 0.0, which every version reads as none, and `mscale` 0.0 for
-    readers like MLX that know no `attention_factor`; with it `mscale = mscale_all_dim = 1.0`.
+    Without magnitude correction `attention_factor` 1.0 and `mscale_all_dim` 0.0, which every version reads as none, and
+    `mscale` 0.0 for readers like MLX that know no `attention_factor`; with it `mscale = mscale_all_dim = 1.0`.
     """
     text = _text(config.text_config, dtype)
     if config.vision_config is None:

@@ -1,8 +1,9 @@
 """`small4 verify`: two checkpoints of any format compared tensor by tensor in real value, a few megabytes at a time.
 
-Real value: quantized weights count as the numbers they stand for. Two quantized checkpoints are compared by code times scale, a
-quantized one against a plain one by the bfloat16 that loading makes of it. Where a checkpoint is a quantization of the other, no quantized
-weight is equal: then each may differ by what its format's rounding makes, and everything else must be equal. Writes nothing.
+Real value: quantized weights count as the numbers they stand for. Two quantized checkpoints are compared by code times
+scale, a quantized one against a plain one by the bfloat16 that loading makes of it. Where a checkpoint is a
+quantization of the other, no quantized weight is equal: then each may differ by what its format's rounding makes, and
+everything else must be equal. Writes nothing.
 """
 
 import argparse
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{d.tensor}: {d.reason}" + ("" if d.max_abs is None else f", largest difference {d.max_abs:.6g}"))
     for form, e in report.errors.items():
         print(
-            f"{e.tensors} tensors differ by the rounding of {form}: relative error {e.mean:.4f}, largest {e.largest:.4f} "
+            f"{e.tensors} tensors differ by the rounding of {form}: relative error {e.mean:.4f}, largest "
+            f"{e.largest:.4f} "
             f"(believed up to {e.expected:.4f})"
         )
     print(f"{len(report.differences)} tensors differ" if report.differences else f"equal: {report.compared} tensors")
@@ -61,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Rounding:
-    """Weights that differ as a quantization of them does. Errors are root-mean-square and relative; `expected` is the largest believed."""
+    """Weights that differ as a quantization of them does. Errors are root-mean-square and relative; `expected` is the
+    largest believed.
+    """
 
     tensors: int
     mean: float
@@ -205,8 +209,8 @@ def _values(side: Checkpoint, raw: str) -> Values | None:
 
 @dataclass
 class _Gap:
-    """How far two tensors are apart: largest |a - b|, infinite where one is no finite number and the other is not the same; sums of
-    squares of the differences and of the numbers."""
+    """How far two tensors are apart: largest |a - b|, infinite where one is no finite number and the other is not the
+    same; sums of squares of the differences and of the numbers."""
 
     largest: float = 0.0
     apart: float = 0.0
@@ -251,14 +255,18 @@ def _gap(
 
 
 def _rounding(one: Values, other: Values) -> torch.dtype | None:
-    """What quantized numbers are rounded to before they are compared with plain ones; two quantized weights are compared exactly."""
+    """What quantized numbers are rounded to before they are compared with plain ones; two quantized weights are
+    compared exactly.
+    """
     if one.quantized and other.quantized:
         return None
     return torch.float16 if "F16" in (one.body.dtype, other.body.dtype) else torch.bfloat16
 
 
 def _same_codes(reader: Reader, one: Values, other: Values) -> bool:
-    """Whether two leaves hold the same bytes, scales included; the quick answer for most tensors of most comparisons."""
+    """Whether two leaves hold the same bytes, scales included; the quick answer for most tensors of most
+    comparisons.
+    """
     if isinstance(one, Plain) and isinstance(other, Plain):
         return reader.same_bytes(one.body, other.body)
     pairs = [_weight_parts(one), _weight_parts(other)]
@@ -282,7 +290,9 @@ def _weight_parts(value: Values) -> dict[tuple[str, str], Stored | None]:
 def _compare_activation(
     reader: Reader, sides: list[Checkpoint], raw: str, values: tuple[Values, Values]
 ) -> Iterator[Difference]:
-    """Static scales of inputs, where both sides have the same format. A layout with one for gate and up together holds the larger."""
+    """Static scales of inputs, where both sides have the same format. A layout with one for gate and up together holds
+    the larger.
+    """
     if not (values[0].quantized and values[0].form == values[1].form):
         return
     first, second = (_input_scale(value) for value in values)

@@ -1,4 +1,6 @@
-"""Mistral Small 4 for transformers. Importing this package registers its classes with every Auto class; it does no other work."""
+"""Mistral Small 4 for transformers. Importing this package registers its classes with every Auto class; it does no
+other work.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

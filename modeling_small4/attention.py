@@ -1,9 +1,10 @@
-"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): projections, the expanded path, the absorbed path, and the one switch between them.
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): projections, the expanded path, the absorbed path, and
+the one switch between them.
 
-What is cached per token is one latent of `kv_lora_rank` numbers and one rotary key of `qk_rope_head_dim`, shared by all heads. Keys and values
-of a head are linear in the latent (`kv_b_proj`). Either that projection is applied to every cached token (expand), or, which is
-exact too, moved over to the query and to the output (absorb), so that attention runs on the latents themselves. This file does not
-store the cache.
+What is cached per token is one latent of `kv_lora_rank` numbers and one rotary key of `qk_rope_head_dim`, shared by all
+heads. Keys and values of a head are linear in the latent (`kv_b_proj`). Either that projection is applied to every
+cached token (expand), or, which is exact too, moved over to the query and to the output (absorb), so that attention
+runs on the latents themselves. This file does not store the cache.
 """
 
 from collections.abc import Callable
@@ -56,7 +57,9 @@ def eager_attention(
 
 @dataclass
 class LatentHead:
-    """What the attention interface reads off a module, for the one key head that all query heads share in the absorbed path."""
+    """What the attention interface reads off a module, for the one key head that all query heads share in the absorbed
+    path.
+    """
 
     num_key_value_groups: int
     layer_idx: int
@@ -65,7 +68,9 @@ class LatentHead:
 
 
 class Small4Attention(nn.Module):
-    """One attention layer. Tensor shapes below: B batch, H heads, Q new tokens, L cached and new tokens, R `kv_lora_rank`."""
+    """One attention layer. Tensor shapes below: B batch, H heads, Q new tokens, L cached and new tokens, R
+    `kv_lora_rank`.
+    """
 
     is_causal = True
 
@@ -118,7 +123,9 @@ class Small4Attention(nn.Module):
     def attend(
         self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The one switch: queries `[B, H, Q, nope + rope]` over all tokens `[B, 1, L, R + rope]`; output `[B, Q, H, value_dim]`."""
+        """The one switch: queries `[B, H, Q, nope + rope]` over all tokens `[B, 1, L, R + rope]`; output
+        `[B, Q, H, value_dim]`.
+        """
         if isinstance(mask, LongPrefill):
             return self.blocked(query, tokens, mask, **kwargs)
         if self.absorbing_pays(query.shape[2], tokens.shape[2]):
@@ -145,8 +152,8 @@ class Small4Attention(nn.Module):
         return torch.cat((self.kv_a_layernorm(latent).to(rotary_key.dtype), rotary_key), dim=-1)
 
     def absorbing_pays(self, queries: int, keys: int) -> bool:
-        """Compare the multiplications of both paths per head. Expand where the projection's weight cannot be read as it is, and for
-        flash attention, whose heads are not as wide as a latent."""
+        """Compare the multiplications of both paths per head. Expand where the projection's weight cannot be read as it
+        is, and for flash attention, whose heads are not as wide as a latent."""
         up = self.rank * (self.nope + self.value_dim)
         absorbed = queries * (up + keys * (2 * self.rank + self.rope))
         expanded = keys * (up + queries * (self.nope + self.rope + self.value_dim))
@@ -171,13 +178,15 @@ class Small4Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The same with `kv_b_proj` applied to queries and outputs: one key head, the tokens as they are cached."""
         query = self.absorb_query(query)
-        # Values are the latents, a part of the keys. torch's CPU kernel wants both equally wide, so there the rest comes along.
+        # Values are the latents, a part of the keys. torch's CPU kernel wants both equally wide, so there the rest
+        # comes along.
         value = tokens if tokens.device.type == "cpu" else tokens[..., : self.rank]
         heads, queries = query.shape[1:3]
         if (mask is None and queries > 1) or not (mask is None or isinstance(mask, torch.Tensor)):
             output, weights = self._attend(LatentHead(heads, self.layer_idx), query, tokens, value, mask, **kwargs)
         else:
-            # The heads of all queries are as many queries to the one key head: no kernel has to copy the tokens for each head.
+            # The heads of all queries are as many queries to the one key head: no kernel has to copy the tokens for
+            # each head.
             if isinstance(mask, torch.Tensor) and queries > 1:
                 mask = mask.repeat_interleave(heads, dim=2)
             kwargs["is_causal"] = False
@@ -206,7 +215,9 @@ class Small4Attention(nn.Module):
     def blocked(
         self, query: torch.Tensor, tokens: torch.Tensor, prefill: LongPrefill, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
-        """Many queries over many cached tokens, one block of keys at a time with a running softmax; expanded or, for fewer, absorbed."""
+        """Many queries over many cached tokens, one block of keys at a time with a running softmax; expanded or, for
+        fewer, absorbed.
+        """
         dtype, cached = query.dtype, tokens.shape[2] - query.shape[2]
         absorb = self.absorbing_pays(query.shape[2], tokens.shape[2])
         if absorb:
@@ -243,10 +254,11 @@ class Small4Attention(nn.Module):
 
 
 def four_dimensional_mask(mask: Any, implementation: str, dtype: torch.dtype) -> Any:
-    """Bring a caller's own 4-D mask into the form that the attention implementation reads; anything else is returned as it is.
+    """Bring a caller's own 4-D mask into the form that the attention implementation reads; anything else is returned as
+    it is.
 
-    sdpa reads bool and additive masks; the others would add a bool mask to the scores as 0 and 1, and a dense mask crashes flex
-    attention on a CPU.
+    sdpa reads bool and additive masks; the others would add a bool mask to the scores as 0 and 1, and a dense mask
+    crashes flex attention on a CPU.
 
     Args:
         mask: bool (True attends) or additive, `[batch, 1, queries, keys]`.

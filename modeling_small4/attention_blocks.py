@@ -1,7 +1,8 @@
-"""Attention over a long cache, one block of keys at a time, with a running softmax: exact, and in memory bounded by one block.
+"""Attention over a long cache, one block of keys at a time, with a running softmax: exact, and in memory bounded by one
+block.
 
-A chunk of a long prompt sees all that is cached before it and, causally, itself; so no mask over all pairs is needed either. Source
-of the running softmax: Milakov and Gimelshein, arXiv:1805.02867. This file knows nothing of latents.
+A chunk of a long prompt sees all that is cached before it and, causally, itself; so no mask over all pairs is needed
+either. Source of the running softmax: Milakov and Gimelshein, arXiv:1805.02867. This file knows nothing of latents.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +26,9 @@ class LongPrefill(NamedTuple):
 
 
 class SoftmaxPart(NamedTuple):
-    """Attention over a part of the keys: its output, float32 `[B, H, Q, value width]`, and `logsumexp` of its scores, float32 `[B, H, Q, 1]`."""
+    """Attention over a part of the keys: its output, float32 `[B, H, Q, value width]`, and `logsumexp` of its scores,
+    float32 `[B, H, Q, 1]`.
+    """
 
     output: torch.Tensor
     logsumexp: torch.Tensor
@@ -96,7 +99,9 @@ def _fused(device: torch.device) -> bool:
 def _cpu_kernel(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, mask: torch.Tensor | None, causal: bool
 ) -> SoftmaxPart:
-    """torch's fused kernel, called below `scaled_dot_product_attention`, which drops the logsumexp. It wants equal widths."""
+    """torch's fused kernel, called below `scaled_dot_product_attention`, which drops the logsumexp. It wants equal
+    widths.
+    """
     width = max(query.shape[-1], value.shape[-1])
     padded = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (query, key, value))
     bias = None if mask is None else torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, -torch.inf)

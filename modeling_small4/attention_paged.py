@@ -1,7 +1,8 @@
 """Continuous batching: latents in transformers' paged cache, and attention for each request of a batch by itself.
 
-transformers' pages hold a key and a value of equal width per head. Here that is one head whose key and value are the two halves of
-`[latent | rotary key]`, so that a token takes as many bytes as in the latent cache. This file knows nothing of attention's inside.
+transformers' pages hold a key and a value of equal width per head. Here that is one head whose key and value are the
+two halves of `[latent | rotary key]`, so that a token takes as many bytes as in the latent cache. This file knows
+nothing of attention's inside.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,8 @@ class PagedBatch:
 
     Attributes:
         pages: transformers' `PagedAttentionCache`.
-        queries, keys: Where each request's new tokens begin, and all its tokens; then the end. None for flash attention, which
-            takes requests apart by itself.
+        queries, keys: Where each request's new tokens begin, and all its tokens; then the end. None for flash
+            attention, which takes requests apart by itself.
     """
 
     pages: Any
@@ -54,7 +55,8 @@ class PagedBatch:
         """Write the new tokens into their pages, and attend.
 
         Args:
-            attend: From query `[B, H, Q, ...]`, tokens `[B, 1, L, width]` and a mask to output `[B, Q, H, value width]` and weights.
+            attend: From query `[B, H, Q, ...]`, tokens `[B, 1, L, width]` and a mask to output `[B, Q, H, value width]`
+                and weights.
             query: `[1, H, new, ...]`. tokens: `[1, 1, new, width]`.
         """
         kwargs, width = dict(kwargs), tokens.shape[-1]
@@ -91,7 +93,9 @@ class PagedBatch:
 
     @staticmethod
     def _decode(attend: Attend, query: torch.Tensor, held: torch.Tensor, all_: list[slice]) -> tuple[torch.Tensor, ...]:
-        """Of requests with one new token each, as a batch that is padded on the right: one `[1, 1, H, value width]` per request."""
+        """Of requests with one new token each, as a batch that is padded on the right: one `[1, 1, H, value width]` per
+        request.
+        """
         spans = torch.tensor([(span.start, span.stop) for span in all_], device=held.device)
         steps = torch.arange(max(span.stop - span.start for span in all_), device=held.device)
         places = spans[:, :1] + steps
@@ -101,7 +105,9 @@ class PagedBatch:
 
 
 class LatentBatchingManager(ContinuousBatchingManager):
-    """transformers' manager, with pages for latents. Attention is sdpa's, or flash attention where the model was loaded with it."""
+    """transformers' manager, with pages for latents. Attention is sdpa's, or flash attention where the model was loaded
+    with it.
+    """
 
     model: Any
 
@@ -114,7 +120,9 @@ class LatentBatchingManager(ContinuousBatchingManager):
         super().__init__(model, generation_config, settings, hints)
 
     def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
-        """Never to flash attention by itself: its heads are not as wide as a latent, so every token would be expanded at each step."""
+        """Never to flash attention by itself: its heads are not as wide as a latent, so every token would be expanded
+        at each step.
+        """
         chosen = model.config._attn_implementation
         if chosen != "sdpa" and "flash" not in chosen:
             model.set_attn_implementation("sdpa")

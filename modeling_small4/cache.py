@@ -1,8 +1,8 @@
 """The latent cache: per layer one buffer that holds, for every token, `[latent | rotary key]`, and grows geometrically.
 
-In the release that is 320 numbers per token and layer, against 8192 if keys and values were kept. Appending copies the new tokens
-only; or, for compiled steps, one of fixed size that is written in place. `bits=8` stores codes with two scales per token. This file
-knows nothing of attention.
+In the release that is 320 numbers per token and layer, against 8192 if keys and values were kept. Appending copies the
+new tokens only; or, for compiled steps, one of fixed size that is written in place. `bits=8` stores codes with two
+scales per token. This file knows nothing of attention.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,9 @@ FIRST_TOKENS = 256
 
 
 class LatentLayer(CacheLayerMixin):
-    """One layer's tokens. `keys` `[batch, 1, tokens, width]` are the tokens held; `values` is unused, as values are part of the latent."""
+    """One layer's tokens. `keys` `[batch, 1, tokens, width]` are the tokens held; `values` is unused, as values are
+    part of the latent.
+    """
 
     is_sliding = False
     is_compileable = False
@@ -65,7 +67,9 @@ class LatentLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: Any = None, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, Any]:
-        """Append `[batch, 1, new, width]`; returns all tokens `[batch, 1, tokens, width]`, and `value_states` as given."""
+        """Append `[batch, 1, new, width]`; returns all tokens `[batch, 1, tokens, width]`, and `value_states` as
+        given.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states)
         start, self.length = self.length, self.length + key_states.shape[-2]
@@ -133,7 +137,9 @@ class LatentLayer(CacheLayerMixin):
 
 
 class LatentLayer8Bit(LatentLayer):
-    """Stores int8 codes and two bfloat16 scales per token, one for the latent and one for the rotary key, whose sizes differ."""
+    """Stores int8 codes and two bfloat16 scales per token, one for the latent and one for the rotary key, whose sizes
+    differ.
+    """
 
     def __init__(self, rank: int, capacity: int = FIRST_TOKENS) -> None:
         super().__init__(capacity)
@@ -155,10 +161,12 @@ class LatentLayer8Bit(LatentLayer):
 
 
 class StaticLatentLayer(LatentLayer):
-    """Room for `capacity` tokens from the start, written in place, so that a compiled step always finds the same shapes and addresses.
+    """Room for `capacity` tokens from the start, written in place, so that a compiled step always finds the same shapes
+    and addresses.
 
-    `update` returns the whole room, as transformers' static layer does; its masks hide what is not filled yet. With `is_compileable`
-    set to False it returns what is filled, as a growing layer does: for prompts, which are not compiled.
+    `update` returns the whole room, as transformers' static layer does; its masks hide what is not filled yet. With
+    `is_compileable` set to False it returns what is filled, as a growing layer does: for prompts, which are not
+    compiled.
     """
 
     def __init__(self, capacity: int = FIRST_TOKENS) -> None:
@@ -217,7 +225,9 @@ class StaticLatentLayer8Bit(LatentLayer8Bit, StaticLatentLayer):
 
 
 def _to_8_bits(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric codes in [-127, 127] and their scale, rounded to bfloat16: at most 2**-8 too small, which takes no code beyond 127.496."""
+    """Symmetric codes in [-127, 127] and their scale, rounded to bfloat16: at most 2**-8 too small, which takes no code
+    beyond 127.496.
+    """
     largest = part.detach().float().abs().amax(dim=-1, keepdim=True) / 127
     scale = largest.clamp(min=1e-30).to(torch.bfloat16)
     return (part.detach().float() / scale.float()).round().to(torch.int8), scale
@@ -228,14 +238,15 @@ class LatentCache(Cache):
 
     Args:
         config: A `Small4Config` or `Small4TextConfig`.
-        bits: 16 keeps latents in the dtype they come in; 8 stores int8 codes, half the bytes of bfloat16 and 4 per token and layer.
+        bits: 16 keeps latents in the dtype they come in; 8 stores int8 codes, half the bytes of bfloat16 and 4 per
+            token and layer.
         capacity: Tokens to make room for at first, where the length is known beforehand.
         offloading: Keep all layers but the one in use in host memory (needs a GPU).
         static: Never grow beyond `capacity`, and let steps be compiled; `generate` compiles them by itself on a GPU.
 
     Attributes:
-        rewritten_prompt: Where `generate(reasoning_mode=)` filled the cache from a changed prompt, that change, for calls that go on
-            with it; else None.
+        rewritten_prompt: Where `generate(reasoning_mode=)` filled the cache from a changed prompt, that change, for
+            calls that go on with it; else None.
 
     Raises:
         ValueError: Bits other than 8 and 16.
@@ -280,7 +291,8 @@ class LatentCache(Cache):
 def extend(cache: Cache, tokens: torch.Tensor, rank: int, layer_idx: int) -> torch.Tensor:
     """Append tokens to any cache and return all of them.
 
-    transformers' own caches hold them as keys whose values have no width; its quantized ones cannot, and get latent and rotary key apart.
+    transformers' own caches hold them as keys whose values have no width; its quantized ones cannot, and get latent and
+    rotary key apart.
 
     Args:
         tokens: `[batch, 1, new, rank + rotary width]`.
@@ -294,7 +306,8 @@ def extend(cache: Cache, tokens: torch.Tensor, rank: int, layer_idx: int) -> tor
 
 
 def given_cache(cache: Any, past_key_values: Any) -> Any:
-    """The cache that was passed as `cache` or, as callers of transformers before 5.24 do, as `past_key_values`; None without one.
+    """The cache that was passed as `cache` or, as callers of transformers before 5.24 do, as `past_key_values`; None
+    without one.
 
     Raises:
         ValueError: Both were passed.
@@ -319,7 +332,7 @@ def rewritten_prompt_of(cache: Any) -> Any:
 
 
 def note_rewritten_prompt(cache: Any, rewritten: Any) -> None:
-    """Keeps with a cache what its beginning was rewritten from. transformers' caches take the attribute as `LatentCache` does; it has to
-    go where the cache goes, copies included."""
+    """Keeps with a cache what its beginning was rewritten from. transformers' caches take the attribute as
+    `LatentCache` does; it has to go where the cache goes, copies included."""
     if cache is not None:
         cache.rewritten_prompt = rewritten

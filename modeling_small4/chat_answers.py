@@ -1,4 +1,5 @@
-"""Reading answers by token: decoded text that remembers its control tokens, and a reader fed while an answer is written.
+"""Reading answers by token: decoded text that remembers its control tokens, and a reader fed while an answer is
+written.
 
 Must not know: how ids become text (the tokenizer's `events` says), prompts, models.
 """

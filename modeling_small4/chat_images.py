@@ -55,7 +55,8 @@ def _fill(places: list[Any], images: list[Any], where: str) -> list[Any]:
         return images
     if len(images) != len(places) - named:
         raise ValueError(
-            f"The number of {IMG} tokens in the prompts should be the same as the number of images, but there are {len(places)} "
+            f"The number of {IMG} tokens in the prompts should be the same as the number of images, but there are "
+            f"{len(places)} "
             f"places for images{where} and {len(images)} images for them"
             + (f" ({named} of the places have one named in the messages)." if named else ".")
         )
@@ -64,7 +65,9 @@ def _fill(places: list[Any], images: list[Any], where: str) -> list[Any]:
 
 
 def flatten(images: Any) -> list[Any]:
-    """Nested lists of images as one flat list; an array or tensor of four dimensions is a list of images, None is none."""
+    """Nested lists of images as one flat list; an array or tensor of four dimensions is a list of images, None is
+    none.
+    """
     if images is None:
         return []
     if isinstance(images, (list, tuple)):

@@ -57,8 +57,8 @@ class ToolCall:
 
 @dataclass
 class Message:
-    """One message. `prefix` leaves the assistant's open, `empty` is the assistant saying nothing, `exact` content is the
-    chunks that were generated, not to be tidied."""
+    """One message. `prefix` leaves the assistant's open, `empty` is the assistant saying nothing, `exact` content is
+    the chunks that were generated, not to be tidied."""
 
     role: str
     content: str | list[Chunk] | None = None
@@ -90,8 +90,9 @@ def is_batch(conversation: Any) -> bool:
 
 
 def read_objects(value: Any) -> Any:
-    """Conversations with every message object in them as a dict: dataclasses, pydantic models, and lists of messages that are
-    an attribute `messages` of something, as transformers takes them. What is none of these, an image say, stays as it is."""
+    """Conversations with every message object in them as a dict: dataclasses, pydantic models, and lists of messages
+    that are an attribute `messages` of something, as transformers takes them. What is none of these, an image say,
+    stays as it is."""
     if isinstance(value, (str, bytes, bytearray, memoryview)):
         return value
     if isinstance(value, Mapping):

@@ -95,10 +95,10 @@ class ResponseReader:
     def message(self) -> dict[str, Any]:
         """`{"role", "reasoning_content", "content", "tool_calls"}`, ready to be put back into `messages`.
 
-        `reasoning_closed: False` is added when the last thought was not closed, `empty: True` when nothing was said, and
-        `incomplete` to a call that broke off or has no valid name. Where these cannot say what was generated, what can
-        is added, and holds as long as it agrees with the rest: `chunks` (content after which thoughts follow, spaces at
-        its end) and `arguments_text` in a call's function (JSON spelled in another way than Python's).
+        `reasoning_closed: False` is added when the last thought was not closed, `empty: True` when nothing was said,
+        and `incomplete` to a call that broke off or has no valid name. Where these cannot say what was generated, what
+        can is added, and holds as long as it agrees with the rest: `chunks` (content after which thoughts follow,
+        spaces at its end) and `arguments_text` in a call's function (JSON spelled in another way than Python's).
         """
         thoughts = [chunk for chunk in self._chunks if chunk.channel == THINKING]
         message: dict[str, Any] = {

@@ -1,8 +1,9 @@
 """A conversation as one string and back: special tokens spelled by users are escaped, so that they stay text.
 
-In a prompt string every special token is one, except where a backslash stands behind its first character: `[\\INST]` is the
-text `[INST]`, `[\\\\INST]` the text `[\\INST]`, and so on. Nothing else is changed. No tokenizer finds a special token in the
-escaped form, so a program that does not know this rule reads text too, with the backslash. Must not know: ids, pixels.
+In a prompt string every special token is one, except where a backslash stands behind its first character: `[\\INST]` is
+the text `[INST]`, `[\\\\INST]` the text `[\\INST]`, and so on. Nothing else is changed. No tokenizer finds a special
+token in the escaped form, so a program that does not know this rule reads text too, with the backslash. Must not know:
+ids, pixels.
 """
 
 import re
@@ -48,7 +49,9 @@ class SpecialTokens:
 
     @property
     def escapes(self) -> str:
-        """A regular expression (of Python and of the tokenizers library) for the backslash to take out of each escape."""
+        """A regular expression (of Python and of the tokenizers library) for the backslash to take out of each
+        escape.
+        """
         return "|".join(rf"(?<={re.escape(first)})\\(?=\\*{rest})" for first, rest in self._by_first.items()) or "(?!)"
 
     @cached_property
@@ -74,7 +77,9 @@ class SpecialTokens:
 
 
 def _any_of(words: Iterable[str]) -> str:
-    """A regular expression for any of the words, the longest first. A tree: a vocabulary has a thousand special tokens."""
+    """A regular expression for any of the words, the longest first. A tree: a vocabulary has a thousand special
+    tokens.
+    """
     by_first: dict[str, list[str]] = {}
     for word in words:
         by_first.setdefault(word[:1], []).append(word[1:])
@@ -87,9 +92,11 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 class PromptText(str):
-    """A conversation as a prompt string. `images` holds, for each `[IMG]` in it, the source that the message named, or None.
+    """A conversation as a prompt string. `images` holds, for each `[IMG]` in it, the source that the message named, or
+    None.
 
-    Only the object itself remembers them: a part, a sum or a stored copy is a plain string, to which images are given anew.
+    Only the object itself remembers them: a part, a sum or a stored copy is a plain string, to which images are given
+    anew.
     """
 
     images: list[Any]
@@ -99,15 +106,16 @@ def render(pieces: Sequence[Piece], special: SpecialTokens) -> PromptText:
     """The prompt string of a laid-out conversation.
 
     Raises:
-        ValueError: the string would be read back as something else, because two texts meet in it without a special token
-            between, or a special token of the vocabulary cannot be escaped.
+        ValueError: the string would be read back as something else, because two texts meet in it without a special
+            token between, or a special token of the vocabulary cannot be escaped.
     """
     shown = [(False, piece.value) if piece.kind == "text" else (True, piece.value) for piece in pieces]
     shown = [(True, IMG) if piece.kind == "image" else part for piece, part in zip(pieces, shown, strict=True)]
     prompt = PromptText("".join(value if is_special else special.escape(value) for is_special, value in shown))
     if special.split(prompt) != [part for part in shown if part[1]]:
         raise ValueError(
-            "This conversation cannot be written as one string that is read back as it was; use tokenize=True. (It holds an "
+            "This conversation cannot be written as one string that is read back as it was; use tokenize=True. (It "
+            "holds an "
             "unclosed thought with text behind it, or a special token that cannot be escaped.)"
         )
     prompt.images = [piece.value for piece in pieces if piece.kind == "image"]
@@ -115,7 +123,9 @@ def render(pieces: Sequence[Piece], special: SpecialTokens) -> PromptText:
 
 
 def escape_all(value: Any, special: SpecialTokens) -> Any:
-    """Messages or tools with every text in them escaped, for a template that is not ours; images are left as they are."""
+    """Messages or tools with every text in them escaped, for a template that is not ours; images are left as they
+    are.
+    """
     if isinstance(value, str):
         return special.escape(value)
     if isinstance(value, Mapping):

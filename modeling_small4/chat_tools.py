@@ -30,7 +30,9 @@ def tools_text(tools: Sequence[Any]) -> str:
 
 
 def tool_definitions(tools: Sequence[Any]) -> list[dict[str, Any]]:
-    """The tools as the model reads them: `{"type": "function", "function": {"name", "description", "parameters"}}`; raises as above."""
+    """The tools as the model reads them: `{"type": "function", "function": {"name", "description", "parameters"}}`;
+    raises as above.
+    """
     if isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence):
         raise ValueError(f"tools must be a list of functions or JSON schemas, but is {type(tools).__name__}.")
     return [_definition(tool) for tool in tools]

@@ -1,7 +1,8 @@
 """Configuration of Small 4: text decoder, vision tower and the two together. The defaults are the released model.
 
-Field names are those of transformers' `mistral4`, `pixtral` and `mistral3`, so the release's own `config.json` (model type
-`mistral3`, old and new spellings) is read as it is. This file knows sizes and rules; it never touches tensors or paths.
+Field names are those of transformers' `mistral4`, `pixtral` and `mistral3`, so the release's own `config.json` (model
+type `mistral3`, old and new spellings) is read as it is. This file knows sizes and rules; it never touches tensors or
+paths.
 """
 
 import difflib
@@ -50,7 +51,9 @@ def _require(ok: bool, name: str, value: object, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class _Check:
-    """A rule of one field: whether a configuration keeps it, and what is allowed, in which `{c.name}` is a field's value."""
+    """A rule of one field: whether a configuration keeps it, and what is allowed, in which `{c.name}` is a field's
+    value.
+    """
 
     field: str
     holds: Callable[[Any], bool]
@@ -58,7 +61,9 @@ class _Check:
 
 
 def _positive(*names: str, most: int = 2**20) -> tuple[_Check, ...]:
-    """The rule of sizes and counts. `most` is far above what any machine holds, and low enough that no product of sizes overflows."""
+    """The rule of sizes and counts. `most` is far above what any machine holds, and low enough that no product of sizes
+    overflows.
+    """
     allowed = f"it must be a positive integer of at most {most}"
     return tuple(_Check(name, partial(_is_whole, name, 1, most), allowed) for name in names)
 
@@ -137,7 +142,9 @@ _HOSTS_FIELDS = (
 
 
 class _Small4BaseConfig(NoLinksFollowed, PreTrainedConfig):
-    """What the three configurations share: checks at construction, misspelling warnings, an `auto_map` for libraries."""
+    """What the three configurations share: checks at construction, misspelling warnings, an `auto_map` for
+    libraries.
+    """
 
     _checks: ClassVar[tuple[_Check, ...]] = ()
 
@@ -197,32 +204,38 @@ def _blamed(cls: type[Any], construct: Callable[..., None], fields: dict[str, An
 @strict
 class Small4TextConfig(_Small4BaseConfig):
     r"""
-    The text decoder: multi-head latent attention (DeepSeek-V2, arXiv:2405.04434), YaRN positions (arXiv:2309.00071) and a mixture of experts.
+    The text decoder: multi-head latent attention (DeepSeek-V2, arXiv:2405.04434), YaRN positions (arXiv:2309.00071) and
+    a mixture of experts.
 
     Args:
         vocab_size (`int`, defaults to 131072): Tokens in the vocabulary, 1000 control tokens included.
         hidden_size (`int`, defaults to 4096): Width of the residual stream.
-        intermediate_size (`int`, defaults to 12288): Width of a dense feed-forward layer (only used when `first_k_dense_replace > 0`).
+        intermediate_size (`int`, defaults to 12288): Width of a dense feed-forward layer (only used when
+            `first_k_dense_replace > 0`).
         moe_intermediate_size (`int`, defaults to 2048): Width of one expert.
         num_hidden_layers (`int`, defaults to 36): Decoder layers.
         num_attention_heads (`int`, defaults to 32): Query heads; keys and values have as many once expanded.
         q_lora_rank (`int` or `None`, defaults to 1024): Rank of the query projection; `None` means one full projection.
         kv_lora_rank (`int`, defaults to 256): Width of the key/value latent that is cached.
-        qk_nope_head_dim, qk_rope_head_dim, v_head_dim (`int`): Widths per head without position, with position, and of values.
-        n_routed_experts, n_shared_experts, num_experts_per_tok (`int`): 128 experts, one always active, 4 chosen per token.
+        qk_nope_head_dim, qk_rope_head_dim, v_head_dim (`int`): Widths per head without position, with position, and of
+            values.
+        n_routed_experts, n_shared_experts, num_experts_per_tok (`int`): 128 experts, one always active, 4 chosen per
+        token.
         n_group, topk_group (`int`): Experts are chosen within the best `topk_group` of `n_group` equal groups.
         norm_topk_prob (`bool`), routed_scaling_factor (`float`): Chosen weights are renormalized to sum 1, then scaled.
         first_k_dense_replace (`int`, defaults to 0): The first layers that are dense.
         softmax_scale_rule (`"released"` or `"transformers"`): `"released"`: scores are scaled by `qk_head_dim ** -0.5`.
-            `"transformers"`: also by `(0.1 * ln(factor) + 1) ** 2`, YaRN's magnitude correction (raw `yarn.apply_scale: true`).
+            `"transformers"`: also by `(0.1 * ln(factor) + 1) ** 2`, YaRN's magnitude correction (raw
+            `yarn.apply_scale: true`).
             It is never inferred from `mscale` keys: the released `config.json` carries those and means no correction.
         rope_parameters (`dict`): `rope_type` (`"yarn"` or `"default"`), `rope_theta`, and for YaRN `factor`,
-            `original_max_position_embeddings`, `beta_fast`, `beta_slow`, `truncate`. `llama_4_scaling_beta` scales whole queries by
-            `1 + beta * ln(1 + floor(position / original_max_position_embeddings))`.
-        router_aux_loss_coef, router_z_loss_coef (`float`): Weights of the load-balancing loss (arXiv:2101.03961) and of the router
-            z-loss (arXiv:2202.08906), added to the loss when `output_router_logits` is on.
-        router_aux_loss_per_layer (`bool`, defaults to `False`): Balance the load of each layer by itself. Otherwise, as in transformers'
-            Mixtral, that of all layers together, in which an expert overrun in one layer and idle in another counts as balanced.
+            `original_max_position_embeddings`, `beta_fast`, `beta_slow`, `truncate`. `llama_4_scaling_beta` scales
+            whole queries by `1 + beta * ln(1 + floor(position / original_max_position_embeddings))`.
+        router_aux_loss_coef, router_z_loss_coef (`float`): Weights of the load-balancing loss (arXiv:2101.03961) and of
+            the router z-loss (arXiv:2202.08906), added to the loss when `output_router_logits` is on.
+        router_aux_loss_per_layer (`bool`, defaults to `False`): Balance the load of each layer by itself. Otherwise, as
+            in transformers' Mixtral, that of all layers together, in which an expert overrun in one layer and idle in
+            another counts as balanced.
 
     Raises:
         ValueError: A size or rule that cannot work; the message says what is allowed.
@@ -417,8 +430,8 @@ class Small4TextConfig(_Small4BaseConfig):
 def _rope_parameters(given: dict[str, Any] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
     """One spelling of the rotary settings out of the several that configurations carry; a new dict every time.
 
-    Settles amplitude (always 1 here) and magnitude keys: `attention_factor`, `mscale`, `mscale_all_dim` are dropped, see
-    `softmax_scale_rule`. Legacy `rope_theta`, `type` and `llama_4_scaling` are folded in.
+    Settles amplitude (always 1 here) and magnitude keys: `attention_factor`, `mscale`, `mscale_all_dim` are dropped,
+    see `softmax_scale_rule`. Legacy `rope_theta`, `type` and `llama_4_scaling` are folded in.
     """
     _require(given is None or isinstance(given, dict), "rope_parameters", given, "it must be an object")
     rope = dict(given) if given else {"rope_type": "yarn", "factor": 128.0, "original_max_position_embeddings": 8192}
@@ -451,7 +464,8 @@ class Small4VisionConfig(_Small4BaseConfig):
     Args:
         hidden_size (`int`, defaults to 1024), intermediate_size (`int`, defaults to 4096): Widths.
         num_hidden_layers (`int`, defaults to 24), num_attention_heads (`int`, defaults to 16): Depth and heads.
-        num_channels (`int`, defaults to 3), patch_size (`int`, defaults to 14): One token reads a `patch_size` pixel square.
+        num_channels (`int`, defaults to 3), patch_size (`int`, defaults to 14): One token reads a `patch_size` pixel
+        square.
         image_size (`int`, defaults to 1540): Longest side in pixels; larger images are scaled down by the processor.
         rope_parameters (`dict`): `rope_theta` of the 2-D rotary embedding.
     """
@@ -468,7 +482,8 @@ class Small4VisionConfig(_Small4BaseConfig):
         _Check(
             "hidden_size",
             lambda c: c.hidden_size % (4 * c.num_attention_heads) == 0,
-            "in the tower it must be a multiple of 4 * num_attention_heads (num_attention_heads={c.num_attention_heads}): rows and "
+            "in the tower it must be a multiple of 4 * num_attention_heads "
+            "(num_attention_heads={c.num_attention_heads}): rows and "
             "columns each rotate pairs",
         ),
         _Check("image_size", lambda c: c.image_size >= c.patch_size, "it must be at least patch_size={c.patch_size}"),
@@ -528,11 +543,14 @@ class Small4Config(_Small4BaseConfig):
 
     Args:
         text_config (`Small4TextConfig` or `dict`): The decoder; left out, the released one.
-        vision_config (`Small4VisionConfig`, `dict` or `None`): The tower; left out, the released one; `None`: a text-only model.
-        image_token_index (`int`, defaults to 10): Id of `[IMG]`, the placeholder of one merged image token. Alias `image_token_id`.
+        vision_config (`Small4VisionConfig`, `dict` or `None`): The tower; left out, the released one; `None`: a
+            text-only model.
+        image_token_index (`int`, defaults to 10): Id of `[IMG]`, the placeholder of one merged image token. Alias
+            `image_token_id`.
         spatial_merge_size (`int`, defaults to 2): Patches merged per side into one token.
         vision_feature_layer (`int`, defaults to -1): Which hidden state of the tower is projected; -1 is the last.
-        projector_hidden_act (`str`, defaults to "gelu"), multimodal_projector_bias (`bool`, defaults to `False`): The projector.
+        projector_hidden_act (`str`, defaults to "gelu"), multimodal_projector_bias (`bool`, defaults to `False`): The
+        projector.
         tie_word_embeddings (`bool`, defaults to `False`): Share the embedding with the output head.
 
     Raises:
@@ -652,7 +670,8 @@ def _sub_config(given: Any, name: str, model_types: tuple[str, ...]) -> Any:
     model_type = given.get("model_type") if isinstance(given, dict) else getattr(given, "model_type", None)
     if model_type is not None and model_type not in model_types:
         raise ValueError(
-            f"{name} is of model type {shown(model_type)}; Small 4 takes {' or '.join(model_types)}, or a dict of its fields."
+            f"{name} is of model type {shown(model_type)}; Small 4 takes {' or '.join(model_types)}, or a dict of its "
+            "fields."
         )
     if isinstance(given, PreTrainedConfig) and model_type != model_types[0]:
         return given.to_dict()

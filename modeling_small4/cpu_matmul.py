@@ -1,7 +1,9 @@
-"""Matrix products on a CPU: tokens sorted by expert so that each chosen expert's weights are read once, and half precision at float32's speed.
+"""Matrix products on a CPU: tokens sorted by expert so that each chosen expert's weights are read once, and half
+precision at float32's speed.
 
-A CPU without instructions for bfloat16 or float16 multiplies them several times slower than float32. There a block of weights is
-turned to float32 while it is in the cache, and multiplied so; sums are float32 either way. Knows nothing of routers or layers.
+A CPU without instructions for bfloat16 or float16 multiplies them several times slower than float32. There a block of
+weights is turned to float32 while it is in the cache, and multiplied so; sums are float32 either way. Knows nothing of
+routers or layers.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +25,9 @@ LEAST = 4  # so many columns take BLAS less time than two or three
 
 
 class Small4ExpertsInterface(ExpertsInterface):
-    """transformers' implementations of experts under their names, with `grouped_mm`, the default, done by `grouped_experts` on a CPU."""
+    """transformers' implementations of experts under their names, with `grouped_mm`, the default, done by
+    `grouped_experts` on a CPU.
+    """
 
     def get_interface(self, experts_implementation: str, default: Callable) -> Callable:
         chosen = ALL_EXPERTS_FUNCTIONS.get_interface(experts_implementation, default)
@@ -82,8 +86,8 @@ def _plain(weights: tuple[torch.Tensor, ...]) -> bool:
 
 
 def _one_by_one(weights: tuple[torch.Tensor, ...]) -> bool:
-    """Whether experts are so large that calling one after the other costs nothing, and `mv` is the fastest way: it has no use for
-    instructions for half precision."""
+    """Whether experts are so large that calling one after the other costs nothing, and `mv` is the fastest way: it has
+    no use for instructions for half precision."""
     large = _plain(weights) and weights[0][0].numel() >= LARGE
     return large and not torch.is_grad_enabled() and not _native_half(weights[0].dtype)
 
@@ -105,7 +109,9 @@ def _native_half(dtype: torch.dtype) -> bool:
 
 
 class GroupedLinear(torch.autograd.Function):
-    """`[tokens, in]`, sorted by expert, times `[experts, out, in]`: `[tokens, out]`. Tokens beyond the sum of `counts` give zeros."""
+    """`[tokens, in]`, sorted by expert, times `[experts, out, in]`: `[tokens, out]`. Tokens beyond the sum of `counts`
+    give zeros.
+    """
 
     @staticmethod
     def forward(inputs: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -137,8 +143,8 @@ class GroupedLinear(torch.autograd.Function):
 def linear(module: Any, inputs: torch.Tensor) -> torch.Tensor:
     """`module(inputs)`; for a plain half-precision linear on a CPU that is slow at it, through float32.
 
-    A function and not a subclass of `nn.Linear`: transformers loads FP8, bitsandbytes and GGUF weights by replacing modules whose type is
-    `nn.Linear` itself, and would leave every other one out.
+    A function and not a subclass of `nn.Linear`: transformers loads FP8, bitsandbytes and GGUF weights by replacing
+    modules whose type is `nn.Linear` itself, and would leave every other one out.
 
     Args:
         module: `nn.Linear`, or whatever an adapter, quantiser or sharding put in its place.
@@ -154,7 +160,9 @@ def linear(module: Any, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def is_plain_linear(module: Any) -> bool:
-    """True when `module.weight` is all there is to it: no adapter, quantizer, shard, offload hook or other wrapper in between."""
+    """True when `module.weight` is all there is to it: no adapter, quantizer, shard, offload hook or other wrapper in
+    between.
+    """
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
@@ -184,7 +192,9 @@ def _groups(counts: list[int]) -> list[tuple[int, slice]]:
 
 
 def _multiply(inputs: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    """`out = inputs @ weight.T`, `[tokens, in]` and `[out, in]`. Weights stand on the left: for few tokens BLAS is up to twice as fast so."""
+    """`out = inputs @ weight.T`, `[tokens, in]` and `[out, in]`. Weights stand on the left: for few tokens BLAS is up
+    to twice as fast so.
+    """
     tokens, slow = inputs.shape[0], _slow(weight.dtype)
     if tokens > MANY:
         for some, results in zip(inputs.split(MANY), out.split(MANY), strict=True):

@@ -1,7 +1,8 @@
 """Where a routed expert lies on disk, and reading it: byte ranges of safetensors files, found in their headers.
 
-A layer's experts are stored in a few tensors whose first dimension counts experts, so one expert is one range of each of them. Ranges are
-read with `preadv` straight into their place, and the system is told to drop them from its file cache. Must not know: what stays in memory.
+A layer's experts are stored in a few tensors whose first dimension counts experts, so one expert is one range of each
+of them. Ranges are read with `preadv` straight into their place, and the system is told to drop them from its file
+cache. Must not know: what stays in memory.
 """
 
 import json

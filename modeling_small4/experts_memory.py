@@ -29,7 +29,8 @@ def parse_size(size: str | int) -> int:
 
 
 def parse_memory(asked: dict[str, str | int] | str | int) -> dict[str, int]:
-    """Bytes by tier, of `{"gpu": "18GiB", "cpu": "48GiB"}` or `"gpu=18GiB,cpu=48GiB"`, or of `"48GiB"` alone, which is main memory.
+    """Bytes by tier, of `{"gpu": "18GiB", "cpu": "48GiB"}` or `"gpu=18GiB,cpu=48GiB"`, or of `"48GiB"` alone, which is
+    main memory.
 
     Raises:
         ValueError: A tier that is none of `TIERS`, or what is no amount.
@@ -48,7 +49,9 @@ def parse_memory(asked: dict[str, str | int] | str | int) -> dict[str, int]:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process can still take: the least of what the machine has left and what its limits allow."""
+    """Bytes of main memory that this process can still take: the least of what the machine has left and what its limits
+    allow.
+    """
     return max(0, min(psutil.virtual_memory().available, _left_of_rlimits(), _left_of_cgroup()))
 
 
@@ -67,7 +70,9 @@ def _left_of_rlimits() -> int:
 
 
 def _left_of_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """By the control group of this process and those around it, versions 2 and 1. File cache counts as free: it is given up when needed."""
+    """By the control group of this process and those around it, versions 2 and 1. File cache counts as free: it is
+    given up when needed.
+    """
     left = [2**63]
     for folder, limit, usage in _cgroups(root):
         with suppress(OSError, ValueError):

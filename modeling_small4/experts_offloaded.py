@@ -1,6 +1,8 @@
-"""Routed experts that are not all in memory: those that tokens choose are fetched into a pool of slots, and computed with there.
+"""Routed experts that are not all in memory: those that tokens choose are fetched into a pool of slots, and computed
+with there.
 
-Outputs are those of the experts held whole, to the bit. For inference only. Must not know: how files are laid out, which slot is given up.
+Outputs are those of the experts held whole, to the bit. For inference only. Must not know: how files are laid out,
+which slot is given up.
 """
 
 from collections.abc import Generator, Sequence
@@ -191,7 +193,8 @@ class Small4OffloadedExperts(nn.Module):
     ) -> list[torch.Tensor]:
         """Outputs of each expert for its rows of `inputs`, with weights `[out, in]`.
 
-        inner: Keeps gate and up of all experts for one forward pass. The activation is applied to all rows at once, those still to come
+        inner: Keeps gate and up of all experts for one forward pass. The activation is applied to all rows at once,
+        those still to come
             included: where torch cuts them for its threads decides how single numbers are rounded.
         """
         dtype = self.like.dtype

@@ -1,7 +1,9 @@
-"""Which experts are in memory: slots of equal size, filled as experts are asked for, and a measure of use that decides what stays.
+"""Which experts are in memory: slots of equal size, filled as experts are asked for, and a measure of use that decides
+what stays.
 
-One `Pool` serves all layers and all threads that share a model. What is being computed with is held and never overwritten. A pool of slots
-on an accelerator takes its experts from a pool in host memory, which takes them from disk. Must not know: files, what an expert computes.
+One `Pool` serves all layers and all threads that share a model. What is being computed with is held and never
+overwritten. A pool of slots on an accelerator takes its experts from a pool in host memory, which takes them from disk.
+Must not know: files, what an expert computes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +30,8 @@ class Source(Protocol):
 class Usage:
     """How much each expert was used lately: the sum of its tokens, one of `HALF_LIFE` tokens ago counting half.
 
-    Between the least recently used and the least often used, and the same for a prompt read at once as for its tokens one by one.
+    Between the least recently used and the least often used, and the same for a prompt read at once as for its tokens
+    one by one.
     """
 
     def __init__(self, layers: int, experts: int) -> None:
@@ -83,7 +86,8 @@ class Pool:
 
     @contextmanager
     def held(self, experts: Sequence[Expert]) -> Iterator["Holding"]:
-        """Keep experts in slots while the block runs; those that are missing are fetched together. At most `count` different ones.
+        """Keep experts in slots while the block runs; those that are missing are fetched together. At most `count`
+        different ones.
 
         Waits while other threads hold the slots. A thread must not hold any when it asks.
         """

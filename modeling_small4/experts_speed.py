@@ -1,4 +1,5 @@
-"""How fast a model decodes whose experts are partly on disk, foretold from bandwidths. Arithmetic, and two short measurements.
+"""How fast a model decodes whose experts are partly on disk, foretold from bandwidths. Arithmetic, and two short
+measurements.
 
 Knows no model; the planner has the same for whole machines.
 """
@@ -11,8 +12,8 @@ SAMPLE = 2**25  # bytes that are read to measure main memory
 
 
 def hit_rate(share: float) -> float:
-    """How many of the chosen experts are in memory where a share of all experts is: its root, between uniform use (the share itself)
-    and the skew measured on the demo checkpoint."""
+    """How many of the chosen experts are in memory where a share of all experts is: its root, between uniform use (the
+    share itself) and the skew measured on the demo checkpoint."""
     return min(1.0, share) ** 0.5
 
 

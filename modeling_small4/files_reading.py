@@ -1,6 +1,7 @@
 """Files that may be damaged, read so that every error is one readable line that begins with the file's name.
 
-Knows JSON and the frame of safetensors files (github.com/huggingface/safetensors, "Format"); nothing of what they say about a model.
+Knows JSON and the frame of safetensors files (github.com/huggingface/safetensors, "Format"); nothing of what they say
+about a model.
 """
 
 import json
@@ -109,7 +110,8 @@ def check_weights(folder: Path, stem: str = "model") -> None:
     """Look at the index and at the headers of a folder's safetensors files before they are loaded.
 
     Raises:
-        ValueError: The index is no map of tensors to files of the folder, or a file is damaged; with the tensor where there is one.
+        ValueError: The index is no map of tensors to files of the folder, or a file is damaged; with the tensor where
+            there is one.
         OSError: A file that the index names is missing, or one cannot be opened.
     """
     index = folder / f"{stem}.safetensors.index.json"
@@ -134,7 +136,8 @@ def _indexed(index: Path) -> list[Path]:
         plain = isinstance(name, str) and os.path.basename(name) == name and name.endswith(".safetensors")
         if not plain or "\\" in name or "\0" in name:
             raise ValueError(
-                f"{index}: tensor {one_line(tensor, 120)} is in {shown(name)}, which is no safetensors file of the folder"
+                f"{index}: tensor {one_line(tensor, 120)} is in {shown(name)}, which is no safetensors file of the "
+                "folder"
             )
     return [index.parent / name for name in sorted(set(places.values()))]
 
@@ -187,7 +190,8 @@ def folder_of(source: object, subfolder: object = None) -> Path | None:
 
 @contextmanager
 def naming(file: str | os.PathLike[str]) -> Iterator[None]:
-    """Let what goes wrong with a file begin with its name: a ValueError, whichever error a library raises over damaged contents.
+    """Let what goes wrong with a file begin with its name: a ValueError, whichever error a library raises over damaged
+    contents.
 
     Errors of the file system, and those that name the file already, stay as they are.
     """

@@ -7,7 +7,9 @@ _SAVED = (".json", ".safetensors", ".jinja", ".txt", ".py", ".model")
 
 
 class NoLinksFollowed:
-    """Put before a class of transformers: its `save_pretrained` writes into the folder it is given, and through no link in it."""
+    """Put before a class of transformers: its `save_pretrained` writes into the folder it is given, and through no link
+    in it.
+    """
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers'. Raises ValueError for a file that is a link, see `refuse_links`."""
@@ -16,7 +18,8 @@ class NoLinksFollowed:
 
 
 def refuse_links(save_directory: Any) -> None:
-    """Look through a folder that `save_pretrained` is about to write into. A snapshot in the Hub's cache consists of links to its store.
+    """Look through a folder that `save_pretrained` is about to write into. A snapshot in the Hub's cache consists of
+    links to its store.
 
     Raises:
         ValueError: A file with the ending of those that are saved is a link there.
@@ -27,6 +30,7 @@ def refuse_links(save_directory: Any) -> None:
         for entry in entries:
             if entry.name.endswith(_SAVED) and entry.is_symlink():
                 raise ValueError(
-                    f"{entry.path} is a link to {os.readlink(entry.path)}, and saving would overwrite what it leads to. Save into another "
+                    f"{entry.path} is a link to {os.readlink(entry.path)}, and saving would overwrite what it leads "
+                    "to. Save into another "
                     "folder, or remove the link."
                 )

@@ -1,4 +1,5 @@
-"""What a forward takes its arguments to mean. Every rule that reads more out of them than they say stands in this table.
+"""What a forward takes its arguments to mean. Every rule that reads more out of them than they say stands in this
+table.
 
 | what was passed | what it is taken to mean | decided by |
 |---|---|---|
@@ -37,7 +38,8 @@ def packed_texts(position_ids: torch.Tensor | None, attention_mask: Any, cache: 
 
     Args:
         position_ids: `[batch or 1, length]`, or None.
-        attention_mask: As the caller gave it: None, `[batch, length]`, four dimensions, or an implementation's own kind.
+        attention_mask: As the caller gave it: None, `[batch, length]`, four dimensions, or an implementation's own
+            kind.
         cache: As the caller gave it.
     """
     if position_ids is None or cache is not None:
@@ -60,7 +62,8 @@ def new_cache_wanted(use_cache: bool | None, training: bool, packed: torch.Tenso
     """Whether a forward that was given no cache makes one."""
     if use_cache and packed is not None and not training:
         logger.warning_once(
-            "position_ids start anew within a row, so the row is read as several packed texts and no cache is returned. Pass use_cache=False "
+            "position_ids start anew within a row, so the row is read as several packed texts and no cache is "
+            "returned. Pass use_cache=False "
             "if that is meant. If the row is one text with padding, pass its attention_mask."
         )
     return bool(use_cache) and packed is None and not training
@@ -83,7 +86,8 @@ def check_mask(attention_mask: Any, cache: Any, length: int) -> None:
     seen = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
     if _is_flat(attention_mask) and isinstance(seen, int) and attention_mask.shape[1] < seen + length:
         raise ValueError(
-            f"attention_mask has {attention_mask.shape[1]} columns for {seen} cached and {length} new tokens; it must cover both."
+            f"attention_mask has {attention_mask.shape[1]} columns for {seen} cached and {length} new tokens; it must "
+            "cover both."
         )
 
 
@@ -101,8 +105,10 @@ def check_cache(cache: Any, batch: int, width: int) -> None:
         return
     if heads != 1 or (held is not None and held > width):
         raise ValueError(
-            f"The cache holds keys of {heads} heads and {held} numbers, but latent attention caches one latent of {width} numbers per token. "
-            "Fill the cache with this model. Prefix tuning, which makes keys and values for every head, is not possible; prompt tuning and "
+            f"The cache holds keys of {heads} heads and {held} numbers, but latent attention caches one latent of "
+            f"{width} numbers per token. "
+            "Fill the cache with this model. Prefix tuning, which makes keys and values for every head, is not "
+            "possible; prompt tuning and "
             "LoRA are."
         )
     if rows != batch:
@@ -124,7 +130,8 @@ def repeat_rows(cache: Any, prompts: int, times: int) -> None:
         cache.batch_repeat_interleave(times)
     except AttributeError:
         raise ValueError(
-            f"A filled {type(cache).__name__} cannot be repeated for num_beams or num_return_sequences; pass a LatentCache, or repeat the "
+            f"A filled {type(cache).__name__} cannot be repeated for num_beams or num_return_sequences; pass a "
+            "LatentCache, or repeat the "
             "prompts before the cache is filled."
         ) from None
 
@@ -133,14 +140,17 @@ def warn_beyond_positions(limit: int, tokens: int, what: str) -> None:
     """Warn that there are to be more tokens than positions. what: a clause about `tokens`, with their number."""
     if tokens > limit:
         warnings.warn(
-            f"{what}, but the model has {limit} positions (max_position_embeddings); beyond them its answers get worse.",
+            f"{what}, but the model has {limit} positions (max_position_embeddings); beyond them its answers get "
+            "worse.",
             UserWarning,
             stacklevel=3,
         )
 
 
 def _shape(cache: Any) -> tuple[int | None, int | None, int | None]:
-    """Rows, heads and numbers per token of a filled cache of transformers' or our kind; None for what it does not say."""
+    """Rows, heads and numbers per token of a filled cache of transformers' or our kind; None for what it does not
+    say.
+    """
     layer = next(iter(getattr(cache, "layers", None) or ()), None)
     if layer is None or is_tracing() or not layer.is_initialized or int(layer.get_seq_length()) == 0:
         return None, None, None

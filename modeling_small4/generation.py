@@ -61,15 +61,17 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 prompt's own settings stand and decoding is free.
             max_thinking_tokens: most tokens between `[THINK]` and `[/THINK]`, those already in the prompt counted;
                 then `[/THINK]` is forced and the answer follows. Without a mode, the prompt's own mode applies.
-            preset: "latency" answers one prompt as soon as it can (see `presets`), "throughput" many prompts in as little
-                time as it can (see `batching`). Greedy answers are those of a plain call.
-            grammar: what each answer must look like, from its first token or, where it thinks, from the end of the thought on: a
-                JSON schema (dict or pydantic class), `re.compile(...)`, a list of choices, an EBNF text, a `Grammar`, or a dict
-                `{"json_schema" | "regex" | "ebnf" | "choices" | "tools": ...}`; or a list with one of them, or None, for each
-                row. Where tokens run out, the answer is closed in time. The prompt's own mode applies. Needs the extra
-                `grammar`, and the tokens' texts: of `tokenizer`, else of the folder that the model was loaded from.
-            kwargs: everything else `generate` takes; `tokenizer` (a processor will do) also supplies the control ids where the
-                checkpoint's generation_config has no `reasoning_token_ids`.
+            preset: "latency" answers one prompt as soon as it can (see `presets`), "throughput" many prompts in as
+                little time as it can (see `batching`). Greedy answers are those of a plain call.
+            grammar: what each answer must look like, from its first token or, where it thinks, from the end of the
+                thought on: a JSON schema (dict or pydantic class), `re.compile(...)`, a list of choices, an EBNF text,
+                    a `Grammar`, or a dict
+                `{"json_schema" | "regex" | "ebnf" | "choices" | "tools": ...}`; or a list with one of them, or None,
+                for each row. Where tokens run out, the answer is closed in time. The prompt's own mode applies. Needs
+                the extra `grammar`, and the tokens' texts: of `tokenizer`, else of the folder that the model was loaded
+                from.
+            kwargs: everything else `generate` takes; `tokenizer` (a processor will do) also supplies the control ids
+                where the checkpoint's generation_config has no `reasoning_token_ids`.
 
         Returns:
             What `generate` returns. Sequences [rows, length] begin with the ids that were passed in, also where the
@@ -80,8 +82,8 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         Raises:
             ValueError: a mode or budget that is not allowed, a prompt that is no chat prompt, a mode that contradicts
                 a filled cache, unknown control ids, or continuous batching, which supports neither argument. A preset
-                that does not exist, or one beside arguments that contradict it. A grammar that is wrong, impossible or cannot
-                be enforced, with the path of what is wrong in a schema.
+                that does not exist, or one beside arguments that contradict it. A grammar that is wrong, impossible or
+                cannot be enforced, with the path of what is wrong in a schema.
         """
         given = {"inputs": inputs, "generation_config": generation_config, "logits_processor": logits_processor}
         given |= {"stopping_criteria": stopping_criteria, "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
@@ -93,7 +95,8 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
             return super().generate(**call.arguments)
         if call.get("assistant_early_exit") is not None:
             raise ValueError(
-                f"assistant_early_exit={call.get('assistant_early_exit')!r} is not supported: no Small 4 is trained to answer from a layer "
+                f"assistant_early_exit={call.get('assistant_early_exit')!r} is not supported: no Small 4 is trained "
+                "to answer from a layer "
                 'in its middle. Pass assistant_model=..., prompt_lookup_num_tokens=..., or preset="latency".'
             )
         check_preset(call.preset)
@@ -142,7 +145,8 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
     ) -> Any:
         """transformers' continuous batching; it keeps no history of a row, so the reasoning arguments are refused.
 
-        Without a `continuous_batching_config`, room is made for these prompts, where transformers would take most of the memory.
+        Without a `continuous_batching_config`, room is made for these prompts, where transformers would take most of
+        the memory.
         """
         call = GenerateCall.of(kwargs | {"generation_config": generation_config}, self.generation_config)
         _refuse_continuous_batching(call)
@@ -224,7 +228,8 @@ def _hand_over(call: GenerateCall, rewritten: RewrittenPrompt) -> None:
     arguments = call.arguments
     if arguments.get("position_ids") is not None:
         raise ValueError(
-            "position_ids were passed with a reasoning_mode that changes the prompt's ids, so they no longer fit. Leave "
+            "position_ids were passed with a reasoning_mode that changes the prompt's ids, so they no longer fit. "
+            "Leave "
             "them out (generate derives them from attention_mask), or put the mode into the prompt yourself."
         )
     call.set_prompt(rewritten.actual.ids, rewritten.actual.mask)
@@ -345,8 +350,10 @@ def _refuse_other_mode(held: int, asked: list[str | None], cached: list[str | No
     row = next((row for row, (new, old) in enumerate(zip(asked, cached, strict=True)) if new != old), 0)
     settings = f"settings for {cached[row]!r}" if cached[row] else "no settings of a mode"
     raise ValueError(
-        f"reasoning_mode is {asked[row]!r}, but cache already holds {held} tokens of a prompt with {settings} at its beginning. Pass "
-        f"reasoning_mode={cached[row]!r} to go on with this cache, or the whole conversation with an empty cache to change the mode."
+        f"reasoning_mode is {asked[row]!r}, but cache already holds {held} tokens of a prompt with {settings} at its "
+        "beginning. Pass "
+        f"reasoning_mode={cached[row]!r} to go on with this cache, or the whole conversation with an empty cache to "
+        "change the mode."
     )
 
 

@@ -1,8 +1,9 @@
 """`generate(preset="throughput")`: many prompts in one call, at the least cost for all of them together.
 
-Text prompts go through transformers' continuous batching: a request that is done makes room for the next, and no row is padded.
-What that cannot do (images, reasoning arguments, beams, custom logits processors, ...) is done in batches of prompts sorted by
-length, each cut to its longest. Either way the result is that of one plain call. Must not know: the model's layers.
+Text prompts go through transformers' continuous batching: a request that is done makes room for the next, and no row is
+padded. What that cannot do (images, reasoning arguments, beams, custom logits processors, ...) is done in batches of
+prompts sorted by length, each cut to its longest. Either way the result is that of one plain call. Must not know: the
+model's layers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,8 @@ def generate_many(model: Any, call: GenerateCall, run: Run) -> torch.Tensor:
     prompts = Prompt.of(ids, call.arguments.get("attention_mask"), call.get("pad_token_id"), call.eos())
     if prompts.mask.shape != ids.shape or not bool(prompts.mask[:, -1].all()):
         raise ValueError(
-            f'preset="throughput" needs prompts padded on the left and an attention_mask of their shape {list(ids.shape)}.'
+            'preset="throughput" needs prompts padded on the left and an attention_mask of their shape '
+            f"{list(ids.shape)}."
         )
     settings = None if call.ruled else _continuous(model, call, ids)
     if settings is not None:

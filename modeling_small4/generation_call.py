@@ -1,4 +1,6 @@
-"""One call of `generate`: its arguments and the settings that Small 4 adds, resolved once. Must not know: what any of them does."""
+"""One call of `generate`: its arguments and the settings that Small 4 adds, resolved once. Must not know: what any of
+them does.
+"""
 
 from collections.abc import Sequence
 from copy import copy
@@ -92,7 +94,9 @@ class GenerateCall:
         self.arguments["attention_mask"] = mask
 
     def get(self, name: str) -> Any:
-        """A setting as `generate` resolves it: the argument, else that of the configuration passed in, else the model's own."""
+        """A setting as `generate` resolves it: the argument, else that of the configuration passed in, else the model's
+        own.
+        """
         values = [self.arguments.get(name), *(getattr(config, name, None) for config in self.configs)]
         return next((value for value in values if value is not None), None)
 
@@ -124,7 +128,9 @@ class GenerateCall:
         )
 
     def shift_lengths(self, added: int) -> None:
-        """Lengths that count the prompt count the caller's: lengthen them by what was added to it (less than 0: was cut off)."""
+        """Lengths that count the prompt count the caller's: lengthen them by what was added to it (less than 0: was cut
+        off).
+        """
         for name in ("max_length", "min_length"):
             length = self.get(name)
             if length is None:
@@ -143,6 +149,7 @@ def _grammars_of_rows(grammar: Any, rows: int) -> list[Grammar | None]:
         return [Grammar.read(grammar)] * rows
     if len(grammar) != rows:
         raise ValueError(
-            f"grammar lists {len(grammar)} grammars for a batch of {rows}; give one for each row (None for none), or a single one."
+            f"grammar lists {len(grammar)} grammars for a batch of {rows}; give one for each row (None for none), or "
+            "a single one."
         )
     return [None if each is None else Grammar.read(each) for each in grammar]

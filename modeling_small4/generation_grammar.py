@@ -1,7 +1,7 @@
 """Decoding under a grammar, as one logits processor: what may follow in each row, from the end of its thought on.
 
-Its state is recomputed from the ids at every step, so beams may be reordered and drafted tokens discarded. Must not know: models,
-how grammars are written.
+Its state is recomputed from the ids at every step, so beams may be reordered and drafted tokens discarded. Must not
+know: models, how grammars are written.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,8 @@ class GrammarRow:
     Attributes:
         grammar: None for a row that is free.
         start: index in the ids of the answer's first token.
-        opens: whether a thought opens first: True it does (mode "high"), False it does not ("none"), None the model chooses.
+        opens: whether a thought opens first: True it does (mode "high"), False it does not ("none"), None the model
+            chooses.
         begun: what the prompt holds of the answer.
     """
 
@@ -39,7 +40,9 @@ class GrammarRow:
 
 @dataclass
 class _Look:
-    """A look for an end: `at` so many ids read there was `plan`, the way to one; the next look is due at `again` tokens left."""
+    """A look for an end: `at` so many ids read there was `plan`, the way to one; the next look is due at `again` tokens
+    left.
+    """
 
     at: int
     plan: list[int] | None
@@ -70,7 +73,9 @@ class _Cursor:
         return len(self.read) == len(text)
 
     def plan(self, left: float, slack: int, vocabulary: Vocabulary) -> list[int] | None:
-        """The way to an end from here if it has to be taken now, with `left` tokens left; None if not, or if there is none."""
+        """The way to an end from here if it has to be taken now, with `left` tokens left; None if not, or if there is
+        none.
+        """
         look = self.looks[-1] if self.looks else None
         gone = 0 if look is None else len(self.read) - look.at
         if look is not None and look.plan is not None and self.read[look.at :] == look.plan[:gone]:
@@ -87,9 +92,9 @@ class _Cursor:
 class GrammarProcessor(LogitsProcessor):
     """Allows only what continues each row's answer towards a valid end.
 
-    Behind `[/THINK]`, or from the answer's first token on where no thought opens, the answer is the grammar's; an end of message is
-    allowed where the grammar is at an end. A thought is free, but holds no other special tokens. If other processors leave nothing
-    that the grammar allows, the grammar's tokens are all as likely.
+    Behind `[/THINK]`, or from the answer's first token on where no thought opens, the answer is the grammar's; an end
+    of message is allowed where the grammar is at an end. A thought is free, but holds no other special tokens. If other
+    processors leave nothing that the grammar allows, the grammar's tokens are all as likely.
 
     Args:
         rows: what is asked of each prompt.

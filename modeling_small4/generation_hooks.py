@@ -1,7 +1,8 @@
-"""Which cache `generate` makes, and how a long prompt goes into it: latents, chunk by chunk. Nothing of decoding itself.
+"""Which cache `generate` makes, and how a long prompt goes into it: latents, chunk by chunk. Nothing of decoding
+itself.
 
-Assisted decoding of transformers reads the prompt and the first draft in one forward, whatever a cache holds already; here it goes the
-same way as any prompt.
+Assisted decoding of transformers reads the prompt and the first draft in one forward, whatever a cache holds already;
+here it goes the same way as any prompt.
 """
 
 import copy
@@ -28,7 +29,9 @@ IMAGES = ("pixel_values", "image_sizes", "mm_encoder_outputs")
 
 
 def static_room(tokens: int) -> int:
-    """Room of a static cache for so many tokens: of few sizes, so that few steps are compiled, and at most twice as much as needed."""
+    """Room of a static cache for so many tokens: of few sizes, so that few steps are compiled, and at most twice as
+    much as needed.
+    """
     return max(512, 1 << (tokens - 1).bit_length()) if tokens <= 16384 else -(-tokens // 16384) * 16384
 
 
@@ -103,7 +106,9 @@ class Small4PrefillMixin:
         return getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
 
     def cache_for(self, tokens: int, preset: str | None, bits: int = 16, generation_config: Any = None) -> LatentCache:
-        """An empty cache for so many tokens: with the latency preset of fixed size where steps are compiled, else with all room made."""
+        """An empty cache for so many tokens: with the latency preset of fixed size where steps are compiled, else with
+        all room made.
+        """
         if preset != "latency":
             return LatentCache(self.config, bits)
         fixed = LatentCache(self.config, bits, static_room(tokens + 1), static=True)
@@ -146,7 +151,9 @@ class Small4PrefillMixin:
     def _assisted_decoding(
         self, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
     ) -> Any:
-        """All of the prompt but its last token goes into the cache first, unless the cache holds it or the prompt is short."""
+        """All of the prompt but its last token goes into the cache first, unless the cache holds it or the prompt is
+        short.
+        """
         cache: Any = kwargs.get("cache")
         config = generation_config
         compiled = cache is not None and self._valid_auto_compile_criteria(kwargs, config)
@@ -192,10 +199,12 @@ class Small4PrefillMixin:
         cached_only: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the end.
+        """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the
+        end.
 
         Args:
-            cached_only: Tokens that are in the cache and not in `input_ids`; where `_assisted_decoding` filled the cache.
+            cached_only: Tokens that are in the cache and not in `input_ids`; where `_assisted_decoding` filled the
+                cache.
         """
         cache = given_cache(cache, past_key_values)
         if next_sequence_length is None and cached_only is not None:

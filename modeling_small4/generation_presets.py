@@ -1,8 +1,9 @@
 """`generate(preset=...)`: the names, and what "latency" is made of; "throughput" is in `generation_batching`.
 
-"latency" is for one prompt at a time. The cache has its full size from the start. Where transformers compiles (GPUs; elsewhere when
-`compile_config` asks for all devices) it is static and the decoding step is compiled. A single greedy answer is drafted from the
-text before it, for the model to check several tokens in one step. Must not know: the model's layers.
+"latency" is for one prompt at a time. The cache has its full size from the start. Where transformers compiles (GPUs;
+elsewhere when `compile_config` asks for all devices) it is static and the decoding step is compiled. A single greedy
+answer is drafted from the text before it, for the model to check several tokens in one step. Must not know: the model's
+layers.
 """
 
 from typing import Any
@@ -43,7 +44,8 @@ def refuse(preset: str, call: GenerateCall, contradicting: dict[str, str]) -> No
     cache = call.get("cache_implementation")
     if cache not in LATENT:
         raise ValueError(
-            f"preset={preset!r} makes its own cache, which contradicts cache_implementation={cache!r}; leave one of them "
+            f"preset={preset!r} makes its own cache, which contradicts cache_implementation={cache!r}; leave one of "
+            "them "
             'out, or take "latent_8bit".'
         )
 
@@ -65,9 +67,9 @@ def for_latency(call: GenerateCall) -> dict[str, Any]:
 class PromptDrafts(CandidateGenerator):
     """Drafts what followed the last few tokens where they occurred before.
 
-    A draft has `DRAFT` tokens or none, so that steps come in two shapes only. In a mixture of experts every further token brings
-    experts of its own that have to be read, so a wrong draft costs more than in a dense model: after one, a longer piece of text
-    must repeat before the next is made.
+    A draft has `DRAFT` tokens or none, so that steps come in two shapes only. In a mixture of experts every further
+    token brings experts of its own that have to be read, so a wrong draft costs more than in a dense model: after one,
+    a longer piece of text must repeat before the next is made.
     """
 
     def __init__(self, max_length: int) -> None:

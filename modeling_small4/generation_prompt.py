@@ -1,7 +1,7 @@
 """Chat prompts as token ids: which reasoning mode they carry, how to change it, where their answer begins.
 
-Works on plain lists of ids and on whole left-padded batches; knows the special tokens of the chat format by id only. Must not
-know: models, decoding, tokenization of anything but the two settings texts.
+Works on plain lists of ids and on whole left-padded batches; knows the special tokens of the chat format by id only.
+Must not know: models, decoding, tokenization of anything but the two settings texts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,9 @@ class ReasoningIds:
 
     @classmethod
     def from_mapping(cls, ids: Mapping[str, Any]) -> "ReasoningIds":
-        """Reads the mapping; a required special token the vocabulary lacks is a ValueError that lists what is missing."""
+        """Reads the mapping; a required special token the vocabulary lacks is a ValueError that lists what is
+        missing.
+        """
         missing = [name for name in _REQUIRED if ids.get(name) is None]
         missing += [f"settings_{mode}" for mode in REASONING_MODES if not ids.get(f"settings_{mode}")]
         if missing:
@@ -81,7 +83,8 @@ class ReasoningIds:
         """
         if self.inst not in row or self.end_inst not in row[row.index(self.inst) :]:
             raise ValueError(
-                "reasoning_mode needs a chat prompt, but the ids hold no message between [INST] and [/INST]. Build them "
+                "reasoning_mode needs a chat prompt, but the ids hold no message between [INST] and [/INST]. Build "
+                "them "
                 "from messages with processor.apply_chat_template, or leave reasoning_mode out."
             )
         wanted = [self.settings, *self.settings_texts[mode], self.end_settings]

@@ -1,7 +1,8 @@
-"""What an answer must look like: a JSON schema, a regular expression, an EBNF grammar, choices, or tools; and the engine that reads it.
+"""What an answer must look like: a JSON schema, a regular expression, an EBNF grammar, choices, or tools; and the
+engine that reads it.
 
-The engine is llguidance (extra `grammar`), imported where it is first needed. Must not know: torch, models, how decoding keeps to a
-grammar (`generation_grammar`).
+The engine is llguidance (extra `grammar`), imported where it is first needed. Must not know: torch, models, how
+decoding keeps to a grammar (`generation_grammar`).
 """
 
 import json
@@ -17,7 +18,8 @@ from .reasoning import ARGS, TOOL_CALLS
 
 INSTALL = 'Grammars need llguidance: pip install ".[grammar]".'
 FORMS = (
-    "a JSON schema (dict, or a pydantic class), re.compile(...), a list of choices, an EBNF text, or a dict with one of the keys "
+    "a JSON schema (dict, or a pydantic class), re.compile(...), a list of choices, an EBNF text, or a dict with one "
+    "of the keys "
     '"json_schema", "regex", "ebnf", "choices" and "tools" (with "tool_choice" and "parallel_tool_calls")'
 )
 _CALLS, _ARGS = "\u2039calls\u203a", "\u2039args\u203a"  # JSON is written in ASCII, and so are the names of tools
@@ -33,7 +35,8 @@ class Grammar:
     Attributes:
         kind: which of these.
         source: in Lark's syntax; the special tokens of tool calls stand in it as marks that no other text can hold.
-        close: end the answer in time: where tokens run out, the shortest way to a valid end is taken. Off, it is cut off.
+        close: end the answer in time: where tokens run out, the shortest way to a valid end is taken. Off, it is cut
+            off.
         reserve: tokens that may have to follow once an optional part of the answer has begun, as far as is known.
     """
 
@@ -115,7 +118,8 @@ class Grammar:
             raise ValueError(f"An EBNF grammar must be a str, but is a {type(text).__name__}.")
         if not re.search(r"^\s*[?!]?[\w-]+\s*(\[[^\]]*\]\s*)?(:|::=)", text, re.MULTILINE):
             raise ValueError(
-                f"The text {_short(text)} has no rule (`start: ...` or `root ::= ...`). A regular expression is given as "
+                f"The text {_short(text)} has no rule (`start: ...` or `root ::= ...`). A regular expression is given "
+                "as "
                 're.compile(...) or {"regex": ...}, a choice as a list.'
             )
         if "<" in _QUOTED.sub("", text):
@@ -152,12 +156,13 @@ class Grammar:
         """Calls of tools, with arguments that fit their parameters.
 
         Args:
-            tools: as in `apply_chat_template`. Where a tool is not `strict`, what its schema asks for beyond what can be
-                enforced is left out.
-            tool_choice: "auto" (text, then calls, or either), "required" (or "any"), "none", the name of a tool, or OpenAI's
-                dicts for a named or an allowed tool.
+            tools: as in `apply_chat_template`. Where a tool is not `strict`, what its schema asks for beyond what can
+                be enforced is left out.
+            tool_choice: "auto" (text, then calls, or either), "required" (or "any"), "none", the name of a tool, or
+                OpenAI's dicts for a named or an allowed tool.
             parallel_tool_calls: False for at most one call.
-            content: what the text must be instead of any text (JSON, of a response format); then text or calls, not both.
+            content: what the text must be instead of any text (JSON, of a response format); then text or calls, not
+                both.
 
         Raises:
             ValueError: A tool that is none, or a choice of none of the tools.
@@ -208,7 +213,8 @@ class Grammar:
 
 
 class Vocabulary:
-    """A tokenizer's tokens as the engine reads them; built when first used, and not copied or pickled with the tokenizer.
+    """A tokenizer's tokens as the engine reads them; built when first used, and not copied or pickled with the
+    tokenizer.
 
     Args:
         tokens: the bytes of each id; of special tokens, their names.

@@ -1,7 +1,8 @@
-"""The shortest way to a valid end of an answer, from the engine's state: so that an answer can be closed before tokens run out.
+"""The shortest way to a valid end of an answer, from the engine's state: so that an answer can be closed before tokens
+run out.
 
-A depth-first search over bytes and special tokens that tries what closes first. It need not find the very shortest way, and gives up
-after a bounded effort. Must not know: torch, schemas, models.
+A depth-first search over bytes and special tokens that tries what closes first. It need not find the very shortest way,
+and gives up after a bounded effort. Must not know: torch, schemas, models.
 """
 
 from typing import Any
@@ -20,7 +21,9 @@ _TEXT = (
 
 
 def shortest_end(matcher: Any, vocabulary: Vocabulary) -> list[int] | None:
-    """Ids that take the answer to a valid end, [] where it is at one; None where none was found. The matcher stays as it is."""
+    """Ids that take the answer to a valid end, [] where it is at one; None where none was found. The matcher stays as
+    it is.
+    """
     found = _search(matcher.deep_copy(), _symbols(vocabulary), vocabulary)
     return None if found is None else _joined(found, vocabulary)
 
@@ -77,8 +80,8 @@ def _options(matcher: Any, symbols: list[int], path: list[int], vocabulary: Voca
 
 
 def _with_digits(symbols: list[int], path: list[int], vocabulary: Vocabulary) -> list[int]:
-    """The symbols with digits in an irregular turn, for some multiple may be asked for, which a regular run of digits may never be; and
-    behind what else may follow once there are a few of them, as in the fractions of a second."""
+    """The symbols with digits in an irregular turn, for some multiple may be asked for, which a regular run of digits
+    may never be; and behind what else may follow once there are a few of them, as in the fractions of a second."""
     digits = [index for index in vocabulary.byte_ids[ord("0") : ord("9") + 1] if index is not None]
     turn = (len(path) * 2654435761 >> 16) % len(digits) if digits else 0
     turned, known = digits[turn:] + digits[:turn], set(digits)

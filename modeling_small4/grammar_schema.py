@@ -1,6 +1,8 @@
-"""JSON schemas for grammars: checked, made definite, and refused with the path of what is impossible or cannot be enforced.
+"""JSON schemas for grammars: checked, made definite, and refused with the path of what is impossible or cannot be
+enforced.
 
-The engine (llguidance) says whether it can enforce a schema, this file where it cannot. Must not know: tokens, tools, decoding.
+The engine (llguidance) says whether it can enforce a schema, this file where it cannot. Must not know: tokens, tools,
+decoding.
 """
 
 import json
@@ -30,8 +32,9 @@ _BESIDE = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties", "additionalPr
 def prepare_schema(schema: Any, verdict: Verdict, where: str = "schema", lenient: bool = False) -> dict[str, Any]:
     """A schema as the engine is given it.
 
-    Properties that `properties` does not name are left out of answers, unless the schema mentions `additionalProperties` or
-    builds the object from several schemas. A `format` that the engine does not know is an annotation, as the standard has it.
+    Properties that `properties` does not name are left out of answers, unless the schema mentions
+    `additionalProperties` or builds the object from several schemas. A `format` that the engine does not know is an
+    annotation, as the standard has it.
 
     Args:
         schema: JSON schema (draft 7 to 2020-12).
@@ -62,8 +65,8 @@ def prepare_schema(schema: Any, verdict: Verdict, where: str = "schema", lenient
 
 
 def largest_part(schema: Schema) -> int:
-    """About how many characters the shortest instance of any schema within this one has: as much may have to follow once a part that
-    was optional has begun."""
+    """About how many characters the shortest instance of any schema within this one has: as much may have to follow
+    once a part that was optional has begun."""
     return max((_least(part, schema, 8) for part, _ in _everything(schema, "")), default=0)
 
 
@@ -107,7 +110,9 @@ def _check_plain_json(schema: Any, where: str) -> None:
 
 
 def _definite(schema: Any, closing: bool) -> Any:
-    """A copy without unknown formats and keywords that ask for nothing, its objects closed where that changes nothing said."""
+    """A copy without unknown formats and keywords that ask for nothing, its objects closed where that changes nothing
+    said.
+    """
     if not isinstance(schema, Mapping):
         return schema
     out = dict(schema)
@@ -133,8 +138,8 @@ def _definite(schema: Any, closing: bool) -> Any:
 
 
 def _make_inclusive(schema: dict[str, Any]) -> None:
-    """Bounds that are excluded become the nearest ones that are not, a billionth further in: digits without end, which the engine
-    allows, would be read as the bound itself. Where there is no such room, they stay."""
+    """Bounds that are excluded become the nearest ones that are not, a billionth further in: digits without end, which
+    the engine allows, would be read as the bound itself. Where there is no such room, they stay."""
     for exclusive, inclusive, side in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
         bound = schema.get(exclusive)
         if not isinstance(bound, (int, float)) or isinstance(bound, bool):
@@ -179,7 +184,9 @@ def _in_plain_words(objection: str) -> str:
 
 
 def _endless(root: dict[str, Any], where: str) -> str | None:
-    """The path of a schema all of whose instances contain another instance of it, and so have no end; None if there is none."""
+    """The path of a schema all of whose instances contain another instance of it, and so have no end; None if there is
+    none.
+    """
     ending: set[str] = set()  # references whose target has an instance that ends
     references = {part["$ref"] for part, _ in _everything(root, where) if isinstance(part.get("$ref"), str)}
     while True:

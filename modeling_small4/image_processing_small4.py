@@ -27,16 +27,16 @@ _SETTINGS = ("patch_size", "spatial_merge_size", "max_image_size", "image_mean",
 class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
     """Resizes images to whole image tokens and normalizes them.
 
-    Images are read as a person sees them: turned by their EXIF orientation, 16-bit and float samples scaled to 8 bits, ICC
-    profiles applied, transparency composited on white, the first frame of an animation.
+    Images are read as a person sees them: turned by their EXIF orientation, 16-bit and float samples scaled to 8 bits,
+    ICC profiles applied, transparency composited on white, the first frame of an animation.
 
     Args:
         patch_size: side of a patch of the vision tower, in pixels.
         spatial_merge_size: side of the square of patches that becomes one image token.
         max_image_size: the longer side of a larger image is brought down to this, in pixels.
         image_mean, image_std: per channel, of values in [0, 1].
-        as_mistral_common: read images as mistral-common does, pixel for pixel: neither orientation nor profile, samples of
-            more than 8 bits cut off, no transparent colour in RGB.
+        as_mistral_common: read images as mistral-common does, pixel for pixel: neither orientation nor profile, samples
+            of more than 8 bits cut off, no transparent colour in RGB.
         kwargs: transformers' `do_resize`, `do_rescale`, `rescale_factor` and `do_normalize`.
     """
 
@@ -71,7 +71,9 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; settings of its Pixtral image processor, which a release in its layout carries, are read too."""
+        """As in transformers; settings of its Pixtral image processor, which a release in its layout carries, are read
+        too.
+        """
         return super().from_dict(_from_pixtral(image_processor_dict), **kwargs)
 
     @property
@@ -104,9 +106,9 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
         """Images, nested in any way, to one batch in reading order.
 
         Args:
-            kwargs: transformers' arguments `size={"longest_edge": pixels}` (or `max_image_size`), `do_resize`, `do_rescale`,
-                `rescale_factor`, `do_normalize`, `image_mean`, `image_std`, `data_format`, `input_data_format`, `device`, and
-                `as_mistral_common`. Others are refused.
+            kwargs: transformers' arguments `size={"longest_edge": pixels}` (or `max_image_size`), `do_resize`,
+                `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean`, `image_std`, `data_format`,
+                `input_data_format`, `device`, and `as_mistral_common`. Others are refused.
 
         Returns:
             `pixel_values` float32 [images, 3, height, width], padded with zeros on the right and below to the largest,

@@ -41,8 +41,8 @@ def seen_size(image: Image.Image) -> tuple[int, int]:
 def as_seen(image: Image.Image) -> Image.Image:
     """The decoded image upright, as "L" or "RGB", transparency composited on white.
 
-    16-bit samples are scaled to 8 bits. Floats are taken as 0 to 1 if none is above 1, else as 0 to 255; 32-bit integers as 0 to
-    255 if none is above 255, else as 16 bits. An ICC profile is applied.
+    16-bit samples are scaled to 8 bits. Floats are taken as 0 to 1 if none is above 1, else as 0 to 255; 32-bit
+    integers as 0 to 255 if none is above 255, else as 16 bits. An ICC profile is applied.
 
     Raises:
         ValueError: samples that are no such numbers; a mode without a way to RGB.
@@ -81,7 +81,9 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _with_alpha(image: Image.Image, transparent: Any) -> Image.Image:
-    """An image in which one colour is transparent; Pillow keeps that of 16-bit images with 16 bits, but their pixels with 8."""
+    """An image in which one colour is transparent; Pillow keeps that of 16-bit images with 16 bits, but their pixels
+    with 8.
+    """
     if isinstance(transparent, tuple) and max(transparent) > 255:
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
@@ -98,7 +100,8 @@ def _scaled(image: Image.Image, transparent: Any) -> tuple[Image.Image, Image.Im
         top = 255.0 if image.mode == "I" and high <= 255 else 65535.0
     if not (low >= 0 and high <= top):
         raise ValueError(
-            f"An image of mode {image.mode} must hold values from 0 to {top:g}, but this one has {low:g} to {high:g}; scale them."
+            f"An image of mode {image.mode} must hold values from 0 to {top:g}, but this one has {low:g} to {high:g}; "
+            "scale them."
         )
     grey = image.convert("L") if top == 255 else Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))
     if not isinstance(transparent, int):

@@ -1,8 +1,8 @@
 """Bicubic resampling of images to normalised float arrays, as mistral-common's OpenCV call computes it.
 
-Cubic kernel with a = -0.75, half-pixel centres, no antialiasing, edges repeated, float32 and no clamping. An image passes
-in strips that stay in the processor's cache: to RGB, then rows as sums of four rows each, then columns as products with
-blocks of a banded matrix. Must not know: files, tokens, patches.
+Cubic kernel with a = -0.75, half-pixel centres, no antialiasing, edges repeated, float32 and no clamping. An image
+passes in strips that stay in the processor's cache: to RGB, then rows as sums of four rows each, then columns as
+products with blocks of a banded matrix. Must not know: files, tokens, patches.
 """
 
 import math
@@ -123,7 +123,9 @@ class _Source(NamedTuple):
         return self.image.width if self.columns is None else len(self.columns)
 
     def read(self, first: int, last: int) -> np.ndarray:
-        """The rows of samples [first, last): uint8 [rows, width * channels], one channel for a grey image, else three."""
+        """The rows of samples [first, last): uint8 [rows, width * channels], one channel for a grey image, else
+        three.
+        """
         rows = None if self.rows is None else self.rows[first:last]
         top, bottom = (first, last) if rows is None else (int(rows[0]), int(rows[-1]) + 1)
         pixels = _pixels(self.image, top, bottom)
@@ -197,7 +199,9 @@ def _separate(rows: np.ndarray, scale: np.ndarray, planes: np.ndarray) -> None:
 def _finish(
     planes: np.ndarray, columns: _Blocks | None, scale: np.ndarray, centre: np.ndarray, out: np.ndarray
 ) -> None:
-    """Resizes columns into `out` [3, rows, width]; a single plane, neither centred nor scaled yet, serves all channels."""
+    """Resizes columns into `out` [3, rows, width]; a single plane, neither centred nor scaled yet, serves all
+    channels.
+    """
     if columns is not None:
         resized = out if len(planes) == 3 else _scratch("grey", (1, *out.shape[1:]))
         _resize_columns(planes, columns, resized)
@@ -254,7 +258,9 @@ def _blocks(source: int, target: int, single: bool, size: int) -> _Blocks:
 
 
 def _taps(source: int, target: int, single: bool) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """Which positions are samples (None: all), and the four samples of each target and their weights, both [4, target]."""
+    """Which positions are samples (None: all), and the four samples of each target and their weights, both [4,
+    target].
+    """
     position = (np.arange(target) + 0.5) * (source / target) - 0.5
     if single:
         position = position.astype(np.float32).astype(np.float64)

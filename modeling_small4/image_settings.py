@@ -32,7 +32,9 @@ class Small4ImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """Settings of one call. `mean` and `std` are of values in [0, 1]: `(value / 255 - mean) / std` is what comes out."""
+    """Settings of one call. `mean` and `std` are of values in [0, 1]: `(value / 255 - mean) / std` is what comes
+    out.
+    """
 
     unit: int
     max_image_size: int
@@ -84,7 +86,8 @@ class ImageSettings:
         if not self.resize:
             if width % self.unit or height % self.unit:
                 raise ValueError(
-                    f"do_resize=False, but the image has {width} x {height} pixels, and both sides must be multiples of {self.unit}."
+                    f"do_resize=False, but the image has {width} x {height} pixels, and both sides must be multiples "
+                    f"of {self.unit}."
                 )
             return height // self.unit, width // self.unit
         ratio = max(height / self.max_image_size, width / self.max_image_size)

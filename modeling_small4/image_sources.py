@@ -86,7 +86,8 @@ def open_image(source: Any, access: ImageAccess | None = None, channels: str | N
     if isinstance(source, str):
         return _from_string(source, access)
     raise ValueError(
-        f"An image must be a PIL image, array, tensor, bytes, data: URL, path or http(s) URL, not {type(source).__name__}."
+        "An image must be a PIL image, array, tensor, bytes, data: URL, path or http(s) URL, not "
+        f"{type(source).__name__}."
     )
 
 
@@ -106,7 +107,8 @@ def _from_string(source: str, access: ImageAccess) -> Image.Image:
     if scheme in ("http", "https"):
         if not access.hosts:
             raise ValueError(
-                f"Fetching {_short(source)!r} is not allowed. Allow it with ImageAccess(hosts=({_host(source)!r},)), or "
+                f"Fetching {_short(source)!r} is not allowed. Allow it with ImageAccess(hosts=({_host(source)!r},)), "
+                "or "
                 "pass the image itself."
             )
         return _from_bytes(_download(source, access), access, _short(source))

@@ -1,4 +1,5 @@
-"""Loading that never guesses: a checkpoint whose tensors do not match the model is refused, with the list of what is wrong.
+"""Loading that never guesses: a checkpoint whose tensors do not match the model is refused, with the list of what is
+wrong.
 
 transformers only warns and leaves missing weights random. This file knows names of tensors, not their meaning.
 """
@@ -26,7 +27,8 @@ from .loading_stored import expanders, register
 from .stored_config import METHOD, Small4StoredConfig
 
 SHOWN = 4
-# What the call of `from_pretrained` that is running says about experts: transformers hands none of its arguments on to loading.
+# What the call of `from_pretrained` that is running says about experts: transformers hands none of its arguments on to
+# loading.
 _asked: ContextVar[Asked | None] = ContextVar("small4_expert_memory", default=None)
 
 
@@ -45,18 +47,20 @@ class Small4LoadingMixin:
     ) -> Any:
         """As transformers' `from_pretrained`.
 
-        A quantized checkpoint (FP8, NVFP4, 4-bit groups) is held as it is stored, on every device, and expanded piece by piece as it is
-        computed with.
+        A quantized checkpoint (FP8, NVFP4, 4-bit groups) is held as it is stored, on every device, and expanded piece
+        by piece as it is computed with.
 
         Args:
-            dequantize: Expand its weights to the model's dtype instead. Also meant by `quantization_config=FineGrainedFP8Config(dequantize=True)`.
-            expert_memory: Keep the routed experts on disk and at most so much of them in memory, as `{"cpu": "48GiB"}`; for inference only.
-                None: only if the model does not fit in memory and neither `device_map` nor `max_memory` says what to do. False: never.
+            dequantize: Expand its weights to the model's dtype instead. Also meant by
+                `quantization_config=FineGrainedFP8Config(dequantize=True)`.
+            expert_memory: Keep the routed experts on disk and at most so much of them in memory, as `{"cpu": "48GiB"}`;
+                for inference only. None: only if the model does not fit in memory and neither `device_map` nor
+                    `max_memory` says what to do. False: never.
 
         Raises:
             ValueError: Tensors are missing from the checkpoint, have another shape than the model's (unless
-                `ignore_mismatched_sizes`), or have no place in the model; or weights are quantized in a way that is not read; or a file is
-                damaged, which is named.
+                `ignore_mismatched_sizes`), or have no place in the model; or weights are quantized in a way that is not
+                read; or a file is damaged, which is named.
         """
         register()
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
@@ -79,7 +83,8 @@ class Small4LoadingMixin:
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, FP8 announced only where it is held.
+        """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, FP8 announced only
+        where it is held.
 
         Raises:
             ValueError: The model does not hold its experts.
@@ -114,7 +119,8 @@ class Small4LoadingMixin:
         cuts = [name for name in ("tp_size", "ep_size", "fsdp_size") if (getattr(distributed_config, name, 1) or 1) > 1]
         if cuts and _stored(model):
             raise ValueError(
-                f"{', '.join(cuts)} cannot cut weights that are held as stored. Load with dequantize=True to cut expanded "
+                f"{', '.join(cuts)} cannot cut weights that are held as stored. Load with dequantize=True to cut "
+                "expanded "
                 "weights, or use pp_size, which gives each process whole layers."
             )
         return distribute(super().maybe_distribute_model, model, distributed_config, mesh_manager)  # type: ignore[misc]
@@ -159,7 +165,9 @@ def _converters(quantizer: Any) -> list[WeightConverter]:
 
 
 def _check_generation_config(file: Path) -> None:
-    """Raise ValueError or OSError with the file's name for settings that transformers would stumble over, or drop without a word."""
+    """Raise ValueError or OSError with the file's name for settings that transformers would stumble over, or drop
+    without a word.
+    """
     if file.exists():
         content = read_json(file)
         with naming(file):
@@ -167,7 +175,9 @@ def _check_generation_config(file: Path) -> None:
 
 
 def refuse_mismatch(model: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
-    """Raise unless every tensor found its place. A new task head may start fresh, and a model without head ignores the head."""
+    """Raise unless every tensor found its place. A new task head may start fresh, and a model without head ignores the
+    head.
+    """
     missing = sorted(info.get("missing_keys", ()))
     head = {name for name, _ in model.named_parameters() if name.startswith("score.")}
     if head and head <= set(missing):

@@ -9,13 +9,16 @@ logger = logging.get_logger(__name__)
 
 
 def choose_experts_implementation(model: Any, quantizer: Any) -> None:
-    """After loading with a quantiser: choose the implementation that its experts work with, or say that experts were left out."""
+    """After loading with a quantiser: choose the implementation that its experts work with, or say that experts were
+    left out.
+    """
     method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
     experts = [p for name, p in model.named_parameters() if name.endswith("mlp.experts.gate_up_proj")]
     if method == "bitsandbytes" and experts:
         logger.warning(
             "bitsandbytes quantises linear layers only and leaves the routed experts, nearly all of the weights, in "
-            f'{str(experts[0].dtype).removeprefix("torch.")}; to hold them in 8 bits, load with from_pretrained(..., **weight_only("int8")).'
+            f"{str(experts[0].dtype).removeprefix('torch.')}; to hold them in 8 bits, load with from_pretrained(..., "
+            '**weight_only("int8")).'
         )
     if method != "torchao" or not experts:
         return

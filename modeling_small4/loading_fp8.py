@@ -1,7 +1,9 @@
-"""FP8 computed by transformers' own modules, on GPUs that have instructions for it: its fused experts want other shapes of scales.
+"""FP8 computed by transformers' own modules, on GPUs that have instructions for it: its fused experts want other shapes
+of scales.
 
-Two layouts of FP8 exist: the published one with one scale per expert, `gate_up_proj_scale_inv` [E, 1, 1], and ours with one each for
-gate and up rows, [E, 2, 1]. Knows nothing of the model's computation; `loading_stored` does everything else.
+Two layouts of FP8 exist: the published one with one scale per expert, `gate_up_proj_scale_inv` [E, 1, 1], and ours with
+one each for gate and up rows, [E, 2, 1]. Knows nothing of the model's computation; `loading_stored` does everything
+else.
 """
 
 from typing import Any

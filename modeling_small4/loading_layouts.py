@@ -1,4 +1,5 @@
-"""Checkpoints that `from_pretrained` cannot load because they name or pack tensors in another way: told by their headers, refused by name.
+"""Checkpoints that `from_pretrained` cannot load because they name or pack tensors in another way: told by their
+headers, refused by name.
 
 `small4 convert` reads them. Knows names of tensors only.
 """
@@ -20,7 +21,9 @@ _DRAFT = 0
 
 
 def refuse_unconverted(source: object) -> None:
-    """Raise ValueError for a folder that is no checkpoint of transformers' kind but one that `small4 convert` reads, with the command."""
+    """Raise ValueError for a folder that is no checkpoint of transformers' kind but one that `small4 convert` reads,
+    with the command.
+    """
     folder = Path(source) if isinstance(source, str | Path) else None
     if folder is None or not folder.is_dir() or (folder / "config.json").exists():
         return
@@ -36,7 +39,9 @@ def refuse_unconverted(source: object) -> None:
 
 
 def refuse_other_layouts(files: list[str] | None, name: str) -> None:
-    """Raise ValueError if the files hold a checkpoint that has to be converted first, with the command. name: of the checkpoint."""
+    """Raise ValueError if the files hold a checkpoint that has to be converted first, with the command. name: of the
+    checkpoint.
+    """
     for file in files or ():
         if not file.endswith(".safetensors"):
             continue

@@ -1,4 +1,6 @@
-"""Other spellings of tensor names that a checkpoint may have: the published ones, and those of a text-only model. Knows names only."""
+"""Other spellings of tensor names that a checkpoint may have: the published ones, and those of a text-only model. Knows
+names only.
+"""
 
 from transformers.core_model_loading import WeightRenaming
 

@@ -1,4 +1,5 @@
-"""Loading a model whose routed experts are fetched as needed: modules without parameters take their places, all else is loaded as usual.
+"""Loading a model whose routed experts are fetched as needed: modules without parameters take their places, all else is
+loaded as usual.
 
 Must not know: what is computed, which experts stay in memory.
 """
@@ -30,7 +31,9 @@ SAMPLE = 4  # experts that are read to measure the disk
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caller of `from_pretrained` said about experts. memory: bytes by tier; None: whole if they fit, else what there is room for."""
+    """What a caller of `from_pretrained` said about experts. memory: bytes by tier; None: whole if they fit, else what
+    there is room for.
+    """
 
     memory: dict[str, int] | None
 
@@ -39,7 +42,8 @@ def offload_experts(model: Any, files: list[str] | None, load_config: Any, asked
     """Put `Small4OffloadedExperts` into a model that has no weights yet.
 
     Returns:
-        All other tensors of the files by name, each read when it is indexed; None if the experts are to be loaded as usual.
+        All other tensors of the files by name, each read when it is indexed; None if the experts are to be loaded as
+        usual.
 
     Raises:
         ValueError: Experts cannot be offloaded from these files or into so little memory.
@@ -78,7 +82,9 @@ def offload_experts(model: Any, files: list[str] | None, load_config: Any, asked
 
 
 def _foretold(store: ExpertStore, others: int, chosen: int) -> str:
-    """How fast a token is likely to be decoded, by what memory and disk do just now. chosen: experts of a token in all layers."""
+    """How fast a token is likely to be decoded, by what memory and disk do just now. chosen: experts of a token in all
+    layers.
+    """
     layer, nbytes = store.layers[0], store.pool.memory.shape[1]
     slot, begin = torch.empty(nbytes, dtype=torch.uint8), time.perf_counter()
     read = sum(layer.read(expert, slot) for expert in range(min(SAMPLE, layer.count)))
@@ -109,7 +115,9 @@ def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_co
 
 
 def _fits(model: Any, device_map: dict[str, Any] | None) -> bool:
-    """Whether the model is to be loaded as usual: because it fits in main memory, or because part of it runs elsewhere."""
+    """Whether the model is to be loaded as usual: because it fits in main memory, or because part of it runs
+    elsewhere.
+    """
     homes = {str(home) for home in (device_map or {"": "cpu"}).values()}
     if homes - {"cpu", "disk"}:
         return True  # with an accelerator, accelerate moves whole layers: experts are computed on the CPU only
@@ -172,7 +180,9 @@ def expert_store(model: nn.Module) -> ExpertStore | None:
 
 
 class _Rest(dict[str, Any]):
-    """Tensors by their names in the files, except those of experts. Files are not mapped: a mapping counts as memory under `ulimit -d`."""
+    """Tensors by their names in the files, except those of experts. Files are not mapped: a mapping counts as memory
+    under `ulimit -d`.
+    """
 
     def __init__(self, files: list[str], without: set[str]) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Pipeline parallelism: each process holds some of the decoder's layers and hands its result to the next.
 
-transformers (5.24) cuts models whose base model is the decoder itself (`apply_pipeline_parallelism` reads `base_model.layers`, and fails
-with AttributeError where a tower stands beside the decoder). Here the same stages are cut for Small 4; the first one sees the images.
-For inference. Must not know: what a layer computes.
+transformers (5.24) cuts models whose base model is the decoder itself (`apply_pipeline_parallelism` reads
+`base_model.layers`, and fails with AttributeError where a tower stands beside the decoder). Here the same stages are
+cut for Small 4; the first one sees the images. For inference. Must not know: what a layer computes.
 """
 
 import copy
@@ -68,14 +68,18 @@ def distribute(host: Callable[..., Any], model: Any, config: Any, mesh: Any) -> 
 
 
 def _of_this_model(model: Any, plan: dict[str, str]) -> dict[str, str]:
-    """The rules that name something here; the plan knows every form of Small 4, and transformers warns of each rule without use."""
+    """The rules that name something here; the plan knows every form of Small 4, and transformers warns of each rule
+    without use.
+    """
     members = chain(model.named_modules(), model.named_parameters())
     names = {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in members}
     return {rule: style for rule, style in plan.items() if rule in names}
 
 
 def cut(model: Any, stage: Stage) -> None:
-    """Leave this stage's layers in the model, numbered from 0 as its cache numbers them, and let `forward` pass results on."""
+    """Leave this stage's layers in the model, numbered from 0 as its cache numbers them, and let `forward` pass results
+    on.
+    """
     base, text, tied = model.model, model.model.language_model, model.config.tie_word_embeddings
     begin, end = stage.layer_range_for_rank(stage.pp_rank, len(text.layers))
     for index, layer in enumerate(text.layers):
@@ -104,7 +108,9 @@ def _sees_nothing(*args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
 
 
 def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
-    """The model's forward on one stage. Every process returns the logits, so that `generate` runs on all of them alike."""
+    """The model's forward on one stage. Every process returns the logits, so that `generate` runs on all of them
+    alike.
+    """
     original = model.forward
     signature = inspect.signature(original)
 

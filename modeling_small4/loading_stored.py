@@ -1,7 +1,8 @@
-"""Loading of quantized checkpoints: modules that hold weights as stored take the place of plain ones, or weights are expanded while loading.
+"""Loading of quantized checkpoints: modules that hold weights as stored take the place of plain ones, or weights are
+expanded while loading.
 
-How a weight is stored is read from the headers of the files; every scale is accounted for, and one that is missing or misshapen is an
-error by name. Must not know: how products are computed.
+How a weight is stored is read from the headers of the files; every scale is accounted for, and one that is missing or
+misshapen is an error by name. Must not know: how products are computed.
 """
 
 from collections.abc import Mapping
@@ -59,7 +60,9 @@ def register() -> None:
 
 
 class Small4StoredQuantizer(HfQuantizer):
-    """transformers' hook into loading. FP8 on a GPU that computes in it is left to transformers' own, if its kernels are installed."""
+    """transformers' hook into loading. FP8 on a GPU that computes in it is left to transformers' own, if its kernels
+    are installed.
+    """
 
     requires_calibration = False
     quantization_config: Small4StoredConfig
@@ -112,7 +115,9 @@ class Small4StoredQuantizer(HfQuantizer):
 
 
 def computes_fp8(config: Small4StoredConfig) -> bool:
-    """Whether transformers' FP8 modules are used instead: the GPU has instructions for it, and the package of their kernels is here."""
+    """Whether transformers' FP8 modules are used instead: the GPU has instructions for it, and the package of their
+    kernels is here.
+    """
     if config.method != "fp8" or config.dequantize or not torch.cuda.is_available() or not is_kernels_available():
         return False
     return torch.cuda.get_device_capability() >= (8, 9)
@@ -195,7 +200,8 @@ def _check(path: str, stem: str, parts: Mapping[str, Part], shape: Shape, halves
         if part.shape not in shapes or part.dtype not in dtypes:
             allowed = " or ".join(str(list(shape)) for shape in shapes)
             raise ValueError(
-                f"{name} is {_word(part.dtype)} {list(part.shape)}; it must be {' or '.join(map(_word, dtypes))} {allowed}."
+                f"{name} is {_word(part.dtype)} {list(part.shape)}; it must be {' or '.join(map(_word, dtypes))} "
+                f"{allowed}."
             )
     if extra := parts.keys() - wanted.keys():
         raise ValueError(f"{path}.{stem}{min(extra)} does not belong to weights that are stored so.")
@@ -237,7 +243,9 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def expanders(quantizer: HfQuantizer) -> list[WeightConverter]:
-    """Stored weights to plain weights while loading. Fused experts first: the general pattern would match their scales too."""
+    """Stored weights to plain weights while loading. Fused experts first: the general pattern would match their scales
+    too.
+    """
     ends = [*CODES, *SCALES]
     out = []
     for name in FUSED:
@@ -250,8 +258,8 @@ def expanders(quantizer: HfQuantizer) -> list[WeightConverter]:
 class Expand(ConversionOps):
     """Codes times scales, rounded to bfloat16 once, then in the parameter's dtype; plain weights are cast only.
 
-    The bfloat16 step is what the release's engines compute with, so float32 models give the same numbers. `hf_quantizer` tells
-    transformers to hand the tensors over as they are stored.
+    The bfloat16 step is what the release's engines compute with, so float32 models give the same numbers.
+    `hf_quantizer` tells transformers to hand the tensors over as they are stored.
     """
 
     def __init__(self, hf_quantizer: HfQuantizer) -> None:
@@ -266,7 +274,9 @@ class Expand(ConversionOps):
         model: Any = None,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        """One parameter: `{pattern: [tensor]}` to `{full name: tensor}`. Raises ValueError for codes without a scale."""
+        """One parameter: `{pattern: [tensor]}` to `{full name: tensor}`. Raises ValueError for codes without a
+        scale.
+        """
         parameter = model.get_parameter_or_buffer(full_layer_name)
         path, _, name = full_layer_name.rpartition(".")
         parts = {pattern.rpartition(name)[2]: _single(tensors) for pattern, tensors in input_dict.items()}

@@ -1,7 +1,7 @@
 """Small 4 for transformers: decoder blocks, text model, vision tower, the full model and its heads. Start reading here.
 
-`Small4ForCausalLM` reads text and, given `pixel_values` and `image_sizes`, images. The rooms behind it: `attention`, `moe`, `rope`,
-`vision`, `generation`, `loading`. Nothing here prepares text or images; see `processing_small4`.
+`Small4ForCausalLM` reads text and, given `pixel_values` and `image_sizes`, images. The rooms behind it: `attention`,
+`moe`, `rope`, `vision`, `generation`, `loading`. Nothing here prepares text or images; see `processing_small4`.
 """
 
 from copy import copy
@@ -62,7 +62,8 @@ class Small4ModelOutputWithPast(MoeModelOutputWithPast):
 
     Attributes:
         image_hidden_states: Projected image tokens of all images, `[image tokens, hidden_size]`.
-        image_outputs: What `get_image_features` returned, with the tower's hidden states or attentions where they were asked for.
+        image_outputs: What `get_image_features` returned, with the tower's hidden states or attentions where they were
+            asked for.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -78,7 +79,9 @@ class Small4CausalLMOutputWithPast(MoeCausalLMOutputWithPast):
 
 
 class Small4DecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm block: latent attention, then a mixture of experts (or a dense layer in the first `first_k_dense_replace`)."""
+    """Pre-norm block: latent attention, then a mixture of experts (or a dense layer in the first
+    `first_k_dense_replace`).
+    """
 
     def __init__(self, config: Small4TextConfig, layer_idx: int) -> None:
         super().__init__()
@@ -95,7 +98,9 @@ class Small4DecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """`[batch, length, hidden_size]` to the same. The cache has transformers' name, by which checkpointing takes it away."""
+        """`[batch, length, hidden_size]` to the same. The cache has transformers' name, by which checkpointing takes it
+        away.
+        """
         cache = kwargs.pop("cache", None)
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), positions, attention_mask, cache, **kwargs)
         hidden_states = hidden_states + attended
@@ -119,7 +124,9 @@ class Small4PreTrainedModel(Small4LoadingMixin, PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        """transformers would search this file's text for its attention interface, which is used in `attention` and `vision`."""
+        """transformers would search this file's text for its attention interface, which is used in `attention` and
+        `vision`.
+        """
         return True
 
     @classmethod
@@ -173,15 +180,17 @@ class Small4TextModel(Small4PreTrainedModel):
         """
         Args:
             input_ids: int64 `[batch, length]`; or `inputs_embeds` `[batch, length, hidden_size]`, one of the two.
-            attention_mask: `[batch, cached + length]`, 0 where padded; or 4-D `[batch, 1, length, cached + length]`, bool (True
-                attends) or additive, which then says all, also what is causal.
-            position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed texts, which do not see one
-                another; no cache is made then. What exactly is taken for packed texts: the table in `forward_rules`.
+            attention_mask: `[batch, cached + length]`, 0 where padded; or 4-D `[batch, 1, length, cached + length]`,
+                bool (True attends) or additive, which then says all, also what is causal.
+            position_ids: int64 `[batch, length]`. Without a cache, positions that start anew mark packed texts, which
+                do not see one another; no cache is made then. What exactly is taken for packed texts: the table in
+                `forward_rules`.
             cache, or past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
             use_cache: Default `config.use_cache`.
 
         Raises:
-            ValueError: Both or none of `input_ids` and `inputs_embeds`, a cache under both names, or a mask that ends too early.
+            ValueError: Both or none of `input_ids` and `inputs_embeds`, a cache under both names, or a mask that ends
+                too early.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -243,7 +252,9 @@ class Small4TextModel(Small4PreTrainedModel):
         packed: torch.Tensor | None,
         wanted: dict[str, Any],
     ) -> Any:
-        """What the attention implementation takes for a mask, or what stands in for one where a long prompt goes block by block."""
+        """What the attention implementation takes for a mask, or what stands in for one where a long prompt goes block
+        by block.
+        """
         blocks = long_prefill(self.config, given, cache, inputs_embeds.shape[1], wanted)
         if blocks is not None:
             return blocks
@@ -324,7 +335,8 @@ class Small4Model(Small4PreTrainedModel):
         """Encode images.
 
         Args:
-            pixel_values, image_sizes: As in `Small4VisionModel.forward`; sides are multiples of `patch_size * spatial_merge_size`.
+            pixel_values, image_sizes: As in `Small4VisionModel.forward`; sides are multiples of
+                `patch_size * spatial_merge_size`.
 
         Returns:
             The tower's output, with `pooler_output` a tuple of one `[image tokens, hidden_size]` per image.
@@ -334,7 +346,8 @@ class Small4Model(Small4PreTrainedModel):
         """
         if self.config.vision_config is None:
             raise ValueError(
-                "This model is text-only (vision_config is None); leave pixel_values out or load a checkpoint with a vision tower."
+                "This model is text-only (vision_config is None); leave pixel_values out or load a checkpoint with a "
+                "vision tower."
             )
         if image_sizes is None:
             image_sizes = torch.tensor([pixel_values.shape[-2:]] * pixel_values.shape[0])
@@ -370,7 +383,8 @@ class Small4Model(Small4PreTrainedModel):
         """Text arguments as in `Small4TextModel.forward`, images as in `get_image_features`.
 
         Args:
-            mm_encoder_outputs: `{"image": output of get_image_features}`, for images encoded before; instead of `pixel_values`.
+            mm_encoder_outputs: `{"image": output of get_image_features}`, for images encoded before; instead of
+                `pixel_values`.
 
         Raises:
             ValueError: The number of `[IMG]` ids is not that of the image tokens, or arguments exclude each other.
@@ -409,7 +423,9 @@ class Small4Model(Small4PreTrainedModel):
     def _image_places(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_tokens: torch.Tensor
     ) -> torch.Tensor:
-        """True where an image token goes, bool `[batch, length, 1]`. Without ids, places are those that hold the embedding of `[IMG]`."""
+        """True where an image token goes, bool `[batch, length, 1]`. Without ids, places are those that hold the
+        embedding of `[IMG]`.
+        """
         if input_ids is not None:
             places = input_ids == self.config.image_token_index
         else:
@@ -417,7 +433,8 @@ class Small4Model(Small4PreTrainedModel):
             places = (inputs_embeds == self.get_input_embeddings()(marker)).all(-1)
         if not torch.compiler.is_compiling() and (found := int(places.sum())) != image_tokens.shape[0]:
             raise ValueError(
-                f"The prompt has {found} [IMG] ids (id {self.config.image_token_index}) for {image_tokens.shape[0]} image tokens; "
+                f"The prompt has {found} [IMG] ids (id {self.config.image_token_index}) for {image_tokens.shape[0]} "
+                "image tokens; "
                 "build prompt and images together with Small4Processor, and do not cut the prompt inside an image."
             )
         return places[..., None].to(inputs_embeds.device)
@@ -470,14 +487,15 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
         """As `Small4Model.forward`, and:
 
         Args:
-            labels: int64 `[batch, length]`, -100 where no loss is wanted. The loss is next-token cross-entropy, plus the balance and
-                z-losses when `output_router_logits` is on. With `num_items_in_batch`, the labels of all batches accumulated for one
-                step, each batch weighs as much as it has of them.
+            labels: int64 `[batch, length]`, -100 where no loss is wanted. The loss is next-token cross-entropy, plus
+                the balance and z-losses when `output_router_logits` is on. With `num_items_in_batch`, the labels of all
+                batches accumulated for one step, each batch weighs as much as it has of them.
             logits_to_keep: Compute logits of the last so many positions only (0: all), or of these indices.
             output_router_logits: Default `config.text_config.output_router_logits`.
 
         Returns:
-            `logits` `[batch, kept, vocab_size]`, `loss`, `aux_loss`, `router_logits`, the cache under transformers' name for it, ...
+            `logits` `[batch, kept, vocab_size]`, `loss`, `aux_loss`, `router_logits`, the cache under transformers'
+            name for it, ...
         """
         text_config: Small4TextConfig = self.config.text_config
         if output_router_logits is None:
@@ -524,7 +542,9 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
 
 
 def _ask_for_an_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Before the model in a head of transformers, which reads fields of its output, whatever `config.return_dict` says."""
+    """Before the model in a head of transformers, which reads fields of its output, whatever `config.return_dict`
+    says.
+    """
     return args, {"return_dict": True} | kwargs
 
 

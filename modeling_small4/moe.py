@@ -1,7 +1,8 @@
-"""Mixture of experts: router, routed experts held as two fused tensors, shared expert, and the two losses that keep routers healthy.
+"""Mixture of experts: router, routed experts held as two fused tensors, shared expert, and the two losses that keep
+routers healthy.
 
-Routed experts run through transformers' experts interface, so `experts_implementation` chooses the kernel; on a CPU the default one
-is our own (`grouped`). This file knows nothing of attention.
+Routed experts run through transformers' experts interface, so `experts_implementation` chooses the kernel; on a CPU the
+default one is our own (`grouped`). This file knows nothing of attention.
 """
 
 from typing import Any
@@ -17,7 +18,9 @@ from .cpu_matmul import Small4ExpertsInterface, linear
 
 
 class Small4MLP(nn.Module):
-    """Gated feed-forward layer: `down(act(gate(x)) * up(x))`. Also the shared expert, as wide as all of them together."""
+    """Gated feed-forward layer: `down(act(gate(x)) * up(x))`. Also the shared expert, as wide as all of them
+    together.
+    """
 
     def __init__(self, config: Any, intermediate_size: int) -> None:
         super().__init__()
@@ -47,7 +50,8 @@ class Small4TopkRouter(nn.Module):
             hidden_states: `[tokens, hidden_size]`.
 
         Returns:
-            logits `[tokens, experts]`, weights `[tokens, top_k]` in the dtype of the input, and expert indices int64 `[tokens, top_k]`.
+            logits `[tokens, experts]`, weights `[tokens, top_k]` in the dtype of the input, and expert indices int64
+            `[tokens, top_k]`.
         """
         logits = F.linear(hidden_states, self.weight)
         scores = logits.softmax(dim=-1, dtype=torch.float32)
@@ -69,7 +73,9 @@ class Small4TopkRouter(nn.Module):
 
 @use_experts_implementation(experts_interface=Small4ExpertsInterface())
 class Small4Experts(nn.Module):
-    """All routed experts of a layer: `gate_up_proj` `[experts, 2 * width, hidden]` (gate rows first), `down_proj` `[experts, hidden, width]`."""
+    """All routed experts of a layer: `gate_up_proj` `[experts, 2 * width, hidden]` (gate rows first), `down_proj`
+    `[experts, hidden, width]`.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -86,7 +92,8 @@ class Small4Experts(nn.Module):
 
         Args:
             hidden_states: `[tokens, hidden]`.
-            top_k_index, top_k_weights: `[tokens, top_k]`; an index of `num_experts` marks an expert that lives on another rank.
+            top_k_index, top_k_weights: `[tokens, top_k]`; an index of `num_experts` marks an expert that lives on
+                another rank.
         """
         output = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
@@ -129,9 +136,9 @@ def router_losses(
         attention_mask: `[batch, cached + length]`, 0 where padded, or None; padding is left out.
 
     Returns:
-        The load-balancing loss as such (Switch Transformers, arXiv:2101.03961: `top_k` when balanced), over all layers together as
-        transformers has it for Mixtral, or with `router_aux_loss_per_layer` the mean over layers; and the sum to add: that times
-        `router_aux_loss_coef`, plus the z-loss times `router_z_loss_coef`.
+        The load-balancing loss as such (Switch Transformers, arXiv:2101.03961: `top_k` when balanced), over all layers
+        together as transformers has it for Mixtral, or with `router_aux_loss_per_layer` the mean over layers; and the
+        sum to add: that times `router_aux_loss_coef`, plus the z-loss times `router_z_loss_coef`.
     """
     mask = None
     if attention_mask is not None and attention_mask.ndim == 2:
@@ -149,14 +156,16 @@ def router_losses(
 def batch_weight(labels: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor | float:
     """What part of an optimizer step a batch is: its predicted labels over the step's `items`, 1 when that is None.
 
-    Cross-entropy is summed over a batch and divided by the items of all batches that are accumulated; a mean such as the router
-    losses has to be weighted by this share, or accumulating would multiply it.
+    Cross-entropy is summed over a batch and divided by the items of all batches that are accumulated; a mean such as
+    the router losses has to be weighted by this share, or accumulating would multiply it.
     """
     return 1.0 if items is None else labels[..., 1:].ne(-100).sum() / items
 
 
 def router_z_loss(router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of `logsumexp(logits) ** 2` over layers and tokens that are not padding (ST-MoE, arXiv:2202.08906): keeps logits small."""
+    """Mean of `logsumexp(logits) ** 2` over layers and tokens that are not padding (ST-MoE, arXiv:2202.08906): keeps
+    logits small.
+    """
     squares = torch.stack(
         [logits.float().logsumexp(dim=-1).square().to(router_logits[0].device) for logits in router_logits]
     )

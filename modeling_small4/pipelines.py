@@ -1,4 +1,5 @@
-"""transformers' two generation pipelines for Small 4: clean answers with the thought apart, and no image that may not be read.
+"""transformers' two generation pipelines for Small 4: clean answers with the thought apart, and no image that may not
+be read.
 
 They are registered in place of transformers' own and leave other models to these. Must not know: models, decoding.
 """
@@ -17,8 +18,8 @@ from .tokenization_small4 import Small4Tokenizer
 class Small4TextGenerationPipeline(TextGenerationPipeline):
     """`pipeline("text-generation")`.
 
-    `generated_text` holds what the model said, without special tokens; a thought stands apart in `reasoning_content`, calls in
-    `tool_calls`. `skip_special_tokens=False` with strings gives everything as one text.
+    `generated_text` holds what the model said, without special tokens; a thought stands apart in `reasoning_content`,
+    calls in `tool_calls`. `skip_special_tokens=False` with strings gives everything as one text.
     """
 
     def postprocess(
@@ -43,8 +44,8 @@ class Small4TextGenerationPipeline(TextGenerationPipeline):
 
 
 class Small4ImageTextToTextPipeline(ImageTextToTextPipeline):
-    """`pipeline("image-text-to-text")`. Answers as in `Small4TextGenerationPipeline`; images given beside a text are read under
-    the same limits as those in messages (`image_access`, or the image processor's own)."""
+    """`pipeline("image-text-to-text")`. Answers as in `Small4TextGenerationPipeline`; images given beside a text are
+    read under the same limits as those in messages (`image_access`, or the image processor's own)."""
 
     def preprocess(self, inputs: Any = None, timeout: float | None = None, **kwargs: Any) -> Any:
         if not isinstance(self.processor, Small4Processor) or isinstance(inputs, (Chat, str, list, tuple)):

@@ -1,7 +1,7 @@
 """The processor: messages, text and images to model inputs, and answers back to messages.
 
-Called as any processor of transformers. Must not know: model classes, how a conversation is laid out (`chat`) and written as one
-string (`chat_text`), how text and images become numbers.
+Called as any processor of transformers. Must not know: model classes, how a conversation is laid out (`chat`) and
+written as one string (`chat_text`), how text and images become numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,13 +87,13 @@ class Small4Processor(ProcessorMixin):
             conversation: messages, or a list of conversations.
             chat_template: another template than the processor's own; transformers renders it.
             tools: functions or JSON schemas.
-            add_generation_prompt: says that an answer is to follow, so the conversation may not end with a finished message of
-                the assistant; the format has no generation prompt of its own.
+            add_generation_prompt: says that an answer is to follow, so the conversation may not end with a finished
+                message of the assistant; the format has no generation prompt of its own.
             continue_final_message: the last message, the assistant's, is left open.
             return_assistant_tokens_mask: adds `assistant_masks`, 1 where the assistant wrote.
             tokenize: False returns a prompt string. `processor(text=..., images=...)` gives the same ids for it as
-                `tokenize=True`, also when it was copied or stored in between: special tokens that users typed are escaped in
-                it (`chat_text`).
+                `tokenize=True`, also when it was copied or stored in between: special tokens that users typed are
+                escaped in it (`chat_text`).
             return_tensors: None, the default, for lists; "pt", "np".
             return_dict: False returns the ids alone.
             processor_kwargs: arguments of the processor's call (padding, truncation, ...); also accepted outside of it.
@@ -103,12 +103,12 @@ class Small4Processor(ProcessorMixin):
             image_access: what images may be read from, for this call.
 
         Returns:
-            A string (a list of them for several conversations), or `input_ids` and `attention_mask` [batch, length], and with
-            images `pixel_values` [images, 3, H, W] and `image_sizes` [images, 2].
+            A string (a list of them for several conversations), or `input_ids` and `attention_mask` [batch, length],
+            and with images `pixel_values` [images, 3, H, W] and `image_sizes` [images, 2].
 
         Raises:
-            ValueError: a conversation that mistral-common refuses; an image that may not or cannot be read; another number of
-                images than of places for them.
+            ValueError: a conversation that mistral-common refuses; an image that may not or cannot be read; another
+                number of images than of places for them.
         """
         options = dict(processor_kwargs or {}) | {key: kwargs.pop(key) for key in _ARGUMENTS & kwargs.keys()}
         if return_tensors != "auto":
@@ -149,17 +149,20 @@ class Small4Processor(ProcessorMixin):
         """Encodes prompt strings with their images.
 
         Args:
-            images: one image or a list of them for one text; for several texts a list of lists, or one list of all in order.
-            text: prompt strings, from `apply_chat_template(tokenize=False)` or written by hand: special tokens in them are
-                recognized, and `[IMG]` stands for an image. `[\\INST]` and the like are the text `[INST]`. A text without any special
-                token has its images before it.
+            images: one image or a list of them for one text; for several texts a list of lists, or one list of all in
+                order.
+            text: prompt strings, from `apply_chat_template(tokenize=False)` or written by hand: special tokens in them
+                are recognized, and `[IMG]` stands for an image. `[\\INST]` and the like are the text `[INST]`. A text
+                without any special token has its images before it.
             image_access: what images may be read from, for this call.
             kwargs: transformers' arguments for text (padding, truncation, max_length, padding_side, add_special_tokens,
-                return_tensors, ...) and images, also in `text_kwargs` and `images_kwargs`. `split_special_tokens=True` takes the
-                texts as plain text, special tokens and all. Texts are padded when tensors of several are asked for.
+                return_tensors, ...) and images, also in `text_kwargs` and `images_kwargs`. `split_special_tokens=True`
+                takes the texts as plain text, special tokens and all. Texts are padded when tensors of several are
+                asked for.
 
         Raises:
-            ValueError: another number of images than of places for them; an argument that is not known or has no meaning here.
+            ValueError: another number of images than of places for them; an argument that is not known or has no
+                meaning here.
         """
         in_places = kwargs.pop(_IN_PLACES, False)
         options = self._options(kwargs)
@@ -180,7 +183,9 @@ class Small4Processor(ProcessorMixin):
         return self._joined(rows, pixels, options)
 
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """What stands for an image in the text: rows of `[IMG]`, each closed by `[IMG_BREAK]`, the last by `[IMG_END]`."""
+        """What stands for an image in the text: rows of `[IMG]`, each closed by `[IMG_BREAK]`, the last by
+        `[IMG_END]`.
+        """
         height, width = (int(side) for side in image_inputs["image_sizes"][image_idx])
         unit = self._need_vision().unit
         row = IMG * (width // unit)
@@ -193,9 +198,11 @@ class Small4Processor(ProcessorMixin):
         videos_replacements: Sequence[str] = (),
         audio_replacements: Sequence[str] = (),
     ) -> tuple[list[str], list[list[dict[str, Any]]]]:
-        """Texts with each `[IMG]` replaced, in order, and where. As transformers' own, which skips an `[IMG]` behind U+F0000.
+        """Texts with each `[IMG]` replaced, in order, and where. As transformers' own, which skips an `[IMG]` behind
+        U+F0000.
 
-        transformers marks with that character what its templates escaped. Ours escape in another way, and users may type it.
+        transformers marks with that character what its templates escaped. Ours escape in another way, and users may
+        type it.
         """
         left, replaced, places = iter(images_replacements), [], []
         for each in text:
@@ -210,7 +217,8 @@ class Small4Processor(ProcessorMixin):
             places.append(rows)
         return replaced, places
 
-    # Under these names transformers' Pixtral processor tells how images look in the text; trainers that expand images read them.
+    # Under these names transformers' Pixtral processor tells how images look in the text; trainers that expand images
+    # read them.
     image_break_token, image_end_token = IMG_BREAK, IMG_END
 
     @property
@@ -345,20 +353,24 @@ class Small4Processor(ProcessorMixin):
         after = [list(row).count(self.image_token_id) for row in (rows.tolist() if hasattr(rows, "tolist") else rows)]
         if len(after) == len(before) and after != before:
             raise ValueError(
-                f"Truncation would cut through an image: of the {sum(before)} {IMG} tokens in the prompts {sum(after)} are "
+                f"Truncation would cut through an image: of the {sum(before)} {IMG} tokens in the prompts "
+                f"{sum(after)} are "
                 "left. Raise max_length, or leave out truncation."
             )
 
     def _need_vision(self) -> Small4ImageProcessor:
         if self.image_processor is None:
             raise ValueError(
-                "This checkpoint has no vision, so its processor takes no images. (If its model has: processor_config.json "
+                "This checkpoint has no vision, so its processor takes no images. (If its model has: "
+                "processor_config.json "
                 "and config.json are missing beside the tokenizer; load the processor from the base model's folder.)"
             )
         return self.image_processor
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """How many tokens images of these (height, width) take, as transformers' own processors say it to other engines."""
+        """How many tokens images of these (height, width) take, as transformers' own processors say it to other
+        engines.
+        """
         if image_sizes is None:
             return MultiModalData()
         grids = [self._need_vision().token_grid(width, height) for height, width in image_sizes]
@@ -434,14 +446,15 @@ def _load_tokenizer(folder: Any, kwargs: dict[str, Any]) -> Small4Tokenizer:
             raise
         reason = str(error).splitlines()[0][:200]
         raise OSError(
-            f"{folder} has no tokenizer.json, so no processor can be loaded from it ({reason}). Save the processor there "
+            f"{folder} has no tokenizer.json, so no processor can be loaded from it ({reason}). Save the processor "
+            "there "
             "(processor.save_pretrained), or load it from the checkpoint from which the model was trained."
         ) from None
 
 
 def _image_settings(folder: Any, processor: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
-    """Settings of the image processor: from `processor_config.json` or `preprocessor_config.json`; where a trainer saved
-    neither, from the model's configuration. None if the model has no vision, or nothing says that it has."""
+    """Settings of the image processor: from `processor_config.json` or `preprocessor_config.json`; where a trainer
+    saved neither, from the model's configuration. None if the model has no vision, or nothing says that it has."""
     above = {"spatial_merge_size": processor["spatial_merge_size"]} if "spatial_merge_size" in processor else {}
     if processor.get("image_processor") is not None:
         return above | processor["image_processor"]

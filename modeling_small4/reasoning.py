@@ -1,7 +1,7 @@
 """The two reasoning modes and the control tokens of the chat format, as plain strings.
 
-Shared by the processor (which writes the special tokens), generation (which looks for them in prompt ids) and the converter
-(which stores their ids). Must not know: torch, tokenizers, how a conversation is laid out.
+Shared by the processor (which writes the special tokens), generation (which looks for them in prompt ids) and the
+converter (which stores their ids). Must not know: torch, tokenizers, how a conversation is laid out.
 """
 
 import json
@@ -68,7 +68,9 @@ def settings_text(mode: str) -> str:
 
 
 def thought_length(ids: Sequence[int], think: int, end_think: int) -> int:
-    """Tokens of an answer's first thought, between `[THINK]` and `[/THINK]` (their ids are given) or the end; 0 without one."""
+    """Tokens of an answer's first thought, between `[THINK]` and `[/THINK]` (their ids are given) or the end; 0 without
+    one.
+    """
     ids = list(ids)
     if think not in ids:
         return 0

@@ -1,4 +1,6 @@
-"""Makes transformers' Auto classes, pipelines and server know Small 4, and finds the demo checkpoint. Nothing of the model itself."""
+"""Makes transformers' Auto classes, pipelines and server know Small 4, and finds the demo checkpoint. Nothing of the
+model itself.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ from .tokenization_small4 import Small4Tokenizer
 
 
 class PublishedForCausalLM(Small4ForCausalLM):
-    """How `AutoModelForCausalLM` opens a folder in transformers' own layout, whose configurations it knows no class for: as ours."""
+    """How `AutoModelForCausalLM` opens a folder in transformers' own layout, whose configurations it knows no class
+    for: as ours.
+    """
 
     config_class = Mistral3Config
 
@@ -62,7 +66,8 @@ def _ours(config: PreTrainedConfig) -> Small4Config:
     text = getattr(config, "text_config", config)
     if not isinstance(text, Mistral4Config):
         raise ValueError(
-            f"{config._name_or_path or 'This checkpoint'}: a {config.model_type!r} around {text.model_type!r} is no Mistral Small 4; "
+            f"{config._name_or_path or 'This checkpoint'}: a {config.model_type!r} around {text.model_type!r} is no "
+            "Mistral Small 4; "
             "open it with AutoModelForImageTextToText."
         )
     out = Small4Config.from_dict(config.to_dict())
@@ -101,7 +106,8 @@ def register_auto_classes() -> None:
 
 
 def demo_checkpoint() -> Path:
-    """Folder of the demo checkpoint: a small Small 4, trained for real, that ships with the package and lies in a clone.
+    """Folder of the demo checkpoint: a small Small 4, trained for real, that ships with the package and lies in a
+    clone.
 
     Raises:
         FileNotFoundError: The installation carries none; reinstall, or pass a checkpoint of your own.

@@ -1,7 +1,7 @@
 """Positions: YaRN frequencies, rotation of interleaved pairs, long-position query scale, and 2-D positions for images.
 
-Everything is computed in float32 from the configuration at each forward, so there is no buffer that a cast, a meta device or an
-offload could leave wrong. This file holds no weights.
+Everything is computed in float32 from the configuration at each forward, so there is no buffer that a cast, a meta
+device or an offload could leave wrong. This file holds no weights.
 """
 
 import math
@@ -37,9 +37,9 @@ def text_positions(config: Any, position_ids: torch.Tensor) -> Positions:
 def inverse_frequencies(config: Any, device: torch.device | None = None) -> torch.Tensor:
     """Radians per position of each rotated pair, float32 `[qk_rope_head_dim / 2]`.
 
-    With `rope_type="yarn"`: "NTK-by-parts" interpolation (YaRN, arXiv:2309.00071, section 3.2). Pairs that turn more than
-    `beta_fast` times within the original context keep their frequency, those that turn less than `beta_slow` times are slowed by
-    `factor`, and a linear ramp over the pair index lies between.
+    With `rope_type="yarn"`: "NTK-by-parts" interpolation (YaRN, arXiv:2309.00071, section 3.2). Pairs that turn more
+    than `beta_fast` times within the original context keep their frequency, those that turn less than `beta_slow` times
+    are slowed by `factor`, and a linear ramp over the pair index lies between.
     """
     rope, width = config.rope_parameters, config.qk_rope_head_dim
     base = rope["rope_theta"]
@@ -63,7 +63,8 @@ def inverse_frequencies(config: Any, device: torch.device | None = None) -> torc
 def long_position_query_scale(config: Any, position_ids: torch.Tensor) -> torch.Tensor | None:
     """Factor on whole queries, `1 + beta * ln(1 + floor(position / original context))`: 1 within the original context.
 
-    Positions below 0, which some callers give padding, scale by 1. Source: `llama_4_scaling` in the release's params.json.
+    Positions below 0, which some callers give padding, scale by 1. Source: `llama_4_scaling` in the release's
+    params.json.
 
     Returns:
         float32 `[batch, 1, length, 1]`, or None without a `beta`.
@@ -79,7 +80,8 @@ def long_position_query_scale(config: Any, position_ids: torch.Tensor) -> torch.
 def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the interleaved pairs `(x0, x1), (x2, x3), ...`, in float32.
 
-    The result holds all first members, then all second members. Queries and keys are laid out alike, so scores do not change.
+    The result holds all first members, then all second members. Queries and keys are laid out alike, so scores do not
+    change.
 
     Args:
         x: `[batch, heads, length, width]`, any float dtype, which the result keeps.
@@ -91,7 +93,8 @@ def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def image_positions(config: Any, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """2-D rotary angles of the vision tower (Pixtral, arXiv:2410.07073): even frequencies turn with the row, odd with the column.
+    """2-D rotary angles of the vision tower (Pixtral, arXiv:2410.07073): even frequencies turn with the row, odd with
+    the column.
 
     Args:
         config: A `Small4VisionConfig`.

@@ -18,8 +18,8 @@ HELD_FORMATS = ("float-quantized", "naive-quantized", "nvfp4-pack-quantized", "p
 class Small4StoredConfig(FineGrainedFP8Config):
     """The `quantization_config` of a checkpoint whose weights are held as stored, or expanded if `dequantize`.
 
-    A kind of transformers' configuration of FP8 because only with those a caller's `dequantize` reaches a checkpoint that has an entry of
-    its own. It is saved as the entry that it was made of.
+    A kind of transformers' configuration of FP8 because only with those a caller's `dequantize` reaches a checkpoint
+    that has an entry of its own. It is saved as the entry that it was made of.
 
     Args:
         entry: `quantization_config` of `config.json`, word for word.
@@ -58,7 +58,9 @@ class Small4StoredConfig(FineGrainedFP8Config):
 
 
 def stored_entry(entry: Any) -> Any:
-    """A `quantization_config` as read from `config.json`, made a `Small4StoredConfig` unless it is transformers' own business."""
+    """A `quantization_config` as read from `config.json`, made a `Small4StoredConfig` unless it is transformers' own
+    business.
+    """
     if not isinstance(entry, dict) or entry.get("quant_method") in _HOST_METHODS:
         return entry
     if entry.get("load_in_8bit") or entry.get("load_in_4bit"):
@@ -78,12 +80,14 @@ def refuse_unknown(config: Small4StoredConfig) -> None:
     if method not in HELD_METHODS:
         says = f"quant_method={method!r}" if method or "bits" not in config.entry else "what MLX writes"
         raise ValueError(
-            f"quantization_config says {says}, which from_pretrained does not read; it reads {' and '.join(HELD_METHODS)}. "
+            f"quantization_config says {says}, which from_pretrained does not read; it reads "
+            f"{' and '.join(HELD_METHODS)}. "
             "Convert the checkpoint first: small4 convert SRC DST."
         )
     unknown = [word for word in (words, *inner) if word is not None and word not in HELD_FORMATS]
     if method == "compressed-tensors" and unknown:
         raise ValueError(
-            f"quantization_config says format={unknown[0]!r} of compressed-tensors, which from_pretrained does not read; it reads "
+            f"quantization_config says format={unknown[0]!r} of compressed-tensors, which from_pretrained does not "
+            "read; it reads "
             f"{', '.join(HELD_FORMATS)}. Convert the checkpoint first: small4 convert SRC DST."
         )

@@ -1,5 +1,5 @@
-"""Products with weights as they are stored: which way is taken, and the call of the compiled kernels. Knows the forms of
-`stored_weights`, no modules.
+"""Products with weights as they are stored: which way is taken, and the call of the compiled kernels. Knows the forms
+of `stored_weights`, no modules.
 
 Numbers of a weight are those of `StoredWeight.expand` in every way, sums are float32.
 """
@@ -22,10 +22,12 @@ SHARE = 2**16  # bytes of codes from which one more thread pays
 
 @cache
 def fused_tokens(narrow: bool, dtype: torch.dtype) -> int:
-    """Up to so many tokens the codes are decoded on the way into the product; for more, a piece is expanded and torch multiplies it.
+    """Up to so many tokens the codes are decoded on the way into the product; for more, a piece is expanded and torch
+    multiplies it.
 
-    narrow: the kernels multiply bfloat16 directly. Measured on an EPYC with `avx512_bf16` but no AMX, one matrix [2048, 4096], one thread:
-    fused against bfloat16 `mm` 3.3x at 1 token, 1.0x at 32, 0.93x at 64; expanding first 0.85x. AMX is first from 32 tokens on.
+    narrow: the kernels multiply bfloat16 directly. Measured on an EPYC with `avx512_bf16` but no AMX, one matrix [2048,
+    4096], one thread: fused against bfloat16 `mm` 3.3x at 1 token, 1.0x at 32, 0.93x at 64; expanding first 0.85x. AMX
+    is first from 32 tokens on.
     """
     if dtype != torch.bfloat16:
         return 64
@@ -43,7 +45,9 @@ def product(weight: StoredWeight, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def products(weights: Sequence[StoredWeight], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """`product` of each weight with its inputs; threads are started once for all of them, as for the experts of a token."""
+    """`product` of each weight with its inputs; threads are started once for all of them, as for the experts of a
+    token.
+    """
     kernels = library() if all(_usable(*pair) for pair in zip(weights, inputs, strict=True)) else None
     if kernels is None or any(len(x) > fused_tokens(kernels.variant.narrow, x.dtype) for x in inputs):
         return [_by_pieces(weight, x, kernels) for weight, x in zip(weights, inputs, strict=True)]
@@ -51,7 +55,9 @@ def products(weights: Sequence[StoredWeight], inputs: Sequence[torch.Tensor]) ->
 
 
 def product_transposed(weight: StoredWeight, grad: torch.Tensor) -> torch.Tensor:
-    """`grad @ weight`, for gradients of inputs: float `[tokens, rows]` to `[tokens, columns]`, summed over pieces in float32 or wider."""
+    """`grad @ weight`, for gradients of inputs: float `[tokens, rows]` to `[tokens, columns]`, summed over pieces in
+    float32 or wider.
+    """
     kernels = library() if _usable(weight, grad) else None
     total = grad.new_zeros(grad.shape[0], weight.columns, dtype=torch.promote_types(grad.dtype, torch.float32))
     for rows, piece in weight.pieces():
@@ -68,10 +74,11 @@ def _by_pieces(weight: StoredWeight, inputs: torch.Tensor, kernels: Library | No
 
 
 def padded_tokens(inputs: torch.Tensor) -> int:
-    """Tokens to multiply, so that there are four counts between a power of two and the next, and none but multiples of 16.
+    """Tokens to multiply, so that there are four counts between a power of two and the next, and none but multiples of
+    16.
 
-    For half precision on a CPU oneDNN compiles a kernel for each count and keeps a thousand of them, 0.6 MB each; and experts get
-    any number of tokens.
+    For half precision on a CPU oneDNN compiles a kernel for each count and keeps a thousand of them, 0.6 MB each; and
+    experts get any number of tokens.
     """
     tokens = len(inputs)
     if inputs.device.type != "cpu" or inputs.dtype.itemsize > 2:
@@ -143,7 +150,9 @@ def _job(weight: StoredWeight, inputs: torch.Tensor | None, outputs: torch.Tenso
 
 
 def _form(weight: StoredWeight) -> tuple[int, torch.Tensor, int, torch.Tensor | None, int, int, float]:
-    """What `Job` says of a form: its number, scales, their dtype, zeros, log2 of rows and columns to a scale, divisor."""
+    """What `Job` says of a form: its number, scales, their dtype, zeros, log2 of rows and columns to a scale,
+    divisor.
+    """
     if isinstance(weight, Fp8Weight):
         rows, columns = (BLOCK, BLOCK) if weight.blocks else (1 if len(weight.scale) > 1 else None, None)
         return 0, weight.scale, TYPES[weight.scale.dtype], None, _log2(rows), _log2(columns), 1.0

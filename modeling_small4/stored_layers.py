@@ -1,7 +1,9 @@
-"""Linear layers and routed experts that hold their weights as stored, and compute with a bounded piece expanded at a time.
+"""Linear layers and routed experts that hold their weights as stored, and compute with a bounded piece expanded at a
+time.
 
-Parameters have the names and shapes of the checkpoint's tensors (written down in `small4_conversion.formats`), so saving writes the
-same bytes. They are never trained and never cast; gradients of inputs flow. Must not know: files, configurations.
+Parameters have the names and shapes of the checkpoint's tensors (written down in `small4_conversion.formats`), so
+saving writes the same bytes. They are never trained and never cast; gradients of inputs flow. Must not know: files,
+configurations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,8 @@ from .cpu_matmul import is_unwrapped
 from .stored_kernels import product, product_transposed, products
 from .stored_weights import Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
 
-# What stands behind the stem of a weight's name: codes, then scales. Scales of inputs are kept for engines that round their inputs.
+# What stands behind the stem of a weight's name: codes, then scales. Scales of inputs are kept for engines that round
+# their inputs.
 CODES = ("", "_packed")
 SCALES = ("_scale_inv", "_scale", "_global_scale", "_zero_point")
 INPUT_SCALES = ("activation_scale", "input_global_scale")
@@ -173,7 +176,9 @@ class Small4StoredLinear(StoredModule):
         return output if self.bias is None else output + self.bias
 
     def kept_numbers(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight's numbers `[out, in]`, kept from the first call on; for the one small matrix that is not only multiplied with."""
+        """The weight's numbers `[out, in]`, kept from the first call on; for the one small matrix that is not only
+        multiplied with.
+        """
         weight = self.stored()
         key = (dtype, weight.codes.device, weight.codes.data_ptr(), weight.codes._version)
         if self._expanded is None or self._expanded[0] != key:
@@ -186,12 +191,16 @@ class Small4StoredLinear(StoredModule):
 
 
 def is_readable(module: Any) -> bool:
-    """True for a stored linear whose weight is all there is to it, and here: no adapter, shard or offload hook in between."""
+    """True for a stored linear whose weight is all there is to it, and here: no adapter, shard or offload hook in
+    between.
+    """
     return type(module) is Small4StoredLinear and is_unwrapped(module) and not module.stored().codes.is_meta
 
 
 class Small4StoredExperts(StoredModule):
-    """All routed experts of a layer, held as stored: `gate_up_proj` `[experts, 2 * width, hidden]`, gate rows first, `down_proj`."""
+    """All routed experts of a layer, held as stored: `gate_up_proj` `[experts, 2 * width, hidden]`, gate rows first,
+    `down_proj`.
+    """
 
     def __init__(self, num_experts: int, act_fn: nn.Module, parts: Mapping[str, Part]) -> None:
         super().__init__()
@@ -221,7 +230,9 @@ class Small4StoredExperts(StoredModule):
         return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
 
     def _some(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
-        """Some experts, each with its tokens `[tokens, hidden]`; one after the other where their products are not done together."""
+        """Some experts, each with its tokens `[tokens, hidden]`; one after the other where their products are not done
+        together.
+        """
         gates = [self.stored("gate_up_proj", expert, half) for expert, _ in chosen for half in (0, 1)]
         downs = [self.stored("down_proj", expert) for expert, _ in chosen]
         return gated(gates, downs, [group for _, group in chosen], self.act_fn)
@@ -230,6 +241,8 @@ class Small4StoredExperts(StoredModule):
 def gated(
     gates: Sequence[StoredWeight], downs: Sequence[StoredWeight], inputs: Sequence[torch.Tensor], act_fn: nn.Module
 ) -> list[torch.Tensor]:
-    """Several experts' `down(act(gate(x)) * up(x))`, each with its own `x` `[tokens, hidden]`. gates: gate and up in turns."""
+    """Several experts' `down(act(gate(x)) * up(x))`, each with its own `x` `[tokens, hidden]`. gates: gate and up in
+    turns.
+    """
     both = multiply_all(gates, [x for x in inputs for _ in (0, 1)])
     return multiply_all(downs, [act_fn(gate) * up for gate, up in zip(both[::2], both[1::2], strict=True)])

@@ -1,7 +1,8 @@
-"""Compiles the C text of `stored_source` at first use and loads it. Without a C compiler there is no library, and torch does the work.
+"""Compiles the C text of `stored_source` at first use and loads it. Without a C compiler there is no library, and torch
+does the work.
 
-`SMALL4_KERNELS` chooses: "auto" (the default), "off", or the name of a set of instructions. Compiled files are kept in a folder of the
-user's cache that nobody else can write to. Must not know: what weights mean.
+`SMALL4_KERNELS` chooses: "auto" (the default), "off", or the name of a set of instructions. Compiled files are kept in
+a folder of the user's cache that nobody else can write to. Must not know: what weights mean.
 """
 
 import ctypes
@@ -108,7 +109,9 @@ class Library:
 
 
 def _openmp() -> int | None:
-    """Address of the function that runs another one in all threads of the OpenMP runtime that torch uses, if it can be had."""
+    """Address of the function that runs another one in all threads of the OpenMP runtime that torch uses, if it can be
+    had.
+    """
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     except (AttributeError, OSError, TypeError):  # another runtime, or Windows
@@ -156,7 +159,9 @@ def runs_here(variant: Variant) -> bool:
 
 
 def load(variant: Variant, *options: str) -> Library:
-    """The library of a variant, from the cache or compiled. options: further ones of the compiler. Raises Unavailable."""
+    """The library of a variant, from the cache or compiled. options: further ones of the compiler. Raises
+    Unavailable.
+    """
     compiler = _compiler()
     key = [variant.source, *compiler, *OPTIONS, *variant.options, *options, platform.machine(), *platform.libc_ver()]
     name = f"{variant.name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.so"

@@ -1,7 +1,8 @@
-"""C text of the kernels for stored weights: what all processors share. Instructions are in `stored_source_x86`; `stored_native` compiles.
+"""C text of the kernels for stored weights: what all processors share. Instructions are in `stored_source_x86`;
+`stored_native` compiles.
 
-Each row of a weight is decoded a block of columns at a time, in the order that suits the instructions; inputs are put in that order
-first. Numbers are rounded to bfloat16 exactly as `StoredWeight.expand` does; sums are float32.
+Each row of a weight is decoded a block of columns at a time, in the order that suits the instructions; inputs are put
+in that order first. Numbers are rounded to bfloat16 exactly as `StoredWeight.expand` does; sums are float32.
 """
 
 COMMON = r"""

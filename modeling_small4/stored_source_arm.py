@@ -1,4 +1,6 @@
-"""C text of the kernels for stored weights: NEON, which every 64-bit ARM processor has. See `DRIVER` of `stored_source`."""
+"""C text of the kernels for stored weights: NEON, which every 64-bit ARM processor has. See `DRIVER` of
+`stored_source`.
+"""
 
 NEON_DECODE = r"""
 // Decodes 16 columns at a time into four registers of 4 bfloat16 numbers held as float32.

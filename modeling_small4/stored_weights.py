@@ -1,7 +1,8 @@
 """Weights as they are stored: the codes and scales of FP8, NVFP4 and 4-bit groups, and the numbers they stand for.
 
-One class for each form, each of them one matrix `[rows, columns]`. Numbers are exactly those that `small4 convert --dtype bfloat16`
-writes: code times scale in float32, rounded to bfloat16 once. Products with them are in `stored_kernels`. Must not know: modules, files.
+One class for each form, each of them one matrix `[rows, columns]`. Numbers are exactly those that
+`small4 convert --dtype bfloat16` writes: code times scale in float32, rounded to bfloat16 once. Products with them are
+in `stored_kernels`. Must not know: modules, files.
 """
 
 from abc import ABC, abstractmethod
@@ -63,7 +64,8 @@ class StoredWeight(ABC):
 class Fp8Weight(StoredWeight):
     """E4M3 codes `[rows, columns]`; value = code * scale.
 
-    scale: `[1, 1]`, one for each row `[rows, 1]`, or for blocks of 128 x 128 `[ceil(rows / 128), ceil(columns / 128)]`; any float dtype.
+    scale: `[1, 1]`, one for each row `[rows, 1]`, or for blocks of 128 x 128 `[ceil(rows / 128), ceil(columns / 128)]`;
+    any float dtype.
     """
 
     codes: torch.Tensor
@@ -96,7 +98,8 @@ class Fp8Weight(StoredWeight):
 
 @dataclass(frozen=True, eq=False)
 class Nvfp4Weight(StoredWeight):
-    """Pairs of e2m1 codes in bytes `[rows, columns / 2]`, the low half being the even column; value = e2m1 * scale / divisor.
+    """Pairs of e2m1 codes in bytes `[rows, columns / 2]`, the low half being the even column; value = e2m1 * scale /
+    divisor.
 
     scale: E4M3 `[rows, columns / 16]`. divisor: one number `[]`.
     """
@@ -124,7 +127,8 @@ class Nvfp4Weight(StoredWeight):
 class Int4Weight(StoredWeight):
     """Eight codes of 4 bits in an int32 `[rows, columns / 8]`, the lowest bits first; value = (code - zero) * scale.
 
-    scale: float `[rows, columns / group]`. zeros: int32 `[ceil(rows / 8), columns / group]`, eight rows in one; None: all are 8.
+    scale: float `[rows, columns / group]`. zeros: int32 `[ceil(rows / 8), columns / group]`, eight rows in one; None:
+    all are 8.
     """
 
     codes: torch.Tensor

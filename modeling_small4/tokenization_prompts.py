@@ -73,7 +73,9 @@ class PromptTokenizer(TokenizersBackend):
         return added
 
     def _set_escapes(self) -> None:
-        """Has the tokenizer read escapes, after special tokens are cut out of a text, and forgets what was known of these."""
+        """Has the tokenizer read escapes, after special tokens are cut out of a text, and forgets what was known of
+        these.
+        """
         for name in ("control_ids", "control_tokens", "special", "_plain", "_has_more_tokens", "grammar_vocabulary"):
             self.__dict__.pop(name, None)
         self._tokenizer.normalizer = normalizers.Replace(Regex(self.special.escapes), "")
@@ -100,8 +102,8 @@ class PromptTokenizer(TokenizersBackend):
         return SpecialTokens(self.control_ids)
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of plain texts, each encoded on its own; none is ever a special token, whatever the texts spell. Tokens that
-        were added to the vocabulary and are not special are found, as transformers finds them."""
+        """Ids of plain texts, each encoded on its own; none is ever a special token, whatever the texts spell. Tokens
+        that were added to the vocabulary and are not special are found, as transformers finds them."""
         if self._has_more_tokens:
             escaped = [self.special.escape(without_surrogates(text)) for text in texts]
             plain = {"add_special_tokens": False, "split_special_tokens": False}
@@ -120,7 +122,8 @@ class PromptTokenizer(TokenizersBackend):
             self(self.special.escape("\n".join(typed)))["input_ids"][1:]
         ):
             raise ValueError(
-                "A text spells a special token that this vocabulary cannot write as text in a prompt string; use tokenize=True."
+                "A text spells a special token that this vocabulary cannot write as text in a prompt string; use "
+                "tokenize=True."
             )
         return prompt
 

@@ -35,9 +35,9 @@ _NO_MEANING = ("sanitize_control_tokens", "load_audio_from_video")
 class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
     """Tekken tokenizer of Mistral Small 4.
 
-    `tokenizer(text)` takes prompt strings: special tokens written in `text` are recognized, as in transformers, except where
-    they are escaped (`[\\INST]` is the text `[INST]`), as `apply_chat_template` escapes those that users typed. A text that
-    begins with `<s>` is not given another. `split_special_tokens=True` takes the whole text as plain text.
+    `tokenizer(text)` takes prompt strings: special tokens written in `text` are recognized, as in transformers, except
+    where they are escaped (`[\\INST]` is the text `[INST]`), as `apply_chat_template` escapes those that users typed. A
+    text that begins with `<s>` is not given another. `split_special_tokens=True` takes the whole text as plain text.
     """
 
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
@@ -84,8 +84,8 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
 
         Arguments and return values are transformers'. `reasoning_mode` ("none" or "high"; `reasoning_effort` is the
         same) sets the model-settings block; left out, the tokenizer's default stands. With another `chat_template`
-        than the tokenizer's own, transformers renders it. Special tokens that users typed are text in every case, as with
-        `sanitize_control_tokens=True`.
+        than the tokenizer's own, transformers renders it. Special tokens that users typed are text in every case, as
+        with `sanitize_control_tokens=True`.
 
         Raises:
             ValueError: a conversation that mistral-common refuses; images, which only the processor can encode.
@@ -97,7 +97,8 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
             tokens = {name: variables.pop(name) for name in list(variables) if name.endswith("_token")}
             return super().apply_chat_template(
                 escape_all(read_objects(conversation), self.special), escape_all(tools, self.special),
-                escape_all(documents, self.special), chat_template, add_generation_prompt, continue_final_message, tokenize,
+                escape_all(documents, self.special), chat_template, add_generation_prompt, continue_final_message,
+                    tokenize,
                 padding=padding, truncation=truncation, max_length=max_length, return_tensors=return_tensors,
                 return_dict=return_dict, return_assistant_tokens_mask=return_assistant_tokens_mask,
                 tokenizer_kwargs=tokenizer_kwargs, **escape_all(variables, self.special), **tokens,
@@ -133,7 +134,8 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
             raise ValueError("The chat format has no place for documents; put their text into a message.")
         if add_generation_prompt and continue_final_message:
             raise ValueError(
-                "add_generation_prompt and continue_final_message contradict each other: the one has the assistant begin a "
+                "add_generation_prompt and continue_final_message contradict each other: the one has the assistant "
+                "begin a "
                 "message, the other go on with its last one. Give one of them."
             )
         conversation = read_objects(conversation)
@@ -145,7 +147,9 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         return prompts, batched
 
     def is_own_template(self, template: Any) -> bool:
-        """Whether chats are laid out by our own code: there is no template, or it is the one that says the same in Jinja."""
+        """Whether chats are laid out by our own code: there is no template, or it is the one that says the same in
+        Jinja.
+        """
         return template is None or template == self._own_template
 
     def reasoning_variables(self, mode: Any, effort: Any) -> dict[str, str]:
@@ -237,8 +241,8 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
     ) -> BatchEncoding:
         """A batch of `input_ids`, `attention_mask` and, when asked for, `assistant_masks`.
 
-        `options` are some of `COLLATE_OPTIONS`, with transformers' meanings. Rows are padded as `padding` says, and always
-        when tensors of several prompts are asked for.
+        `options` are some of `COLLATE_OPTIONS`, with transformers' meanings. Rows are padded as `padding` says, and
+        always when tensors of several prompts are asked for.
         """
         options = dict(options)
         side, unit = options.pop("padding_side", None) or self.padding_side, options.get("pad_to_multiple_of") or 1

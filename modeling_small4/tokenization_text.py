@@ -98,8 +98,8 @@ def without_surrogates(text: str) -> str:
 
 
 class _AsciiWords:
-    """Encodes ASCII texts: words are split with `re`, and each word's ids are remembered. Prompts repeat most of their words, so this takes a
-    fraction of the tokenizer's time, and gives what it gives.
+    """Encodes ASCII texts: words are split with `re`, and each word's ids are remembered. Prompts repeat most of their
+    words, so this takes a fraction of the tokenizer's time, and gives what it gives.
 
     Args:
         pattern: the regular expression that splits text into words, with `\\p{..}` classes.

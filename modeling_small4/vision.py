@@ -1,7 +1,8 @@
 """Vision: Pixtral tower (arXiv:2410.07073), patch merger and projector. Pixels to vectors of the text model's width.
 
-Patches of all images lie one after another in one sequence for everything that works patch by patch; attention runs image by image,
-so memory grows linearly with the number of images. This file never sees files or PIL images, nor the text model.
+Patches of all images lie one after another in one sequence for everything that works patch by patch; attention runs
+image by image, so memory grows linearly with the number of images. This file never sees files or PIL images, nor the
+text model.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,8 @@ class Small4VisionAttention(nn.Module):
             patch_counts: Patches of each image, in order.
 
         Returns:
-            Output shaped like the input, and from the eager implementation weights `[images, heads, most patches, most patches]`, zero where padded.
+            Output shaped like the input, and from the eager implementation weights
+            `[images, heads, most patches, most patches]`, zero where padded.
         """
         query, key, value = (
             linear(proj, hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -134,13 +136,15 @@ def patch_grids(
     ]
     if len(sizes) != pixel_values.shape[0]:
         raise ValueError(
-            f"image_sizes has {len(sizes)} rows for {pixel_values.shape[0]} images in pixel_values; give one (height, width) per image."
+            f"image_sizes has {len(sizes)} rows for {pixel_values.shape[0]} images in pixel_values; give one (height, "
+            "width) per image."
         )
     for index, (height, width) in enumerate(sizes):
         fits = 0 < height <= pixel_values.shape[-2] and 0 < width <= pixel_values.shape[-1]
         if not fits or height % unit or width % unit:
             raise ValueError(
-                f"image_sizes[{index}] = {(height, width)}: each side must be a positive multiple of {unit} pixels and lie within "
+                f"image_sizes[{index}] = {(height, width)}: each side must be a positive multiple of {unit} pixels "
+                "and lie within "
                 f"pixel_values' {tuple(pixel_values.shape[-2:])}; Small4ImageProcessor makes such images."
             )
     return [(height // patch_size, width // patch_size) for height, width in sizes]
@@ -155,7 +159,9 @@ class Small4PatchMerger(nn.Module):
         self.merging_layer = nn.Linear(width * self.merge**2, width, bias=False)
 
     def forward(self, features: torch.Tensor, grids: list[tuple[int, int]]) -> torch.Tensor:
-        """`[patches of all images, width]` to `[merged patches of all images, width]`. Inputs of a square are laid out channel first."""
+        """`[patches of all images, width]` to `[merged patches of all images, width]`. Inputs of a square are laid out
+        channel first.
+        """
         merge = self.merge
         squares = [
             image.view(h // merge, merge, w // merge, merge, -1).permute(0, 2, 4, 1, 3).reshape(h * w // merge**2, -1)

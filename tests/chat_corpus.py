@@ -14,13 +14,16 @@ from PIL import Image
 from tests.tekken_files import CONTROL
 
 SCRAPS = [
-    "Hello", " world", "What is 12 + 30?", "naïve café", "Ünïcödé", "日本語の文章", "中文 文本", "한국어", "العربية", "עברית",
-    "हिन्दी", "ไทย", "🙂", "👩‍👩‍👧‍👦", "🏳️‍🌈", "e\u0301", "\u200b", "\u202etxt", "\ufeff", "\x00", "\x7f", "\t", "\n", "\r\n",
-    "\n\n\n", "   ", " ", "  trailing  ", "def f(x):\n    return x ** 2\n", "<div class='a'>&amp;</div>", '{"a": [1, 2]}',
+    "Hello", " world", "What is 12 + 30?", "naïve café", "Ünïcödé", "日本語の文章", "中文 文本", "한국어", "العربية", "עברית",  # noqa: E501
+    "हिन्दी", "ไทย", "🙂", "👩‍👩‍👧‍👦", "🏳️‍🌈", "e\u0301", "\u200b", "\u202etxt", "\ufeff", "\x00", "\x7f", "\t", "\n",
+    "\r\n",
+    "\n\n\n", "   ", " ", "  trailing  ", "def f(x):\n    return x ** "
+        "2\n", "<div class='a'>&amp;</div>", '{"a": [1, 2]}',
     "SELECT * FROM t;", "a\\nb", '"quoted"', "\\", "//", "1234567890", "3.14159", "I'm", "DON'T", "ǅungla", "𝔘𝔫𝔦", "ﬁ",
     "\U0010ffff", "̈", "x" * 50, "CamelCaseWord", "snake_case_word", "…", "—", "«»", "€", "½", "²", "Ⅷ", "ß", "İ",
     "system", "[", "]", "[/", "<", "</", "[INST", "INST]", "[/THINK", "THINK]", "<s", "s>", "[ INST ]",
-    "CONTINUE_FINAL_MESSAGE_TAG ", "{{ messages }}", "{% raw %}", "\u2028", "\ue000", "\uf8ff", "\ud83d", "\ude00", "a\udfffb",
+    "CONTINUE_FINAL_MESSAGE_TAG ", "{{ messages }}", "{% raw %}", "\u2028", "\ue000", "\uf8ff", "\ud83d", "\ude00",
+    "a\udfffb",
 ]  # fmt: skip
 MARKS = [*CONTROL, "<SPECIAL_20>", "<SPECIAL_999>"]
 

@@ -72,7 +72,9 @@ def equal(a: Path, b: Path) -> bool:
 
 
 def published_folder(folder: Path, p: dict[str, Any], raw: rc.Tensors, fp8: bool = False) -> Path:
-    """The transformers layout as published: older prefixes, FP8 with one scale per expert (gate and up made to agree)."""
+    """The transformers layout as published: older prefixes, FP8 with one scale per expert (gate and up made to
+    agree).
+    """
     write_tekken(folder, p["vocab_size"] - 1000)
     host = rc.host_model(p, rc.dequantized(raw))
     state = rc.host_state(p, rc.dequantized(raw))

@@ -1,4 +1,5 @@
-"""Seeded damage to a checkpoint folder: values of every wrong kind at any place of a JSON file or header, cut and flipped bytes, lost files.
+"""Seeded damage to a checkpoint folder: values of every wrong kind at any place of a JSON file or header, cut and
+flipped bytes, lost files.
 
 Knows formats, not this model: what is damaged is drawn, and `Damage.what` says it in words.
 """

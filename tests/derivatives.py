@@ -1,7 +1,8 @@
-"""Checkpoints as people share them: the same weights in the formats of other tools, each encoder spelled out the slow and plain way.
+"""Checkpoints as people share them: the same weights in the formats of other tools, each encoder spelled out the slow
+and plain way.
 
-An encoder takes one matrix and gives what is stored, by the ending of its name, and the exact numbers that it stands for. Written without a
-look at our readers; `test_formats_libraries.py` holds them against the formats' own libraries.
+An encoder takes one matrix and gives what is stored, by the ending of its name, and the exact numbers that it stands
+for. Written without a look at our readers; `test_formats_libraries.py` holds them against the formats' own libraries.
 """
 
 import json
@@ -19,7 +20,8 @@ Encoded = tuple[dict[str, torch.Tensor], torch.Tensor]
 Encoder = Callable[[torch.Tensor], Encoded]
 
 MODULES = {
-    "attention.wq_a": "self_attn.q_a_proj", "attention.q_a_norm": "self_attn.q_a_layernorm", "attention.wq_b": "self_attn.q_b_proj",
+    "attention.wq_a": "self_attn.q_a_proj", "attention.q_a_norm": "self_attn.q_a_layernorm",
+    "attention.wq_b": "self_attn.q_b_proj",
     "attention.wkv_a_with_mqa": "self_attn.kv_a_proj_with_mqa", "attention.kv_a_norm": "self_attn.kv_a_layernorm",
     "attention.wkv_b": "self_attn.kv_b_proj", "attention.wo": "self_attn.o_proj", "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm", "gate": "mlp.gate", "shared_experts.w1": "mlp.shared_experts.gate_proj",
@@ -51,8 +53,8 @@ def derive(
     which: Callable[[str], bool] = lambda name: True,
     dtype: torch.dtype | None = None,
 ) -> tuple[rc.Tensors, rc.Tensors]:
-    """Encode the text linears that `which` chooses; returns what is stored in unfused names, and the plain raw tensors it stands for,
-    those linears in `dtype` or in their own."""
+    """Encode the text linears that `which` chooses; returns what is stored in unfused names, and the plain raw tensors
+    it stands for, those linears in `dtype` or in their own."""
     plain = dict(raw)
     stored = unfused(p, raw)
     for name, tensor in raw.items():
@@ -73,7 +75,9 @@ def write_folder(
     old_names: bool = True,
     **top: Any,
 ) -> Path:
-    """A transformers folder with these tensors (names of ours); `entry` is its quantization_config, `top` goes into config.json."""
+    """A transformers folder with these tensors (names of ours); `entry` is its quantization_config, `top` goes into
+    config.json.
+    """
     write_tekken(folder, p["vocab_size"] - 1000)
     host = rc.host_model(p, rc.weights(p))
     config = json.loads(host.config.to_json_string(use_diff=False)) | {"dtype": "bfloat16"} | top
@@ -104,7 +108,9 @@ def nearest(value: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def fp8(scale: str, tensor: torch.Tensor) -> Encoded:
-    """E4M3 with scales for "tensor", "row", "block" (transformers' names) or, in compressed-tensors' names, "channel"."""
+    """E4M3 with scales for "tensor", "row", "block" (transformers' names) or, in compressed-tensors' names,
+    "channel".
+    """
     out, inner = tensor.shape
     number = tensor.float()
     if scale == "block":
@@ -191,8 +197,10 @@ def compressed_entry(form: str, **weights: Any) -> dict[str, Any]:
         "format": form,
     }
     return {
-        "quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}, "kv_cache_scheme": None,
-        "ignore": ["lm_head", "re:.*vision.*", "re:.*gate$"], "quantization_status": "compressed", "global_compression_ratio": None,
+        "quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group},
+        "kv_cache_scheme": None,
+        "ignore": ["lm_head", "re:.*vision.*", "re:.*gate$"], "quantization_status": "compressed",
+        "global_compression_ratio": None,
     }  # fmt: skip
 
 
@@ -341,7 +349,9 @@ def mlx(group: int, bits: int, tensor: torch.Tensor) -> Encoded:
 def mlx_folder(
     folder: Path, p: dict[str, Any], raw: rc.Tensors, bits: int, group: int = 32, vision: bool = False
 ) -> rc.Tensors:
-    """A folder as mlx-lm writes it, or with `vision` as mlx-vlm does; returns the plain raw tensors it stands for. bits 0: not quantized."""
+    """A folder as mlx-lm writes it, or with `vision` as mlx-vlm does; returns the plain raw tensors it stands for. bits
+    0: not quantized.
+    """
     heads, rank = p["n_heads"], p["kv_lora_rank"]
     nope, wide = p["qk_nope_head_dim"], p["v_head_dim"]
     stored, plain = {}, dict(raw)

@@ -1,7 +1,8 @@
 """README and the guides as tests read them: their code blocks by kind. Runs nothing.
 
-Kinds of blocks: `python` runs in order in one session per document; `py` that begins with `# name.py:` is a script; other `py` blocks need
-a machine or a server that tests do not have; `console` shows commands with their answers; `bash` shows commands only.
+Kinds of blocks: `python` runs in order in one session per document; `py` that begins with `# name.py:` is a script;
+other `py` blocks need a machine or a server that tests do not have; `console` shows commands with their answers; `bash`
+shows commands only.
 """
 
 import re

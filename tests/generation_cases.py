@@ -92,7 +92,9 @@ def naive_greedy(
     answer: Sequence[int] = (),
     **images: torch.Tensor,
 ) -> list[int]:
-    """New tokens after `prompt` (already with its settings) and the answer's beginning: no cache, no batch, no padding."""
+    """New tokens after `prompt` (already with its settings) and the answer's beginning: no cache, no batch, no
+    padding.
+    """
     answer, begun = list(answer), len(answer)
     while len(answer) - begun < new:
         logits = model(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False, **images).logits[0, -1]

@@ -1,4 +1,6 @@
-"""Small GGUF checkpoints as llama.cpp's converter writes them, through the `gguf` package; names and changes spelled out once more."""
+"""Small GGUF checkpoints as llama.cpp's converter writes them, through the `gguf` package; names and changes spelled
+out once more.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,23 @@ LAYER = {
     "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up",
 }  # fmt: skip
 VISION = {
-    "vision_encoder.patch_conv": "v.patch_embd", "vision_encoder.ln_pre": "v.pre_ln", "pre_mm_projector_norm": "mm.input_norm",
-    "patch_merger.merging_layer": "mm.patch_merger", "vision_language_adapter.w_in": "mm.1", "vision_language_adapter.w_out": "mm.2",
+    "vision_encoder.patch_conv": "v.patch_embd", "vision_encoder.ln_pre": "v.pre_ln",
+    "pre_mm_projector_norm": "mm.input_norm",
+    "patch_merger.merging_layer": "mm.patch_merger", "vision_language_adapter.w_in": "mm.1",
+    "vision_language_adapter.w_out": "mm.2",
 }  # fmt: skip
 TOWER = {
-    "attention_norm": "ln1", "ffn_norm": "ln2", "attention.wq": "attn_q", "attention.wk": "attn_k", "attention.wv": "attn_v",
-    "attention.wo": "attn_out", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down", "feed_forward.w3": "ffn_up",
+    "attention_norm": "ln1", "ffn_norm": "ln2", "attention.wq": "attn_q", "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_out", "feed_forward.w1": "ffn_gate", "feed_forward.w2": "ffn_down",
+    "feed_forward.w3": "ffn_up",
 }  # fmt: skip
 
 
 def tensors(p: dict[str, Any], raw: rc.Tensors, gate_up: bool) -> rc.Tensors:
-    """Raw tensors under llama.cpp's names. gate_up: gate and up rows of an expert in one tensor, as from transformers' layout."""
+    """Raw tensors under llama.cpp's names. gate_up: gate and up rows of an expert in one tensor, as from transformers'
+    layout.
+    """
     names = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"} | VISION
     out: rc.Tensors = {}
     nope, wide = p["qk_nope_head_dim"], p["v_head_dim"]
@@ -56,7 +64,9 @@ def tensors(p: dict[str, Any], raw: rc.Tensors, gate_up: bool) -> rc.Tensors:
 
 
 def raw_again(p: dict[str, Any], found: rc.Tensors, raw: rc.Tensors, gate_up: bool) -> rc.Tensors:
-    """The raw tensors that decoded tensors of `tensors` are: the same function with numbered tensors tells where each value went."""
+    """The raw tensors that decoded tensors of `tensors` are: the same function with numbered tensors tells where each
+    value went.
+    """
     count, numbered = 0, {}
     for name, tensor in raw.items():
         numbered[name] = torch.arange(count, count + tensor.numel(), dtype=torch.float64).view(tensor.shape)
@@ -68,7 +78,9 @@ def raw_again(p: dict[str, Any], found: rc.Tensors, raw: rc.Tensors, gate_up: bo
 
 
 def quantized(library: Any, kind: str, tensor: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
-    """Rows of bytes in one of llama.cpp's types, and what they stand for. Types that the package cannot write get any bytes."""
+    """Rows of bytes in one of llama.cpp's types, and what they stand for. Types that the package cannot write get any
+    bytes.
+    """
     number = library.GGMLQuantizationType[kind]
     rows = tensor.float().numpy()
     try:
@@ -83,7 +95,9 @@ def quantized(library: Any, kind: str, tensor: torch.Tensor) -> tuple[np.ndarray
 def write(
     folder: Path, p: dict[str, Any], raw: rc.Tensors, kind: str, gate_up: bool = False, arch: str = "mistral4"
 ) -> rc.Tensors:
-    """A folder with model.gguf and, where there is a tower, mmproj.gguf; returns the raw tensors it stands for, in float32."""
+    """A folder with model.gguf and, where there is a tower, mmproj.gguf; returns the raw tensors it stands for, in
+    float32.
+    """
     import gguf
 
     folder.mkdir()
@@ -122,8 +136,10 @@ def _facts(writer: Any, p: dict[str, Any], arch: str) -> None:
     numbers = {
         "block_count": p["n_layers"], "context_length": p["max_position_embeddings"], "embedding_length": p["dim"],
         "feed_forward_length": p["hidden_dim"], "attention.head_count": p["n_heads"], "attention.head_count_kv": 1,
-        "attention.q_lora_rank": p["q_lora_rank"], "attention.kv_lora_rank": p["kv_lora_rank"], "expert_count": moe["num_experts"],
-        "attention.key_length_mla": p["qk_nope_head_dim"] + p["qk_rope_head_dim"], "attention.value_length_mla": p["v_head_dim"],
+        "attention.q_lora_rank": p["q_lora_rank"], "attention.kv_lora_rank": p["kv_lora_rank"],
+        "expert_count": moe["num_experts"],
+        "attention.key_length_mla": p["qk_nope_head_dim"] + p["qk_rope_head_dim"],
+        "attention.value_length_mla": p["v_head_dim"],
         "rope.dimension_count": p["qk_rope_head_dim"], "expert_used_count": moe["num_experts_per_tok"],
         "expert_feed_forward_length": moe["expert_hidden_dim"], "expert_shared_count": moe["num_shared_experts"],
         "leading_dense_block_count": moe["first_k_dense_replace"], "vocab_size": p["vocab_size"],
@@ -131,7 +147,8 @@ def _facts(writer: Any, p: dict[str, Any], arch: str) -> None:
         "attention.temperature_length": yarn["original_max_position_embeddings"],
     }  # fmt: skip
     floats = {
-        "attention.layer_norm_rms_epsilon": p["norm_eps"], "rope.freq_base": p["rope_theta"], "rope.scaling.factor": yarn["factor"],
+        "attention.layer_norm_rms_epsilon": p["norm_eps"], "rope.freq_base": p["rope_theta"],
+        "rope.scaling.factor": yarn["factor"],
         "rope.scaling.yarn_log_multiplier": 0.1, "expert_weights_scale": moe["routed_scale"],
         "attention.temperature_scale": p["llama_4_scaling"]["beta"],
     }  # fmt: skip
@@ -144,7 +161,8 @@ def _facts(writer: Any, p: dict[str, Any], arch: str) -> None:
 
 def _vision_facts(writer: Any, ve: dict[str, Any]) -> None:
     keys = {
-        "embedding_length": "hidden_size", "block_count": "num_hidden_layers", "attention.head_count": "num_attention_heads",
+        "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
+        "attention.head_count": "num_attention_heads",
         "feed_forward_length": "intermediate_size", "patch_size": "patch_size", "image_size": "image_size",
         "spatial_merge_size": "spatial_merge_size",
     }  # fmt: skip

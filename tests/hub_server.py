@@ -1,4 +1,6 @@
-"""A few lines of the Hub's HTTP interface on 127.0.0.1, enough for the real client to list and download one repository."""
+"""A few lines of the Hub's HTTP interface on 127.0.0.1, enough for the real client to list and download one
+repository.
+"""
 
 import hashlib
 import json

@@ -1,4 +1,5 @@
-"""What a user does with the Hub, as a process of its own because the client reads its settings once: `python hub_user.py STEP FOLDER`.
+"""What a user does with the Hub, as a process of its own because the client reads its settings once:
+`python hub_user.py STEP FOLDER`.
 
 Prints one JSON object.
 """
@@ -41,8 +42,10 @@ def load(folder: Path) -> dict[str, Any]:
     local = AutoProcessor.from_pretrained(folder / "first").apply_chat_template(chat, **options)
     modes = [main.generation_config.reasoning_token_ids, nested.generation_config.reasoning_token_ids]
     return {
-        "main": same(main, folder / "first"), "second": same(second, folder / "second"), "commit": same(commit, folder / "first"),
-        "nested": same(nested, folder / "first"), "processor": torch.equal(ids, local), "modes": modes[0] == modes[1] is not None,
+        "main": same(main, folder / "first"), "second": same(second, folder / "second"),
+        "commit": same(commit, folder / "first"),
+        "nested": same(nested, folder / "first"), "processor": torch.equal(ids, local),
+        "modes": modes[0] == modes[1] is not None,
         "class": type(main).__name__,
     }  # fmt: skip
 

@@ -9,7 +9,8 @@ def attention(layer: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Ten
     """Latent attention of one sequence, head by head, key by key.
 
     Args:
-        layer: A `Small4Attention`. hidden: `[length, hidden_size]`, positions 0, 1, ... mask: bool `[length, length]`, True attends.
+        layer: A `Small4Attention`. hidden: `[length, hidden_size]`, positions 0, 1, ... mask: bool `[length, length]`,
+            True attends.
     """
     config = layer.config
     length, heads = hidden.shape[0], config.num_attention_heads

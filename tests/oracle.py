@@ -1,7 +1,7 @@
 """Small random checkpoints of any shape, and what transformers' own mistral3 + mistral4 classes make of them.
 
-The oracle: parameter names are the same on both sides, so a state dict moves over as it is. Knows the public configuration of both
-sides and nothing of our code's insides.
+The oracle: parameter names are the same on both sides, so a state dict moves over as it is. Knows the public
+configuration of both sides and nothing of our code's insides.
 """
 
 from dataclasses import dataclass, field
@@ -40,7 +40,9 @@ VISION = {
 
 @dataclass
 class Case:
-    """One shape of model. `text` and `vision` override the fields of `TEXT` and `VISION`; `vision=None` leaves the tower out."""
+    """One shape of model. `text` and `vision` override the fields of `TEXT` and `VISION`; `vision=None` leaves the
+    tower out.
+    """
 
     seed: int = 0
     text: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +82,9 @@ class Case:
         )
 
     def models(self) -> tuple[Small4ForCausalLM, Mistral3ForConditionalGeneration]:
-        """Ours and transformers', float32, with the same random weights, made large enough that logits are far from uniform."""
+        """Ours and transformers', float32, with the same random weights, made large enough that logits are far from
+        uniform.
+        """
         torch.manual_seed(self.seed)
         host = Mistral3ForConditionalGeneration(self.host_config()).eval()
         with torch.no_grad():
@@ -108,7 +112,9 @@ def text_ids(case: Case, batch: int = 2, length: int = 90) -> torch.Tensor:
 
 
 def image_inputs(case: Case, sizes: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """One prompt with an image of each size (height, width in pixels): ids, pixels and sizes as the processor would give them."""
+    """One prompt with an image of each size (height, width in pixels): ids, pixels and sizes as the processor would
+    give them.
+    """
     generator = torch.Generator().manual_seed(case.seed + 2)
     config = case.config()
     unit = config.vision_config.patch_size * config.spatial_merge_size

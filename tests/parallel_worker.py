@@ -1,4 +1,6 @@
-"""One of the processes of `test_parallel`, started by torchrun: loads two models in every layout, and rank 0 writes down how they compare."""
+"""One of the processes of `test_parallel`, started by torchrun: loads two models in every layout, and rank 0 writes
+down how they compare.
+"""
 
 import json
 import os

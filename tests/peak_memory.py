@@ -1,4 +1,6 @@
-"""Peak bytes of the tensors that exist at one time while a function runs, counted storage by storage, inputs and weights left out."""
+"""Peak bytes of the tensors that exist at one time while a function runs, counted storage by storage, inputs and
+weights left out.
+"""
 
 import weakref
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """Small random checkpoints in the raw release layout, and what transformers' own classes make of the same weights.
 
-An oracle written without a look at our converter: its names and changes are spelled out once more, the slow and plain way.
+An oracle written without a look at our converter: its names and changes are spelled out once more, the slow and plain
+way.
 """
 
 import json
@@ -32,10 +33,12 @@ def params(
         "dim": 64, "n_layers": 2, "hidden_dim": 96, "n_heads": 4, "n_kv_heads": 4, "head_dim": 32, "norm_eps": 1e-06,
         "vocab_size": 1100, "rope_theta": 10000.0, "tied_embeddings": False, "max_position_embeddings": 1048576,
         "q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 24,
-        "yarn": {"original_max_position_embeddings": 32, "factor": 128, "apply_scale": top.pop("apply_scale", False), "beta": 32, "alpha": 1},
+        "yarn": {"original_max_position_embeddings": 32, "factor": 128, "apply_scale": top.pop("apply_scale", False),
+        "beta": 32, "alpha": 1},
         "llama_4_scaling": {"original_max_position_embeddings": 32, "beta": 0.1},
         "moe": {
-            "expert_parallel": 1, "route_every_n": 1, "first_k_dense_replace": 0, "num_experts": 4, "num_experts_per_tok": 2,
+            "expert_parallel": 1, "route_every_n": 1, "first_k_dense_replace": 0, "num_experts": 4,
+            "num_experts_per_tok": 2,
             "num_expert_groups": 1, "num_expert_groups_per_tok": 1, "routed_scale": 1.0, "expert_hidden_dim": 32,
             "num_shared_experts": 1, "renorm_strategy": "WEIGHTS",
         } | (moe or {}),
@@ -133,8 +136,8 @@ def to_fp8(raw: Tensors, seed: int = 0, static: bool = True, shape: tuple[int, .
 
 
 def to_nvfp4(raw: Tensors) -> tuple[Tensors, Tensors]:
-    """NVFP4 routed and shared experts, as the release stores them (the input's scale in bfloat16 for shared ones); returns what is
-    stored and, worked out number by number, what it stands for."""
+    """NVFP4 routed and shared experts, as the release stores them (the input's scale in bfloat16 for shared ones);
+    returns what is stored and, worked out number by number, what it stands for."""
     stored, plain = {}, {}
     for name, tensor in raw.items():
         if ".experts." not in name and ".shared_experts." not in name:
@@ -253,7 +256,8 @@ def host_state(p: dict[str, Any], raw: Tensors) -> Tensors:
     }  # fmt: skip
     mlp = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
     fixed = {
-        "tok_embeddings.weight": "model.language_model.embed_tokens.weight", "norm.weight": "model.language_model.norm.weight",
+        "tok_embeddings.weight": "model.language_model.embed_tokens.weight",
+        "norm.weight": "model.language_model.norm.weight",
         "output.weight": "lm_head.weight", "vision_encoder.patch_conv.weight": "model.vision_tower.patch_conv.weight",
         "vision_encoder.ln_pre.weight": "model.vision_tower.ln_pre.weight",
         "pre_mm_projector_norm.weight": "model.multi_modal_projector.norm.weight",
@@ -271,8 +275,10 @@ def host_state(p: dict[str, Any], raw: Tensors) -> Tensors:
             out[fixed[name]] = tensor
         elif parts[0] == "layers" and parts[2] != "experts":
             rest = {
-                "attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight", "gate": "mlp.gate.weight",
-                "attention": f"self_attn.{text.get(parts[3])}.weight", "feed_forward": f"mlp.{mlp.get(parts[3])}.weight",
+                "attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight",
+                "gate": "mlp.gate.weight",
+                "attention": f"self_attn.{text.get(parts[3])}.weight",
+                "feed_forward": f"mlp.{mlp.get(parts[3])}.weight",
                 "shared_experts": f"mlp.shared_experts.{mlp.get(parts[3])}.weight",
             }[parts[2]]  # fmt: skip
             out[f"model.language_model.layers.{parts[1]}.{rest}"] = tensor
@@ -302,14 +308,19 @@ def host_model(p: dict[str, Any], raw: Tensors) -> PreTrainedModel:
         else {"attention_factor": 1.0, "mscale_all_dim": 0.0}
     )
     text = Mistral4Config(
-        vocab_size=p["vocab_size"], hidden_size=p["dim"], intermediate_size=p["hidden_dim"], num_hidden_layers=p["n_layers"],
-        num_attention_heads=p["n_heads"], num_key_value_heads=p["n_kv_heads"], moe_intermediate_size=moe["expert_hidden_dim"],
-        n_routed_experts=moe["num_experts"], num_experts_per_tok=moe["num_experts_per_tok"], n_shared_experts=moe["num_shared_experts"],
+        vocab_size=p["vocab_size"], hidden_size=p["dim"], intermediate_size=p["hidden_dim"],
+            num_hidden_layers=p["n_layers"],
+        num_attention_heads=p["n_heads"], num_key_value_heads=p["n_kv_heads"],
+            moe_intermediate_size=moe["expert_hidden_dim"],
+        n_routed_experts=moe["num_experts"], num_experts_per_tok=moe["num_experts_per_tok"],
+            n_shared_experts=moe["num_shared_experts"],
         kv_lora_rank=p["kv_lora_rank"], q_lora_rank=p["q_lora_rank"], qk_rope_head_dim=p["qk_rope_head_dim"],
         qk_nope_head_dim=p["qk_nope_head_dim"], v_head_dim=p["v_head_dim"], routed_scaling_factor=moe["routed_scale"],
-        first_k_dense_replace=moe["first_k_dense_replace"], n_group=moe["num_expert_groups"], topk_group=moe["num_expert_groups_per_tok"],
+        first_k_dense_replace=moe["first_k_dense_replace"], n_group=moe["num_expert_groups"],
+            topk_group=moe["num_expert_groups_per_tok"],
         rope_parameters={
-            "rope_type": "yarn", "rope_theta": p["rope_theta"], "factor": float(p["yarn"]["factor"]), "beta_fast": 32.0, "beta_slow": 1.0,
+            "rope_type": "yarn", "rope_theta": p["rope_theta"], "factor": float(p["yarn"]["factor"]), "beta_fast": 32.0,
+            "beta_slow": 1.0,
             "original_max_position_embeddings": p["yarn"]["original_max_position_embeddings"], **magnitude,
             "llama_4_scaling_beta": p["llama_4_scaling"]["beta"],
             "partial_rotary_factor": p["qk_rope_head_dim"] / (p["qk_rope_head_dim"] + p["qk_nope_head_dim"]),
@@ -324,12 +335,14 @@ def host_model(p: dict[str, Any], raw: Tensors) -> PreTrainedModel:
         state = {name.replace("model.language_model.", "model."): tensor for name, tensor in state.items()}
     else:
         vision = PixtralVisionConfig(
-            **{k: ve[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")},
+            **{k: ve[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "image_size", "patch_size")},
             hidden_act="silu", rope_parameters={"rope_theta": ve["rope_theta"], "rope_type": "axial"},
         )  # fmt: skip
         model = Mistral3ForConditionalGeneration(
             Mistral3Config(
-                text_config=text, vision_config=vision, image_token_index=10, spatial_merge_size=ve["spatial_merge_size"],
+                text_config=text, vision_config=vision, image_token_index=10,
+                    spatial_merge_size=ve["spatial_merge_size"],
                 multimodal_projector_bias=ve["adapter_bias"], tie_word_embeddings=p["tied_embeddings"],
             )
         )  # fmt: skip

@@ -1,4 +1,6 @@
-"""A server on 127.0.0.1 in a thread of the test, clients for it, and a model that says what it is told to. Knows no test."""
+"""A server on 127.0.0.1 in a thread of the test, clients for it, and a model that says what it is told to. Knows no
+test.
+"""
 
 import json
 import socket
@@ -101,7 +103,9 @@ class Service:
 
 @contextmanager
 def spoken(service: Service) -> Iterator[Any]:
-    """Makes the served model say given text, token by token, whatever it is asked; a special token is an item of its own."""
+    """Makes the served model say given text, token by token, whatever it is asked; a special token is an item of its
+    own.
+    """
     state: dict[str, Any] = {}
 
     def force(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:

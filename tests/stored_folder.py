@@ -1,7 +1,9 @@
-"""Small checkpoint folders of ours whose weights are stored in a form, each beside one with the same numbers in bfloat16.
+"""Small checkpoint folders of ours whose weights are stored in a form, each beside one with the same numbers in
+bfloat16.
 
-Written by hand from the description of our layout, without a look at converter and loader. Codes and scales are drawn at random, so that
-gate and up rows, experts and blocks all differ; their numbers are worked out with whole tensors, in float32, rounded once.
+Written by hand from the description of our layout, without a look at converter and loader. Codes and scales are drawn
+at random, so that gate and up rows, experts and blocks all differ; their numbers are worked out with whole tensors, in
+float32, rounded once.
 """
 
 import json
@@ -27,10 +29,13 @@ def config(form: str, vision: bool = True) -> Small4Config:
     """Widths that divide into the groups of the form, and where blocks do not need it, not."""
     width = 128 if form in ("int4 64", "int4 128") else 160
     text = {
-        "vocab_size": 1100, "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": width, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "q_lora_rank": 128, "kv_lora_rank": 128, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+        "vocab_size": 1100, "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4, "q_lora_rank": 128, "kv_lora_rank": 128, "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
         "v_head_dim": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
-        "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 128.0, "original_max_position_embeddings": 32,
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 128.0,
+        "original_max_position_embeddings": 32,
                             "llama_4_scaling_beta": 0.1},
     }  # fmt: skip
     return Small4Config(text_config=text, vision_config=VISION if vision else None)
@@ -52,7 +57,9 @@ def entry(form: str) -> dict[str, object]:
 
 
 def is_stored(form: str, name: str) -> bool:
-    """Whether the form quantizes this weight: all text linears and experts, or of NVFP4 as released only the experts."""
+    """Whether the form quantizes this weight: all text linears and experts, or of NVFP4 as released only the
+    experts.
+    """
     inside = ".language_model.layers." in name and (name.endswith("_proj") or "_proj" in name) and "norm" not in name
     return inside and (form != "nvfp4" or "experts" in name)
 

@@ -1,4 +1,6 @@
-"""Benchmarks of the model run at tiny sizes: they check both sides, and their rows have the numbers that tables and plots read."""
+"""Benchmarks of the model run at tiny sizes: they check both sides, and their rows have the numbers that tables and
+plots read.
+"""
 
 import json
 import sys

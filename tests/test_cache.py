@@ -1,4 +1,6 @@
-"""The latent cache by its laws: whatever is done to it, what follows equals a forward without a cache. And its bytes, and 8 bits."""
+"""The latent cache by its laws: whatever is done to it, what follows equals a forward without a cache. And its bytes,
+and 8 bits.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""The model card: it renders from the stored results, says every number that is missing, and shows only code that was run."""
+"""The model card: it renders from the stored results, says every number that is missing, and shows only code that was
+run.
+"""
 
 import json
 import shutil
@@ -57,7 +59,8 @@ def edit(folder: Path, name: str, path: list[Any], value: Any) -> None:
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
-# -- what is rendered ------------------------------------------------------------------------------------------------------
+# -- what is rendered
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_writes_a_readme_and_the_pictures_it_shows(card: Path) -> None:
@@ -149,7 +152,8 @@ def test_the_code_it_shows_prints_what_it_says(card: Path) -> None:
         assert after.startswith(f"```\n\n```text\n{example['printed'].rstrip()}\n```")
 
 
-# -- numbers that change or are missing ------------------------------------------------------------------------------------
+# -- numbers that change or are missing
+# ------------------------------------------------------------------------------------
 
 NUMBERS = [
     ("demo_eval", ["tasks", "arithmetic", "high", "accuracy"]),
@@ -257,7 +261,7 @@ def test_a_name_that_the_template_made_up_is_an_error() -> None:
         body(Results(), "{{ results.demo_eval.tasks }}")
 
 
-# -- the command -----------------------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
 def test_json_names_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,15 +311,18 @@ def test_measures_are_modules_that_exist() -> None:
         assert not rest or f"model_card/results/{name}.json" in rest or name == "engines"
 
 
-# -- formats ---------------------------------------------------------------------------------------------------------------
+# -- formats -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("form", "value", "text"),
     [
-        (context.percent, 0.98251, "98.3 %"), (context.whole, 119401298944, "119,401,298,944"), (context.billions, 119401298944, "119.40 B"),
-        (context.billions, 1743104, "1.7 M"), (context.describe_bytes, 2.388e11, "238.8 GB"), (context.describe_bytes, 512, "512 bytes"),
-        (context.figures, 0.00012345, "0.000123"), (context.figures, 1234.5, "1,230"), (context.figures, 18.8, "18.8"), (context.figures, 0.0, "0"),
+        (context.percent, 0.98251, "98.3 %"), (context.whole, 119401298944, "119,401,298,944"),
+        (context.billions, 119401298944, "119.40 B"),
+        (context.billions, 1743104, "1.7 M"), (context.describe_bytes, 2.388e11, "238.8 GB"),
+        (context.describe_bytes, 512, "512 bytes"),
+        (context.figures, 0.00012345, "0.000123"), (context.figures, 1234.5, "1,230"), (context.figures, 18.8, "18.8"),
+        (context.figures, 0.0, "0"),
         (context.commit, "a" * 40 + "-dirty", "a" * 12 + " and changes"),
     ],
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""The data collator against mistral-common's tokens, prefix by prefix, and against the model: every form of a batch gives one loss."""
+"""The data collator against mistral-common's tokens, prefix by prefix, and against the model: every form of a batch
+gives one loss.
+"""
 
 import json
 import random
@@ -66,7 +68,9 @@ def encoded(authority: MistralTokenizer, row: dict[str, Any], messages: list[dic
 
 
 def spans(authority: MistralTokenizer, row: dict[str, Any]) -> list[tuple[int, int]]:
-    """(start, stop) of each of the assistant's turns: the lengths of the conversation before and after it, as mistral-common encodes them."""
+    """(start, stop) of each of the assistant's turns: the lengths of the conversation before and after it, as
+    mistral-common encodes them.
+    """
     out, seen = [], 0
     for role, group in groupby(row["messages"], key=lambda message: message["role"]):
         start, seen = seen, seen + len(list(group))

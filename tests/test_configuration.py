@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from modeling_small4 import Small4Config, Small4ForCausalLM, Small4TextConfig, Small4VisionConfig
 
-# The release's config.json, as published (transformers' model types, `type` beside `rope_type`, magnitude keys, derived keys).
+# The release's config.json, as published (transformers' model types, `type` beside `rope_type`, magnitude keys, derived
+# keys).
 RELEASED = {
     "architectures": ["Mistral3ForConditionalGeneration"],
     "dtype": "bfloat16",

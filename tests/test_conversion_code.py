@@ -1,4 +1,6 @@
-"""`--with-code`: the folder works with `trust_remote_code=True` where the package is not installed, also after saving it again."""
+"""`--with-code`: the folder works with `trust_remote_code=True` where the package is not installed, also after saving
+it again.
+"""
 
 import json
 import subprocess
@@ -13,7 +15,8 @@ from transformers import AutoProcessor
 
 from modeling_small4 import Small4ForCausalLM
 
-# Hides our packages, loads a folder through every Auto class, answers, saves model and processor again, and repeats from there.
+# Hides our packages, loads a folder through every Auto class, answers, saves model and processor again, and repeats
+# from there.
 STRANGER = """
 import json, sys
 class Hidden:
@@ -40,7 +43,7 @@ model.save_pretrained(sys.argv[2])
 processor.save_pretrained(sys.argv[2])
 second = use(sys.argv[2])[2]
 print(json.dumps([first, second]))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,9 @@ def test_fp8_is_dequantised_as_the_release_does(tmp_path: Path, to: str, dtype: 
 
 @pytest.fixture
 def nvfp4(tmp_path: Path) -> tuple[dict[str, Any], rc.Tensors, rc.Tensors]:
-    """A raw folder as the NVFP4 release has it, tokenizer.json beside; its params, what is stored, what it stands for."""
+    """A raw folder as the NVFP4 release has it, tokenizer.json beside; its params, what is stored, what it stands
+    for.
+    """
     p = rc.nvfp4_params(rc.params())
     stored, plain = rc.to_nvfp4(rc.weights(p, seed=9))
     rc.write_raw(tmp_path / "raw", p, stored)
@@ -153,7 +155,9 @@ def test_the_nvfp4_release_is_kept_bit_for_bit(
 
 
 def test_the_nvfp4_release_has_70_80_gigabytes() -> None:
-    """Routed and shared experts: half a byte a number, a byte for 16, four for the divisor, and the scale of the input."""
+    """Routed and shared experts: half a byte a number, a byte for 16, four for the divisor, and the scale of the
+    input.
+    """
     total = 0
     for leaf in leaves(Small4Config()):
         count = math.prod(leaf.shape)
@@ -199,7 +203,9 @@ def test_nvfp4_is_expanded(
 
 @pytest.mark.parametrize("to", ["small4", "transformers"])
 def test_fp8_kept_for_devices_that_compute_in_it(tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where transformers' own kernels are used, its FP8 modules get the same codes and scales, and saving gives the same model."""
+    """Where transformers' own kernels are used, its FP8 modules get the same codes and scales, and saving gives the
+    same model.
+    """
     _, raw = raw_case(tmp_path / "raw", seed=13, fp8=True)
     run(tmp_path / "raw", tmp_path / "fp8", to=to)
     monkeypatch.setattr(loading_stored, "computes_fp8", lambda _: True)

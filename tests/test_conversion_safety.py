@@ -1,4 +1,6 @@
-"""A destination appears whole or not at all: killed runs, two runs at once, full disks, overwriting, and bounded memory."""
+"""A destination appears whole or not at all: killed runs, two runs at once, full disks, overwriting, and bounded
+memory.
+"""
 
 import errno
 import hashlib

@@ -1,4 +1,6 @@
-"""Seeded damage to any file of a folder: every reader ends in one readable line with the file's name, or reads it; nothing is half written."""
+"""Seeded damage to any file of a folder: every reader ends in one readable line with the file's name, or reads it;
+nothing is half written.
+"""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""The shipped demo checkpoint, as a user meets it: answers, thoughts, pictures, a thinking budget, and what its folder may hold."""
+"""The shipped demo checkpoint, as a user meets it: answers, thoughts, pictures, a thinking budget, and what its folder
+may hold.
+"""
 
 import base64
 import io
@@ -61,7 +63,7 @@ def ask(model: Any, processor: Any, content: Any, mode: str | None = None, **opt
     return processor.parse_response(tokens[0, inputs["input_ids"].shape[1] :])
 
 
-# -- the folder ----------------------------------------------------------------------------------------------------------
+# -- the folder --------------------------------------------------------------------------------------------------------
 
 
 def test_the_folder_is_small_and_holds_data_only() -> None:
@@ -87,7 +89,8 @@ def test_the_vocabulary_is_the_one_the_script_writes(tmp_path: Path) -> None:
     assert (tmp_path / "tekken.json").read_bytes() == (FOLDER / "tekken.json").read_bytes()
 
 
-# -- the tokenizer against mistral-common ----------------------------------------------------------------------------------
+# -- the tokenizer against mistral-common
+# ----------------------------------------------------------------------------------
 
 
 def test_texts_get_mistral_commons_ids(processor: Any) -> None:
@@ -133,7 +136,7 @@ def test_a_chat_with_a_picture_gets_mistral_commons_ids_and_pixels(processor: An
     torch.testing.assert_close(ours["pixel_values"][0], torch.tensor(theirs.images[0]).float(), atol=1e-3, rtol=0)
 
 
-# -- what it can do --------------------------------------------------------------------------------------------------------
+# -- what it can do ----------------------------------------------------------------------------------------------------
 
 
 def stored(*keys: str) -> dict[str, Any]:

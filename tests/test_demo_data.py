@@ -36,7 +36,8 @@ def thought(item: Item) -> list[str]:
     return item.turns[-1]["reasoning_content"].split("\n")
 
 
-# -- thoughts and answers --------------------------------------------------------------------------------------------------
+# -- thoughts and answers
+# --------------------------------------------------------------------------------------------------
 
 
 @given(problems)
@@ -233,7 +234,7 @@ def test_several_shapes_do_not_touch() -> None:
                 assert abs(complex(*one.centre) - complex(*other.centre)) > one.radius + other.radius
 
 
-# -- the split -------------------------------------------------------------------------------------------------------------
+# -- the split ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -248,7 +249,9 @@ def test_no_problem_is_on_both_sides(task: str) -> None:
 
 
 def identity(row: dict[str, Any]) -> str:
-    """What is asked, without phrasing where that can be read off a row: pictures, the first thought, or the question itself."""
+    """What is asked, without phrasing where that can be read off a row: pictures, the first thought, or the question
+    itself.
+    """
     if row["images"]:
         return "".join(image.tobytes().hex() for image in row["images"])
     said = [message for message in row["messages"] if message["role"] == "assistant"]
@@ -279,7 +282,7 @@ def test_an_unknown_split_is_refused() -> None:
         dataset("test", 1, 0)
 
 
-# -- the judge -------------------------------------------------------------------------------------------------------------
+# -- the judge ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS)

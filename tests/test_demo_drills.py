@@ -99,7 +99,7 @@ def test_comparisons_are_right() -> None:
         assert parts(item)[1] == expected
 
 
-# -- random tokens ---------------------------------------------------------------------------------------------------------
+# -- random tokens -----------------------------------------------------------------------------------------------------
 
 
 def recalled(sort: Any, size: float) -> list[tuple[list[int], list[int], int]]:
@@ -139,7 +139,8 @@ def test_rows_grow() -> None:
     assert lengths[0] < lengths[1] < lengths[2]
 
 
-# -- the weights at the start ----------------------------------------------------------------------------------------------
+# -- the weights at the start
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from model_card.demo_recipe.team import Team, run_as_team
 MARKS = {"[THINK]": 34, "[/THINK]": 35}
 
 
-# -- batches ---------------------------------------------------------------------------------------------------------------
+# -- batches -----------------------------------------------------------------------------------------------------------
 
 
 def test_of_a_cut_thought_nothing_is_learned() -> None:
@@ -77,7 +77,8 @@ class Table(list):
         return {name: [list.__getitem__(self, i)[name] for i in chosen] for name in list.__getitem__(self, 0)}
 
 
-# -- the optimiser and the team --------------------------------------------------------------------------------------------
+# -- the optimiser and the team
+# --------------------------------------------------------------------------------------------
 
 
 def test_orthogonal_against_svd() -> None:
@@ -109,7 +110,9 @@ def small_layers() -> torch.nn.Module:
 
 
 def take_steps(team: Team, out: Path) -> None:
-    """Three steps on a share of ten rows each; the last layer but one of a member's own is left out of the first step."""
+    """Three steps on a share of ten rows each; the last layer but one of a member's own is left out of the first
+    step.
+    """
     torch.set_num_threads(1)
     layers = small_layers()
     matrices = [p for p in layers.parameters() if p.ndim == 2]

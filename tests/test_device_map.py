@@ -1,4 +1,5 @@
-"""A model spread over devices answers as on one: automatic, explicit and limited maps, offload to disk, tied or not, text and images.
+"""A model spread over devices answers as on one: automatic, explicit and limited maps, offload to disk, tied or not,
+text and images.
 
 A machine without GPUs has the CPU, the disk, and torch's "meta" device, which computes shapes and places but no values.
 """
@@ -74,7 +75,9 @@ def test_answers_as_on_one_device(
 def test_absorbed_decoding_where_the_weights_are_and_only_there(
     saved: Path, whole: Small4ForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A layer whose weights lie there absorbs; one whose weights visit expands, because they are elsewhere outside its linears."""
+    """A layer whose weights lie there absorbs; one whose weights visit expands, because they are elsewhere outside its
+    linears.
+    """
     spread = Small4ForCausalLM.from_pretrained(
         saved, offload_folder=tmp_path, device_map={**HOMES, f"{INNER}.layers.1": "disk"}
     )

@@ -59,7 +59,8 @@ def test_no_optional_library_is_imported() -> None:
         "import sys, modeling_small4\nfrom modeling_small4.commands import env\n"
         "before = set(sys.modules)\nenv.report()\n"
         "print({name.split('.')[0] for name in set(sys.modules) - before} & "
-        "{'datasets', 'peft', 'trl', 'torchao', 'matplotlib', 'openai', 'fastapi', 'mistral_common', 'small4_conversion'})"
+        "{'datasets', 'peft', 'trl', 'torchao', 'matplotlib', 'openai', 'fastapi', 'mistral_common', "
+        "'small4_conversion'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,4 +1,6 @@
-"""Evaluation: the metric from disk and offline, answers in batches beside answers one by one, calls against schemas, use of experts."""
+"""Evaluation: the metric from disk and offline, answers in batches beside answers one by one, calls against schemas,
+use of experts.
+"""
 
 import json
 import socket
@@ -34,7 +36,7 @@ def processor() -> Any:
     return AutoProcessor.from_pretrained(demo_checkpoint())
 
 
-# -- scores ----------------------------------------------------------------------------------------------------------------
+# -- scores ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("right", "rows"), [(8, 10), (97, 100), (0, 20), (20, 20)])
@@ -68,12 +70,15 @@ def test_the_metric_loads_through_evaluate_without_a_network(monkeypatch: pytest
 def test_a_summary_counts_right_answers_and_all_tokens() -> None:
     rows = [{"task": "arithmetic", "answer": "12", "messages": [{"tool_calls": ""}]}] * 2
     given = [
-        {"message": {"content": text, "tool_calls": []}, "prompt_tokens": 10, "thinking_tokens": n, "new_tokens": 2 * n, "seconds": 0.5}
+        {"message": {"content": text, "tool_calls": []}, "prompt_tokens": 10, "thinking_tokens": n, "new_tokens": 2 * n,
+        "seconds": 0.5}
         for n, text in ((4, "12"), (8, "13"))
     ]  # fmt: skip
     found = scores.summary(rows, given)
-    assert {key: found[key] for key in ("rows", "accuracy", "prompt_tokens", "thinking_tokens", "new_tokens", "tokens_per_second")} == {
-        "rows": 2, "accuracy": 0.5, "prompt_tokens": 10, "thinking_tokens": 6, "new_tokens": 12, "tokens_per_second": 24,
+    assert {key: found[key] for key in ("rows", "accuracy", "prompt_tokens", "thinking_tokens", "new_tokens",
+        "tokens_per_second")} == {
+        "rows": 2, "accuracy": 0.5, "prompt_tokens": 10, "thinking_tokens": 6, "new_tokens": 12,
+        "tokens_per_second": 24,
     }  # fmt: skip
 
 
@@ -91,8 +96,10 @@ SCHEMA = {
 @pytest.mark.parametrize(
     ("name", "arguments", "valid"),
     [
-        ("add", {"a": 1, "b": 2}, True), ("add", {"a": 1, "b": 2, "why": "so"}, True), ("add", {"a": 1}, False), ("add", {"a": 1, "b": "2"}, False),
-        ("add", {"a": 1, "b": True}, False), ("add", {"a": 1, "b": 2, "c": 3}, False), ("add", '{"a": 1', False), ("sub", {"a": 1, "b": 2}, False),
+        ("add", {"a": 1, "b": 2}, True), ("add", {"a": 1, "b": 2, "why": "so"}, True), ("add", {"a": 1}, False),
+        ("add", {"a": 1, "b": "2"}, False),
+        ("add", {"a": 1, "b": True}, False), ("add", {"a": 1, "b": 2, "c": 3}, False), ("add", '{"a": 1', False),
+        ("sub", {"a": 1, "b": 2}, False),
     ],
 )  # fmt: skip
 def test_calls_are_held_to_the_schemas_that_are_offered(name: str, arguments: Any, valid: bool) -> None:
@@ -103,7 +110,7 @@ def test_calls_are_held_to_the_schemas_that_are_offered(name: str, arguments: An
     assert not scores.valid_calls({"tools": ""}, {"tool_calls": [call]})
 
 
-# -- answers ---------------------------------------------------------------------------------------------------------------
+# -- answers -----------------------------------------------------------------------------------------------------------
 
 
 def test_batches_hold_every_row_once_and_like_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +157,7 @@ def test_tables_name_what_is_nested() -> None:
     }
 
 
-# -- experts ---------------------------------------------------------------------------------------------------------------
+# -- experts -----------------------------------------------------------------------------------------------------------
 
 
 def test_use_of_experts_is_what_routers_choose_for_each_token(model: Any, processor: Any) -> None:
@@ -174,7 +181,8 @@ def test_use_of_experts_is_what_routers_choose_for_each_token(model: Any, proces
         assert sum(layer) == pytest.approx(1, abs=1e-3)
 
 
-# -- lm-evaluation-harness -------------------------------------------------------------------------------------------------
+# -- lm-evaluation-harness
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_harness_data_is_what_the_generators_make() -> None:

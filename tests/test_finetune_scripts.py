@@ -1,4 +1,6 @@
-"""The scripts of the fine-tuning guide, each run as a reader would: saved to a file and started, in a folder of its own."""
+"""The scripts of the fine-tuning guide, each run as a reader would: saved to a file and started, in a folder of its
+own.
+"""
 
 import ast
 import json

@@ -1,4 +1,6 @@
-"""Formats that our layout does not hold as they are: GPTQ and AWQ become 4-bit groups where they can, others plain numbers."""
+"""Formats that our layout does not hold as they are: GPTQ and AWQ become 4-bit groups where they can, others plain
+numbers.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -37,7 +39,9 @@ SIZES = {"q_lora_rank": 64, "v_head_dim": 16}  # 32 divides every row
 def made(
     folder: Path, encode: d.Encoder, entry: dict[str, Any], half: bool, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Any], rc.Tensors]:
-    """A folder in a format, float16 beside the codes where its tools leave that; its params, and what it stands for in `dtype`."""
+    """A folder in a format, float16 beside the codes where its tools leave that; its params, and what it stands for in
+    `dtype`.
+    """
     p = rc.params(**SIZES)
     raw = rc.weights(p, seed=8)
     if half:

@@ -1,4 +1,6 @@
-"""What is not read is refused by its name with the nearest format that is; what `from_pretrained` cannot open says how to convert it."""
+"""What is not read is refused by its name with the nearest format that is; what `from_pretrained` cannot open says how
+to convert it.
+"""
 
 import json
 import shutil

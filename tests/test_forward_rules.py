@@ -1,4 +1,6 @@
-"""What a forward takes its arguments to mean: padding, packed texts, masks and caches of every kind, against each row alone."""
+"""What a forward takes its arguments to mean: padding, packed texts, masks and caches of every kind, against each row
+alone.
+"""
 
 import importlib
 import re

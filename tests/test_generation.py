@@ -1,4 +1,6 @@
-"""`generate(reasoning_mode=..., max_thinking_tokens=...)` against a slow loop without cache, for every way to decode."""
+"""`generate(reasoning_mode=..., max_thinking_tokens=...)` against a slow loop without cache, for every way to
+decode.
+"""
 
 import copy
 from typing import Any

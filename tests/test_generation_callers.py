@@ -1,4 +1,6 @@
-"""What callers pass to `generate` beside a mode: streamers, processors, criteria, lengths, a configuration, a tokenizer."""
+"""What callers pass to `generate` beside a mode: streamers, processors, criteria, lengths, a configuration, a
+tokenizer.
+"""
 
 from typing import Any
 

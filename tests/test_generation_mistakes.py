@@ -1,4 +1,6 @@
-"""What `generate` refuses: wrong modes and budgets, prompts without a chat, caches of another prompt, continuous batching."""
+"""What `generate` refuses: wrong modes and budgets, prompts without a chat, caches of another prompt, continuous
+batching.
+"""
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ def test_a_filled_cache_refuses_another_mode_and_a_foreign_beginning(one: Small4
     ids = torch.cat([first.sequences, torch.tensor([[EOS, INST, 71, END_INST]])], dim=1)
     with pytest.raises(
         ValueError,
-        match=r"reasoning_mode is 'high', but (cache|past_key_values) already holds \d+ tokens.*settings for 'none'.*='none' to go on",
+        match=r"reasoning_mode is 'high', but (cache|past_key_values) already holds \d+ tokens.*settings for 'none'.*='none' to go on",  # noqa: E501
     ):
         one.generate(ids, past_key_values=first.past_key_values, reasoning_mode="high", max_new_tokens=4)
     with pytest.raises(ValueError, match=r"Pass the ids of the whole conversation"):

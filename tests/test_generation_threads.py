@@ -42,7 +42,9 @@ def call(model: Small4ForCausalLM, name: str) -> torch.Tensor:
 
 
 def together(model: Small4ForCausalLM, tasks: list[Callable[[], Any]]) -> list[Any]:
-    """Results of all tasks, each in a thread; before every forward a thread waits for another one, as long as there are two."""
+    """Results of all tasks, each in a thread; before every forward a thread waits for another one, as long as there are
+    two.
+    """
     meeting, results = threading.Barrier(2), [None] * len(tasks)
 
     def meet(*args: Any) -> None:
@@ -75,7 +77,9 @@ def test_each_gets_what_it_gets_alone(model: Small4ForCausalLM, pair: tuple[str,
 
 @pytest.mark.slow
 def test_compiled_steps_beside_plain_ones(model: Small4ForCausalLM) -> None:
-    """What is compiled for one call is not run by the other. The two meet where scores are processed, which is not compiled."""
+    """What is compiled for one call is not run by the other. The two meet where scores are processed, which is not
+    compiled.
+    """
     meeting = threading.Barrier(2)
 
     def meet(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Grammars by themselves: every form that is taken, what is refused and where, and what a text may be, by walking the engine's state."""
+"""Grammars by themselves: every form that is taken, what is refused and where, and what a text may be, by walking the
+engine's state.
+"""
 
 import copy
 import json
@@ -20,7 +22,8 @@ ADD = {
     "type": "function",
     "function": {
         "name": "add",
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]},
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"]},
     },
 }  # fmt: skip
 NOW = {"type": "function", "function": {"name": "now", "description": "The time."}}
@@ -54,9 +57,11 @@ def fits(tokenizer: Small4Tokenizer, grammar: Any, text: str) -> bool:
 @pytest.mark.parametrize(
     ("grammar", "right", "wrong"),
     [
-        ({"type": "object", "properties": {"a": {"type": "integer"}}}, ['{"a": 5}', "{}"], ['{"a":5}', '{"b": 1}', "{", '{"a": 5} ']),
+        ({"type": "object", "properties": {"a": {"type": "integer"}}}, ['{"a": 5}', "{}"],
+        ['{"a":5}', '{"b": 1}', "{", '{"a": 5} ']),
         ({"json_schema": {"enum": ["x", 1]}}, ['"x"', "1"], ["x", "2"]),
-        (Person, ['{"name": "Ada", "age": 36}'], ['{"name": "Ada", "age": 200}', '{"age": 36, "name": "Ada"}', '{"name": "Ada"}']),
+        (Person, ['{"name": "Ada", "age": 36}'],
+        ['{"name": "Ada", "age": 200}', '{"age": 36, "name": "Ada"}', '{"name": "Ada"}']),
         ({"type": "json_object"}, ['{"anything": [1, null]}'], ["[1]", "5"]),
         ({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "null"}}}, ["null"], ["{}"]),
         (re.compile(r"^\d{3}-[a-z]+$"), ["123-abc"], ["12-abc", "123-abc!"]),
@@ -69,14 +74,18 @@ def fits(tokenizer: Small4Tokenizer, grammar: Any, text: str) -> bool:
         ('start: "(" start ")" | "x"', ["x", "((x))"], ["((x)"]),
         ('root ::= digit+ ("," digit+)*\ndigit ::= [0-9]', ["12,3"], ["12,"]),
         ({"ebnf": 'start: "a" # not <this>\n'}, ["a"], ["b"]),
-        ({"tools": [ADD, NOW]}, ["", "Hello", '⟪add⟫{"a": 1, "b": 2}', 'So:⟪now⟫{}⟪now⟫{}'], ['⟪sub⟫{}', '⟪add⟫{"a": 1}', '⟪now⟫{}x']),
+        ({"tools": [ADD, NOW]}, ["", "Hello", '⟪add⟫{"a": 1, "b": 2}', 'So:⟪now⟫{}⟪now⟫{}'],
+        ['⟪sub⟫{}', '⟪add⟫{"a": 1}', '⟪now⟫{}x']),
         ({"tools": [ADD, NOW], "tool_choice": "required"}, ["⟪now⟫{}", '⟪now⟫{}⟪add⟫{"a": 1, "b": -2}'], ["", "Hello"]),
-        ({"tools": [ADD, NOW], "tool_choice": "required", "parallel_tool_calls": False}, ["⟪now⟫{}"], ["⟪now⟫{}⟪now⟫{}"]),
+        ({"tools": [ADD, NOW], "tool_choice": "required", "parallel_tool_calls": False}, ["⟪now⟫{}"],
+        ["⟪now⟫{}⟪now⟫{}"]),
         ({"tools": [ADD, NOW], "parallel_tool_calls": False}, ["Hello", "Hello⟪now⟫{}"], ["⟪now⟫{}⟪now⟫{}"]),
         ({"tools": [ADD, NOW], "tool_choice": "none"}, ["", "Hello ⟪⟫".replace("⟪⟫", "[TOOL_CALLS]")], ["⟪now⟫{}"]),
         ({"tools": [ADD, NOW], "tool_choice": "now"}, ["⟪now⟫{}"], ['⟪add⟫{"a": 1, "b": 2}', "⟪now⟫{}⟪now⟫{}"]),
-        ({"tools": [ADD, NOW], "tool_choice": {"type": "function", "function": {"name": "now"}}}, ["⟪now⟫{}"], ["Hello"]),
-        ({"tools": [ADD, NOW], "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "now"}]}},
+        ({"tools": [ADD, NOW], "tool_choice": {"type": "function", "function": {"name": "now"}}}, ["⟪now⟫{}"],
+        ["Hello"]),
+        ({"tools": [ADD, NOW], "tool_choice": {"type": "allowed_tools", "mode": "required",
+        "tools": [{"type": "function", "name": "now"}]}},
          ["⟪now⟫{}"], ['⟪add⟫{"a": 1, "b": 2}', "Hello"]),
     ],
 )  # fmt: skip
@@ -100,16 +109,22 @@ SELF = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["n
 @pytest.mark.parametrize(
     ("grammar", "words"),
     [
-        ({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer", "minimum": 5, "maximum": 1}, "minItems": 1}}, "required": ["a"]},
+        ({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer", "minimum": 5,
+        "maximum": 1}, "minItems": 1}}, "required": ["a"]},
          ["schema.properties.a.items is impossible", "5"]),
-        ({"type": "object", "properties": {"a": {"type": "string", "pattern": "^ab$", "minLength": 9}}, "required": ["a"]}, ["schema.properties.a is impossible"]),
+        ({"type": "object", "properties": {"a": {"type": "string", "pattern": "^ab$", "minLength": 9}},
+        "required": ["a"]}, ["schema.properties.a is impossible"]),
         ({"properties": {"a": {"not": {"type": "null"}}}}, ["schema.properties.a cannot be enforced", "not"]),
-        ({"type": "array", "items": {"type": "array", "uniqueItems": True}}, ["schema.items cannot be enforced", "uniqueItems"]),
-        ({"$defs": {"x": {"anyOf": [{"type": "null"}, {"pattern": "(?=a)"}]}}, "$ref": "#/$defs/x"}, ["schema.$defs.x.anyOf[1] cannot be enforced", "look-ahead"]),
-        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/nowhere"}}}, ["schema.properties.a", "/$defs/nowhere"]),
+        ({"type": "array", "items": {"type": "array", "uniqueItems": True}}, ["schema.items cannot be "
+            "enforced", "uniqueItems"]),
+        ({"$defs": {"x": {"anyOf": [{"type": "null"}, {"pattern": "(?=a)"}]}}, "$ref": "#/$defs/x"},
+        ["schema.$defs.x.anyOf[1] cannot be enforced", "look-ahead"]),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/nowhere"}}},
+        ["schema.properties.a", "/$defs/nowhere"]),
         ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, ["schema cannot be enforced", "oneOf"]),
         (SELF, ["schema.properties.next requires itself"]),
-        ({"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}, "minItems": 1}}, "$ref": "#/$defs/n"}, ["requires itself"]),
+        ({"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}, "minItems": 1}}, "$ref": "#/$defs/n"},
+        ["requires itself"]),
         ({"type": "object", "properties": {"a": {"type": "objct"}}}, ["schema.properties.a.type", "'objct'"]),
         ({"const": float("nan")}, ["schema is not JSON"]),
         ({"enum": [object()]}, ["schema is not JSON"]),
@@ -127,9 +142,12 @@ SELF = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["n
         ({"choices": ["a"], "regex": "b"}, ["choices", "regex"]),
         ({"tools": [ADD], "tool_choice": "sub"}, ["sub", "add"]),
         ({"tools": [ADD], "tool_choice": {"type": "tool"}}, ["tool_choice"]),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]}, ["tools[0].function.parameters.type", "string"]),
-        ({"tools": [NOW, {"type": "function", "function": {"name": "f", "parameters": SELF}}]}, ["tools[1].function.parameters.properties.next"]),
-        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"properties": {"a": {"not": {}}}}}}]},
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+        ["tools[0].function.parameters.type", "string"]),
+        ({"tools": [NOW, {"type": "function", "function": {"name": "f", "parameters": SELF}}]},
+        ["tools[1].function.parameters.properties.next"]),
+        ({"tools": [{"type": "function",
+        "function": {"name": "f", "strict": True, "parameters": {"properties": {"a": {"not": {}}}}}}]},
          ["tools[0].function.parameters.properties.a", "not"]),
     ],
 )  # fmt: skip

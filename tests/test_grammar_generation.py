@@ -200,7 +200,8 @@ def test_streams_and_outputs(tiny: Served) -> None:
     inputs = tiny.prompt()
     streamer = Small4Streamer(tiny.processor)
     out = tiny.model.generate(
-        **inputs, grammar=SCHEMA, max_new_tokens=120, do_sample=False, streamer=streamer, return_dict_in_generate=True, output_scores=True
+        **inputs, grammar=SCHEMA, max_new_tokens=120, do_sample=False, streamer=streamer, return_dict_in_generate=True,
+            output_scores=True
     )  # fmt: skip
     pieces = [text for channel, text in streamer if channel == "content"]
     check("".join(pieces))

@@ -1,4 +1,6 @@
-"""Experts and linears on a CPU by our own kernel: outputs and gradients beside one expert after the other, in float64 and in half precision."""
+"""Experts and linears on a CPU by our own kernel: outputs and gradients beside one expert after the other, in float64
+and in half precision.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""transformers still is what `host_contract` says, and the table leaves nothing out. A failure says in a sentence what moved."""
+"""transformers still is what `host_contract` says, and the table leaves nothing out. A failure says in a sentence what
+moved.
+"""
 
 import ast
 import importlib

@@ -1,4 +1,6 @@
-"""The table of transformers' own tests: what a report says, which failures have a reason, and that the stored table is complete."""
+"""The table of transformers' own tests: what a report says, which failures have a reason, and that the stored table is
+complete.
+"""
 
 import json
 import tarfile

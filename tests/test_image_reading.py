@@ -1,4 +1,6 @@
-"""Images as a person sees them: each kind of file against the same picture as a plain 8-bit RGB, and the switch to mistral-common's way."""
+"""Images as a person sees them: each kind of file against the same picture as a plain 8-bit RGB, and the switch to
+mistral-common's way.
+"""
 
 import io
 import struct
@@ -74,7 +76,8 @@ DEEP: dict[str, Callable[[], Any]] = {
     "I;16 image": lambda: Image.fromarray(grey() * 257),
     "I;16 PNG": lambda: saved(Image.fromarray(grey() * 257)),
     "I;16 TIFF": lambda: saved(Image.fromarray(grey() * 257), "TIFF"),
-    "I;16B TIFF": lambda: saved(Image.frombytes("I;16B", grey().shape[::-1], (grey() * 257).astype(">u2").tobytes()), "TIFF"),
+    "I;16B TIFF": lambda: saved(Image.frombytes("I;16B", grey().shape[::-1], (grey() * 257).astype(">u2").tobytes()),
+    "TIFF"),
     "I image": lambda: Image.fromarray((grey() * 257).astype(np.int32)),
     "I of 8 bits": lambda: Image.fromarray(grey().astype(np.int32)),
     "F in 0..1": lambda: Image.fromarray((grey() / 255).astype(np.float32)),

@@ -1,4 +1,6 @@
-"""What llama.cpp has to be told about an export: its own arithmetic, written out here, must come to ours with it, and not without."""
+"""What llama.cpp has to be told about an export: its own arithmetic, written out here, must come to ours with it, and
+not without.
+"""
 
 import json
 import math
@@ -14,8 +16,9 @@ from modeling_small4 import Small4Config, Small4Processor, demo_checkpoint
 
 
 def in_llama_cpp(config: Small4Config, told: dict[str, Any]) -> tuple[float, float]:
-    """Rotary amplitude and softmax scale that llama.cpp (of llama-cpp-python 0.3.36) computes with: `llama_context`'s constructor,
-    `ggml_rope`'s `rope_yarn`, and the graph of `deepseek2`, which `mistral4` shares. `log_mul` is what its converter writes."""
+    """Rotary amplitude and softmax scale that llama.cpp (of llama-cpp-python 0.3.36) computes with: `llama_context`'s
+    constructor, `ggml_rope`'s `rope_yarn`, and the graph of `deepseek2`, which `mistral4` shares. `log_mul` is what its
+    converter writes."""
     rope, width = config.text_config.rope_parameters, config.text_config.qk_head_dim
     factor = rope["factor"]
     log_mul = 1.0 if config.text_config.softmax_scale_rule == "transformers" else 0.0

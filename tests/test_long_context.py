@@ -1,4 +1,6 @@
-"""Long answers and long prompts: absorbed, expanded, naive and transformers' own attention agree wherever they can be put; memory is bounded."""
+"""Long answers and long prompts: absorbed, expanded, naive and transformers' own attention agree wherever they can be
+put; memory is bounded.
+"""
 
 import json
 import subprocess
@@ -48,7 +50,9 @@ PATHS = ["absorbed", "expanded", "as it pays"]
 def test_greedy_tokens_equal_transformers_over_512_tokens(
     pair: tuple, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers' own class expands; its softmax scale is set to the release's. 512 tokens reach far beyond YaRN's original context."""
+    """transformers' own class expands; its softmax scale is set to the release's. 512 tokens reach far beyond YaRN's
+    original context.
+    """
     force(monkeypatch, path)
     ours, host = pair
     ids = text_ids(CASE, batch=2, length=20)
@@ -98,7 +102,8 @@ def test_few_and_many_queries_over_a_cache(
         expected = [model(ids[row : row + 1, -n:], use_cache=False).logits[0] for row, n in enumerate(lengths)]
         model.set_attn_implementation(kernel)
         try:
-            # torch 2.13 cannot build flex attention's CPU kernel for padding of a second length (its C++ names an undeclared variable).
+            # torch 2.13 cannot build flex attention's CPU kernel for padding of a second length (its C++ names an
+            # undeclared variable).
             for padded in (False, True) if kernel != "flex_attention" else (False,):
                 cache, got = LatentCache(model.config), []
                 for begin, end in ((0, 30), (30, 31), (31, 36), (36, 60)):
@@ -268,7 +273,10 @@ def test_a_long_prompt_takes_the_memory_of_its_cache_and_one_chunk() -> None:
     row = json.loads(done.stdout.splitlines()[-1])["rows"]["24576 tokens"]
     assert row["within"]
     assert row["of_sum"] <= 1.5
-    unchunked = "import modeling_small4.generation_hooks as p, runpy, sys; p.LONG_PROMPT = 10**9; sys.argv = ['long_prompt', *sys.argv[1:]]; "
+    unchunked = (
+        "import modeling_small4.generation_hooks as p, runpy, sys; p.LONG_PROMPT = 10**9; sys.argv = "
+        "['long_prompt', *sys.argv[1:]]; "
+    )
     unchunked += "runpy.run_module('model_card.bench.long_prompt', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", unchunked, "--threads", "1", "--alone", "24576"],
@@ -294,7 +302,8 @@ def test_eight_bits_leave_the_demo_s_greedy_answers_as_they_are_but_for_guesses(
         for mode in ("none", "high"):
             row = rows[f"{task}, {mode}"]
             assert 0 < row["mean_logit_error"] < 0.05 * row["spread_of_logits"]
-            # Without a thought, these four are guessed: of two tokens that are about as likely, 8 bits may choose the other.
+            # Without a thought, these four are guessed: of two tokens that are about as likely, 8 bits may choose the
+            # other.
             if (task, mode) not in {(guessed, "none") for guessed in THOUGHTFUL}:
                 assert row["same_answers"] == row["prompts"] > 0, (task, mode)
 
@@ -321,7 +330,9 @@ class FakeStream:
 
 
 def test_offloading_hands_every_layer_over_and_back(model: Small4ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU would do, but for the GPU: transformers' cache calls each layer's offload and prefetch around its update."""
+    """What a GPU would do, but for the GPU: transformers' cache calls each layer's offload and prefetch around its
+    update.
+    """
     ids, order = text_ids(CASE), []
     monkeypatch.setattr(torch, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: FakeStream())

@@ -1,4 +1,6 @@
-"""The planner: its bytes against models that are really built, its table against the release's, its layouts against themselves."""
+"""The planner: its bytes against models that are really built, its table against the release's, its layouts against
+themselves.
+"""
 
 import json
 from pathlib import Path
@@ -39,7 +41,8 @@ SHAPES: dict[str, Any] = {
     "text only": {"vision_config": None},
     "tied": {"tie_word_embeddings": True},
     "odd": {
-        "text_config": {"q_lora_rank": None, "first_k_dense_replace": 2, "n_shared_experts": 0, "attention_bias": True, "num_hidden_layers": 3},
+        "text_config": {"q_lora_rank": None, "first_k_dense_replace": 2, "n_shared_experts": 0, "attention_bias": True,
+        "num_hidden_layers": 3},
         "multimodal_projector_bias": True,
     },
     "two shared experts": {"text_config": {"n_shared_experts": 2, "num_hidden_layers": 2, "v_head_dim": 96}},
@@ -149,7 +152,9 @@ def test_activations_bound_what_a_forward_pass_holds(
 
 
 def test_the_releases_table_comes_out() -> None:
-    """Minimum: 4 H100 are the fewest that hold the bfloat16 weights with a full context; recommended: several times the room."""
+    """Minimum: 4 H100 are the fewest that hold the bfloat16 weights with a full context; recommended: several times the
+    room.
+    """
     fits = {count: plan(RELEASE, f"{count}xH100", "bfloat16").fits for count in (1, 2, 3, 4)}
     assert fits == {1: False, 2: False, 3: False, 4: True}
     rows = {row["devices"]: row for row in release_table(RELEASE)}
@@ -235,7 +240,8 @@ def test_stored_forms_are_held_everywhere() -> None:
 @pytest.mark.parametrize(
     ("text", "gpus", "ram", "disk"),
     [
-        ("4xH100", 4, 0, 0), ("1xDGX-B200", 8, 0, 0), ("2xdgxb200", 16, 0, 0), ("24GB+64GB-ram", 1, 64, 0), ("h200", 1, 0, 0),
+        ("4xH100", 4, 0, 0), ("1xDGX-B200", 8, 0, 0), ("2xdgxb200", 16, 0, 0), ("24GB+64GB-ram", 1, 64, 0),
+        ("h200", 1, 0, 0),
         ("2x24GB + 64GB-ram + 1TB-disk", 2, 64, 1000), ("128 GB ram", 0, 128, 0), ("1xH100+1xA100-40GB", 2, 0, 0),
     ],
 )  # fmt: skip
@@ -258,7 +264,8 @@ def test_unknown_machines_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "fp4"}, "nvfp4"), ({"context": 0}, "context=0"), ({"batch": -1}, "batch=-1"), ({"cache_bits": 4}, "16 or 8"),
+        ({"precision": "fp4"}, "nvfp4"), ({"context": 0}, "context=0"), ({"batch": -1}, "batch=-1"),
+        ({"cache_bits": 4}, "16 or 8"),
         ({"layout": "ring"}, "device_map"), ({"layout": "tensor", "devices": "3xH100"}, "does not divide"),
         ({"layout": "expert", "devices": "1xH100"}, "several GPUs"),
     ],

@@ -1,4 +1,6 @@
-"""What transformers' users expect of a model class: Auto classes, saving, refusing, compiling, training, generating in every way."""
+"""What transformers' users expect of a model class: Auto classes, saving, refusing, compiling, training, generating in
+every way.
+"""
 
 import json
 import shutil
@@ -210,7 +212,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool) -> Non
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
             model.enable_input_require_grads()
-        # What is recorded inside a reentrant checkpoint carries no gradient, so the balance loss is left to the other kind.
+        # What is recorded inside a reentrant checkpoint carries no gradient, so the balance loss is left to the other
+        # kind.
         model(**inputs, labels=inputs["input_ids"], output_router_logits=not reentrant).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() >= {"lm_head.weight", "model.language_model.layers.0.mlp.gate.weight"}

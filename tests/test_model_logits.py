@@ -1,4 +1,6 @@
-"""Our logits and greedy tokens are those of transformers' own classes, for many shapes, kernels and ways of feeding the tokens."""
+"""Our logits and greedy tokens are those of transformers' own classes, for many shapes, kernels and ways of feeding the
+tokens.
+"""
 
 import naive
 import pytest

@@ -1,4 +1,6 @@
-"""Experts that are read from disk as needed: the same bits as with all of them in memory, within the memory allowed, and errors that say why."""
+"""Experts that are read from disk as needed: the same bits as with all of them in memory, within the memory allowed,
+and errors that say why.
+"""
 
 import copy
 import os

@@ -1,4 +1,6 @@
-"""A checkpoint larger than the memory that the process may take answers all the same, by every door, and says what it does."""
+"""A checkpoint larger than the memory that the process may take answers all the same, by every door, and says what it
+does.
+"""
 
 import json
 import subprocess
@@ -31,7 +33,7 @@ model, processor = Small4ForCausalLM.from_pretrained(folder), Small4Processor.fr
 inputs = processor.apply_chat_template([{"role": "user", "content": "hello"}], reasoning_mode="high", add_generation_prompt=True, tokenize=True,
                                        return_dict=True, return_tensors="pt")
 print(model.generate(**inputs, tokenizer=processor.tokenizer, reasoning_mode="high", max_new_tokens=6, do_sample=False)[0].tolist())
-""",
+""",  # noqa: E501
     "pipeline": """
 pipe = transformers.pipeline("text-generation", model=folder)
 print(pipe([{"role": "user", "content": "hello"}], max_new_tokens=6, do_sample=False)[0]["generated_text"][-1]["role"])

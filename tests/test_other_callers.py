@@ -33,7 +33,8 @@ def test_as_lm_eval_does_with_images(processor: Small4Processor) -> None:
     text = processor.apply_chat_template(hollow, add_generation_prompt=True)
     assert processor.tokenizer.encode(text, add_special_tokens=False) == processor.tokenizer.encode(str(text))
     got = processor(
-        images=[[RED, BLUE], [GREEN, RED]], text=[text, str(text)], truncation=False, padding="longest", return_tensors="pt",
+        images=[[RED, BLUE], [GREEN, RED]], text=[text, str(text)], truncation=False, padding="longest",
+            return_tensors="pt",
         add_special_tokens=False,
     )  # fmt: skip
     expected = processor.apply_chat_template([asked(RED, BLUE), asked(GREEN, RED)], **ENCODED)
@@ -42,7 +43,9 @@ def test_as_lm_eval_does_with_images(processor: Small4Processor) -> None:
 
 
 def test_images_expanded_by_hand_as_for_pixtral(processor: Small4Processor) -> None:
-    """LLaMA-Factory's way: the text of an image from the processor's attributes, ids from the tokenizer, pixels apart."""
+    """LLaMA-Factory's way: the text of an image from the processor's attributes, ids from the tokenizer, pixels
+    apart.
+    """
     pixels = processor.image_processor([RED, BLUE], return_tensors="pt")
     unit = processor.patch_size * processor.spatial_merge_size
     text = str(processor.apply_chat_template(asked(RED, BLUE)))

@@ -1,4 +1,6 @@
-"""What is installed, what stands where, which names are public, and that the linters and the type checker are content."""
+"""What is installed, what stands where, which names are public, and that the linters and the type checker are
+content.
+"""
 
 import ast
 import os
@@ -22,7 +24,8 @@ PUBLIC = {
     "Small4Config", "Small4TextConfig", "Small4VisionConfig",
     "Small4Model", "Small4TextModel", "Small4VisionModel",
     "Small4ForCausalLM", "Small4ForSequenceClassification", "Small4ForTokenClassification",
-    "Small4ImageProcessor", "Small4Processor", "Small4Streamer", "Small4Tokenizer", "ImageAccess", "LatentCache", "demo_checkpoint",
+    "Small4ImageProcessor", "Small4Processor", "Small4Streamer", "Small4Tokenizer", "ImageAccess", "LatentCache",
+    "demo_checkpoint",
     "AnswerCallback", "ExpertLoadCallback", "Grammar", "Small4DataCollator", "lora_targets",
 }  # fmt: skip
 BUILT = ("build", "dist", "*.egg-info", ".*", "__pycache__", "results")
@@ -45,7 +48,10 @@ def test_public_names() -> None:
 
 
 def test_importing_the_package_imports_no_trainer_and_nothing_optional() -> None:
-    code = "import sys, modeling_small4; print(*sorted({'transformers.trainer_callback', 'peft', 'trl', 'datasets'} & sys.modules.keys()))"
+    code = (
+        "import sys, modeling_small4; print(*sorted({'transformers.trainer_callback', 'peft', 'trl', 'datasets'} & "
+        "sys.modules.keys()))"
+    )
     done = python("-c", code)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
     with pytest.raises(AttributeError, match="no attribute 'Small5'"):
@@ -93,7 +99,9 @@ def test_imports_run_one_way(folder: str, forbidden: set[str]) -> None:
 
 
 def test_shipped_code_is_flat() -> None:
-    """Saved code is copied as flat files: what a shipped file imports from the package lies beside it, wherever the words stand."""
+    """Saved code is copied as flat files: what a shipped file imports from the package lies beside it, wherever the
+    words stand.
+    """
     package = ROOT / "modeling_small4"
     for file in (package / f"{name}.py" for name in reachable(package, DOORS)):
         for match in re.findall(
@@ -104,7 +112,9 @@ def test_shipped_code_is_flat() -> None:
 
 
 def test_every_flat_file_ships_and_nothing_else() -> None:
-    """What lies flat is what a checkpoint carries, but for five files that only the installed package needs; the rest lives in wings."""
+    """What lies flat is what a checkpoint carries, but for five files that only the installed package needs; the rest
+    lives in wings.
+    """
     package = ROOT / "modeling_small4"
     flat = {file.stem for file in package.glob("*.py")}
     assert flat - {"__init__", "__main__", "registration", "streaming", "pipelines"} == reachable(package, DOORS)

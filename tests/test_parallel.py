@@ -1,4 +1,6 @@
-"""Two processes share one model, in every layout of transformers' `DistributedConfig`: what they answer, and what each holds."""
+"""Two processes share one model, in every layout of transformers' `DistributedConfig`: what they answer, and what each
+holds.
+"""
 
 import json
 import os

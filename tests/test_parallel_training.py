@@ -1,4 +1,6 @@
-"""Two processes train one model in every layout that trains: losses, gradients and saved checkpoints equal one process's."""
+"""Two processes train one model in every layout that trains: losses, gradients and saved checkpoints equal one
+process's.
+"""
 
 import json
 import os
@@ -65,7 +67,9 @@ def test_losses(together: Any, alone: Any, run: str) -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_gradients(together: Any, alone: Any, folder: Path, run: str) -> None:
-    """After plain gradient descent, weights differ by gradients: each saved checkpoint, loaded by one process, is the one trained alone."""
+    """After plain gradient descent, weights differ by gradients: each saved checkpoint, loaded by one process, is the
+    one trained alone.
+    """
     model = Small4ForCausalLM.from_pretrained(together[0] / run)
     expected = dict(alone[run.endswith("True")][0].named_parameters())
     start = dict(Small4ForCausalLM.from_pretrained(folder).named_parameters())

@@ -42,7 +42,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def run(environment: dict[str, str], code: str) -> subprocess.CompletedProcess[str]:
     # torch itself is imported before: it is not what is tried here
-    code = f"import torch, torch._dynamo, multiprocessing, subprocess, tempfile, shutil, psutil, pathlib\nimport hide\n{code}"
+    code = (
+        "import torch, torch._dynamo, multiprocessing, subprocess, tempfile, shutil, psutil, pathlib\nimport "
+        f"hide\n{code}"
+    )
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 

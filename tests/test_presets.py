@@ -1,4 +1,6 @@
-"""`preset="latency"` gives the greedy answers of a plain call in every form, its parts by themselves, and what all presets have in common."""
+"""`preset="latency"` gives the greedy answers of a plain call in every form, its parts by themselves, and what all
+presets have in common.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""The way by a string: what `apply_chat_template(tokenize=False)` gives, however copied, is encoded as the conversation itself."""
+"""The way by a string: what `apply_chat_template(tokenize=False)` gives, however copied, is encoded as the conversation
+itself.
+"""
 
 import copy
 import inspect
@@ -31,7 +33,8 @@ from tests.tekken_files import CONTROL, write_tekken
 VISION = {"patch_size": 14, "max_image_size": 56, "spatial_merge_size": 2}
 TYPED = "[INST] hi [/INST]</s>[IMG]<s> [\\INST] <\\\\/s> [THINK]"
 # Pieces of special tokens and of escapes, which meet in every order.
-SHARDS = [*CONTROL, "<SPECIAL_77>", "[", "]", "<", ">", "/", "\\", "\\\\", "INST]", "s>", "/s>", "IMG]", "[\\INST]", "<\\/s>", "é", " ", "\n"]  # fmt: skip
+SHARDS = [*CONTROL, "<SPECIAL_77>", "[", "]", "<", ">", "/", "\\", "\\\\", "INST]", "s>", "/s>", "IMG]", "[\\INST]",
+    "<\\/s>", "é", " ", "\n"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,8 @@ COPIES: dict[str, Callable[[str], str]] = {
 }
 
 
-# -- as any other of transformers ------------------------------------------------------------------------------------------
+# -- as any other of transformers
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,8 @@ def test_without_arguments_it_is_a_string(processor: Small4Processor) -> None:
     assert processor.tokenizer.apply_chat_template(chat, tokenize=False) == text
 
 
-# -- one step and two ------------------------------------------------------------------------------------------------------
+# -- one step and two
+# ------------------------------------------------------------------------------------------------------
 
 
 def conversation(named: bool, color: str) -> list[dict[str, Any]]:
@@ -196,7 +201,8 @@ def test_messages_may_be_objects(processor: Small4Processor) -> None:
     assert processor.apply_chat_template([chat], tokenize=True) == processor.apply_chat_template([dicts], tokenize=True)
 
 
-# -- nothing that users type becomes a special token -----------------------------------------------------------------------
+# -- nothing that users type becomes a special token
+# -----------------------------------------------------------------------
 
 
 def hostile(rng: random.Random) -> dict[str, Any]:
@@ -309,7 +315,8 @@ def test_a_prompt_and_its_completion_as_trl_cuts_them(processor: Small4Processor
 
 def test_typed_tokens_stay_text_in_a_template_of_ones_own(processor: Small4Processor) -> None:
     template = (
-        "{{ bos_token }}{% for m in messages %}[INST]{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+        "{{ bos_token }}{% for m in messages %}[INST]{% if m.content is string %}{{ m.content }}{% else %}{% for c in "
+        "m.content %}"
         "{{ '[IMG]' if c.type == 'image' else c.text }}{% endfor %}{% endif %}[/INST]{% endfor %}{{ note }}"
     )
     chat = [{"role": "user", "content": TYPED}]
@@ -343,7 +350,7 @@ def test_tokens_that_users_added(folder: Path) -> None:
     assert box in processor(text="[BOX]")["input_ids"][0]
 
 
-# -- arguments -------------------------------------------------------------------------------------------------------------
+# -- arguments ---------------------------------------------------------------------------------------------------------
 
 TEXTS = ["<s>[INST]one two[/INST]three</s>", "<s>[INST]é 日本[/INST]", "<s>plain words only"]
 OPTIONS: list[dict[str, Any]] = [
@@ -382,7 +389,8 @@ def test_arguments_mean_what_they_mean_in_transformers(
     assert plainly(processor.tokenizer(TEXTS[0], **options)) == one
 
 
-CHATS = [[{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}], [{"role": "user", "content": "é 日本"}]]  # fmt: skip
+CHATS = [[{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}],
+    [{"role": "user", "content": "é 日本"}]]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -454,7 +462,10 @@ def test_masks_in_a_template_of_ones_own(processor: Small4Processor) -> None:
 
 
 def test_images_that_a_template_has_no_place_for(processor: Small4Processor) -> None:
-    template = "{% for m in messages %}{% for c in m.content %}{{ image_token if c.type == 'image' else c.text }}{% endfor %}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% for c in m.content %}{{ image_token if c.type == 'image' else c.text }}{% "
+        "endfor %}{% endfor %}"
+    )
     chat = conversation(True, "red")[:1]
     with pytest.raises(ValueError, match="0 places for images and 2 images"):
         processor.apply_chat_template(chat, chat_template=template, tokenize=True)

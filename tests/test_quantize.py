@@ -113,7 +113,9 @@ def test_the_command_tells_the_errors(
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 3e4])
 def test_scales_are_good(scale: float) -> None:
-    """Better than plain rounding to the nearest with the largest number on the outermost code, zeros stay zeros, signs stay."""
+    """Better than plain rounding to the nearest with the largest number on the outermost code, zeros stay zeros, signs
+    stay.
+    """
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)) * scale
     weight[3] = 0
     codes, scales, divisor = nvfp4.quantize(weight)

@@ -1,4 +1,5 @@
-"""README and the guides, run as a reader would: Python blocks in order, `console` blocks with the answers they show, commands parsed.
+"""README and the guides, run as a reader would: Python blocks in order, `console` blocks with the answers they show,
+commands parsed.
 
 `python tests/test_readme.py` puts the answers of the commands into the `console` blocks, for the shipped weights.
 """
@@ -34,7 +35,9 @@ def run_examples(name: str) -> list[str]:
 
 
 def answered(text: str) -> str:
-    """The text with its `console` blocks run: after each line `$ small4 ...` what the command prints, an empty line between commands."""
+    """The text with its `console` blocks run: after each line `$ small4 ...` what the command prints, an empty line
+    between commands.
+    """
 
     def run(block: re.Match[str]) -> str:
         shown = []

@@ -1,5 +1,5 @@
-"""When a stored result's commit is called dirty: for changed code, not for changed results, prose or files that are not tracked. And what
-writing a result or training may not replace."""
+"""When a stored result's commit is called dirty: for changed code, not for changed results, prose or files that are not
+tracked. And what writing a result or training may not replace."""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""Folders that trainers leave behind: their processor can be loaded, images included, or the error says what is missing."""
+"""Folders that trainers leave behind: their processor can be loaded, images included, or the error says what is
+missing.
+"""
 
 import json
 import shutil

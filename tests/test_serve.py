@@ -1,4 +1,6 @@
-"""The server through the openai client on 127.0.0.1: answers are the library's, images are seen, calls go round, the command serves."""
+"""The server through the openai client on 127.0.0.1: answers are the library's, images are seen, calls go round, the
+command serves.
+"""
 
 import base64
 import io

@@ -1,4 +1,6 @@
-"""Many requests at once, many broken ones, and clients that leave: the server goes on answering, and keeps nothing of them."""
+"""Many requests at once, many broken ones, and clients that leave: the server goes on answering, and keeps nothing of
+them.
+"""
 
 import gc
 import http.client
@@ -17,9 +19,12 @@ from tiny_checkpoint import write_tiny_checkpoint
 torch.set_num_threads(1)
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
 WHOLE = {
-    "model": "tiny", "messages": QUESTION, "input": "x", "prompt": "x", "max_tokens": 2, "max_output_tokens": 2, "tools": [TOOL], "n": 1,
-    "tool_choice": "auto", "response_format": {"type": "text"}, "stop": ["x"], "logit_bias": {"1000": 1}, "stream_options": {}, "seed": 1,
-    "reasoning_effort": "none", "reasoning": {"effort": "none"}, "text": {"format": {"type": "text"}}, "temperature": 0.5, "logprobs": True,
+    "model": "tiny", "messages": QUESTION, "input": "x", "prompt": "x", "max_tokens": 2, "max_output_tokens": 2,
+    "tools": [TOOL], "n": 1,
+    "tool_choice": "auto", "response_format": {"type": "text"}, "stop": ["x"], "logit_bias": {"1000": 1},
+    "stream_options": {}, "seed": 1,
+    "reasoning_effort": "none", "reasoning": {"effort": "none"}, "text": {"format": {"type": "text"}},
+    "temperature": 0.5, "logprobs": True,
 }  # fmt: skip
 STRANGE = (
     None,
@@ -67,7 +72,9 @@ def mutated(value: Any, chance: random.Random) -> Any:
 def malformed(seed: int) -> tuple[str, bytes]:
     chance = random.Random(seed)
     path = chance.choice(PATHS)
-    own = {"/v1/chat/completions": {"input", "prompt", "max_output_tokens", "text", "stream_options"}, "/v1/responses": {"messages", "prompt", "max_tokens", "n", "response_format", "reasoning_effort", "logprobs", "stream_options", "tools"}}  # fmt: skip
+    own = {"/v1/chat/completions": {"input", "prompt", "max_output_tokens", "text", "stream_options"},
+        "/v1/responses": {"messages", "prompt", "max_tokens", "n", "response_format", "reasoning_effort", "logprobs",
+        "stream_options", "tools"}}  # fmt: skip
     body = {
         key: value
         for key, value in WHOLE.items()
@@ -100,7 +107,8 @@ def broken(service: Service, seeds: range) -> dict[int, int]:
 
 def crowd(service: Service, count: int) -> None:
     bodies: list[dict[str, Any]] = [
-        {"max_tokens": 5}, {"max_tokens": 5, "stream": True}, {"max_tokens": 30, "tools": [TOOL], "tool_choice": "required"},
+        {"max_tokens": 5}, {"max_tokens": 5, "stream": True},
+        {"max_tokens": 30, "tools": [TOOL], "tool_choice": "required"},
         {"max_tokens": 5, "n": 2}, {"max_tokens": 8, "reasoning_effort": "high", "max_thinking_tokens": 3},
     ]  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Other people's clients, each with its own calls, against the demo with grammars: what they make of our answers is the judge.
+"""Other people's clients, each with its own calls, against the demo with grammars: what they make of our answers is the
+judge.
 
 Run with the extra `test-clients`; a client that is not installed is skipped.
 """
@@ -176,7 +177,10 @@ def test_openai_agents(service: Service, kind: str) -> None:
 def test_llm(service: Service, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
     llm = pytest.importorskip("llm")
-    lines = f"- model_id: local\n  model_name: demo\n  api_base: {service.url}\n  supports_schema: true\n  supports_tools: true\n"
+    lines = (
+        f"- model_id: local\n  model_name: demo\n  api_base: {service.url}\n  supports_schema: true\n  "
+        "supports_tools: true\n"
+    )
     (tmp_path / "extra-openai-models.yaml").write_text(lines)
     model = llm.get_model("local")
     model.key = "none"

@@ -1,4 +1,5 @@
-"""The engine: requests are batched, clients that leave free it within a token, the queue has an end, beginnings are read once.
+"""The engine: requests are batched, clients that leave free it within a token, the queue has an end, beginnings are
+read once.
 
 Nothing here is decided by the clock: the model's forward is held and counted by events.
 """
@@ -102,7 +103,8 @@ def test_requests_that_wait_are_decoded_together_and_answered_as_alone(service: 
     chats = [
         {"messages": [{"role": "user", "content": "Hello, number one"}], "reasoning_effort": "none"},
         {"messages": [{"role": "user", "content": "And " * 40}], "reasoning_effort": "high", "max_thinking_tokens": 4},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url((9, 99, 9))}}, {"type": "text", "text": "?"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url((9, 99, 9))}},
+        {"type": "text", "text": "?"}]}]},
     ]  # fmt: skip
     bodies = [{"max_tokens": 20, "temperature": 0} | each for each in chats]
     alone = [service.post(CHAT, body)[1]["choices"][0]["message"] for body in bodies]

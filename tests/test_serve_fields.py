@@ -70,7 +70,8 @@ REFUSED = [
     ({"tools": "x"}, "tools"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {"a": {"not": {}}}}}}}, "response_format"),
+    ({"response_format": {"type": "json_schema",
+    "json_schema": {"name": "x", "schema": {"properties": {"a": {"not": {}}}}}}}, "response_format"),
     ({"grammar": {"regex": "(?=a)"}}, "grammar"),
     ({"messages": None}, "messages"),
     ({"messages": "x"}, "messages"),
@@ -82,7 +83,8 @@ REFUSED = [
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
     ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0].type"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]}, "messages[0].content[0].image_url.url"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]},
+    "messages[0].content[0].image_url.url"),
     ({"messages": [{"role": "user", "content": "x", "attachment": 1}]}, "messages[0].attachment"),
     ({"messages": [*QUESTION, {"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[1].tool_calls[0]"),
     ({"messages": [*QUESTION, {"role": "assistant", "content": "x"}]}, "messages"),
@@ -113,7 +115,8 @@ def test_what_cannot_be_done_is_refused_by_name(service: Service, fields: dict[s
         ({"input": None}, "input"),
         ({"input": []}, "input"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
-        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input[0].content[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]},
+        "input[0].content[0].type"),
         ({"include": ["file_search_call.results"]}, "include[0]"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"text": {"format": {"type": "xml"}}}, "response_format.type"),
@@ -168,7 +171,8 @@ def test_what_makes_no_difference_is_accepted(service: Service) -> None:
 
 @pytest.mark.parametrize("effort", ["low", "medium", "high", "xhigh"])
 def test_efforts_that_think(service: Service, effort: str) -> None:
-    for fields in ({"reasoning_effort": effort}, {"reasoning": {"effort": effort}}, {"chat_template_kwargs": {"enable_thinking": True}},
+    for fields in ({"reasoning_effort": effort}, {"reasoning": {"effort": effort}},
+        {"chat_template_kwargs": {"enable_thinking": True}},
                    {"thinking": {"type": "enabled", "budget_tokens": 2}}, {"prompt_mode": "reasoning"}):  # fmt: skip
         message = service.post(CHAT, chat(**fields))[1]["choices"][0]["message"]
         assert message["reasoning_content"]
@@ -176,7 +180,8 @@ def test_efforts_that_think(service: Service, effort: str) -> None:
 
 @pytest.mark.parametrize(
     ("choice", "parallel", "names"),
-    [("required", True, {"add", "sub"}), ("required", False, {"add", "sub"}), ({"type": "function", "function": {"name": "sub"}}, True, {"sub"}), ("none", True, set())],
+    [("required", True, {"add", "sub"}), ("required", False, {"add", "sub"}),
+    ({"type": "function", "function": {"name": "sub"}}, True, {"sub"}), ("none", True, set())],
     ids=str,
 )  # fmt: skip
 def test_tool_choice(service: Service, choice: Any, parallel: bool, names: set[str]) -> None:

@@ -114,7 +114,8 @@ def deep(depth: int) -> bytes:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"5", b"null", b'"x"', b"\xff\xfe", b"{'a': 1}", deep(10_000), deep(90_000), b'{"messages": NaN}', b'{"messages": 1e400}',
+    [b"", b"{", b"[]", b"5", b"null", b'"x"', b"\xff\xfe", b"{'a': 1}", deep(10_000), deep(90_000),
+    b'{"messages": NaN}', b'{"messages": 1e400}',
      b'{"temperature": Infinity, "messages": []}', b'{"n": ' + b"9" * 5000 + b"}"],
     ids=lambda body: str(body[:24]),
 )  # fmt: skip

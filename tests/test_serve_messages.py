@@ -1,4 +1,6 @@
-"""What the server reads of a conversation is what the library reads: nothing is lost, and its own answers can be sent back."""
+"""What the server reads of a conversation is what the library reads: nothing is lost, and its own answers can be sent
+back.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,19 +38,26 @@ def calling(arguments: Any) -> dict[str, Any]:
         ([{"role": "system", "content": "Be brief."}, *QUESTION], None),
         ([{"role": "developer", "content": [{"type": "text", "text": "Be brief."}]}, *QUESTION], None),
         ([*QUESTION, {"role": "assistant", "content": "5", "reasoning_content": "2+3"}, *QUESTION], None),
-        ([*QUESTION, {"role": "assistant", "content": "5", "reasoning": "2+3", "annotations": [], "refusal": None, "audio": None}, *QUESTION],
+        ([*QUESTION, {"role": "assistant", "content": "5", "reasoning": "2+3", "annotations": [], "refusal": None,
+        "audio": None}, *QUESTION],
          [*QUESTION, {"role": "assistant", "content": "5", "reasoning_content": "2+3"}, *QUESTION]),
-        ([*QUESTION, {"role": "assistant", "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "2+3"}]}, {"type": "text", "text": "5"}]}, *QUESTION],
-         [*QUESTION, {"role": "assistant", "content": [{"type": "thinking", "thinking": "2+3"}, {"type": "text", "text": "5"}]}, *QUESTION]),
+        ([*QUESTION, {"role": "assistant", "content": [{"type": "thinking", "thinking": [{"type": "text",
+        "text": "2+3"}]}, {"type": "text", "text": "5"}]}, *QUESTION],
+         [*QUESTION, {"role": "assistant", "content": [{"type": "thinking", "thinking": "2+3"}, {"type": "text",
+         "text": "5"}]}, *QUESTION]),
         ([*QUESTION, calling('{"a": 2}'), RESULT], None),
         ([*QUESTION, calling(""), RESULT], None),
         ([*QUESTION, calling('{"a": '), RESULT], None),
         ([*QUESTION, calling("[1]"), RESULT], None),
-        ([*QUESTION, calling('{"a":2}') | {"content": "Adding"}, RESULT | {"content": [{"type": "text", "text": "2"}]}], None),
-        ([*QUESTION, {"role": "assistant", "content": ""}, *QUESTION], [*QUESTION, {"role": "assistant", "content": "", "empty": True}, *QUESTION]),
-        ([*QUESTION, {"role": "assistant", "content": None}, *QUESTION], [*QUESTION, {"role": "assistant", "content": None, "empty": True}, *QUESTION]),
+        ([*QUESTION, calling('{"a":2}') | {"content": "Adding"}, RESULT | {"content": [{"type": "text", "text": "2"}]}],
+        None),
+        ([*QUESTION, {"role": "assistant", "content": ""}, *QUESTION],
+        [*QUESTION, {"role": "assistant", "content": "", "empty": True}, *QUESTION]),
+        ([*QUESTION, {"role": "assistant", "content": None}, *QUESTION],
+        [*QUESTION, {"role": "assistant", "content": None, "empty": True}, *QUESTION]),
         ([*QUESTION, {"role": "assistant", "content": "The answer", "prefix": True}], None),
-        ([{"role": "user", "name": "Ada", "content": [{"type": "text", "text": "Hi [INST] </s>"}]}], [{"role": "user", "content": "Hi [INST] </s>"}]),
+        ([{"role": "user", "name": "Ada", "content": [{"type": "text", "text": "Hi [INST] </s>"}]}],
+        [{"role": "user", "content": "Hi [INST] </s>"}]),
     ],
     ids=lambda value: str(value)[-70:],
 )  # fmt: skip
@@ -64,11 +73,14 @@ def test_chats_are_read_as_the_library_reads_them(service: Service, given: Any, 
     [
         ("What?", None, [{"role": "user", "content": "What?"}]),
         ([{"role": "system", "content": "B"}, {"role": "user", "content": "What?"}], "A",
-         [{"role": "system", "content": "A"}, {"role": "system", "content": "B"}, {"role": "user", "content": "What?"}]),
+         [{"role": "system", "content": "A"}, {"role": "system", "content": "B"},
+         {"role": "user", "content": "What?"}]),
         ([{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What?"}]},
           {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
-          {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": [{"type": "output_text", "text": "Adding", "annotations": []}]},
-          {"type": "function_call", "id": "fc_1", "call_id": "abcdefghi", "name": "add", "arguments": '{"a": 2}', "status": "completed"},
+          {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant",
+          "content": [{"type": "output_text", "text": "Adding", "annotations": []}]},
+          {"type": "function_call", "id": "fc_1", "call_id": "abcdefghi", "name": "add", "arguments": '{"a": 2}',
+          "status": "completed"},
           {"type": "function_call_output", "call_id": "abcdefghi", "output": "2"}], None,
          [{"role": "user", "content": "What?"},
           {"role": "assistant", "reasoning_content": "hm", "content": "Adding", "tool_calls": [CALL]}, RESULT]),
@@ -186,6 +198,7 @@ def test_a_response_as_a_stream(service: Service) -> None:
 
 
 def test_streams_end_with_done(service: Service) -> None:
-    for path, body in ((CHAT, {"messages": QUESTION, "max_tokens": 2}), ("/v1/completions", {"prompt": "x", "max_tokens": 2}),
+    for path, body in ((CHAT, {"messages": QUESTION, "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 2}),
                        (RESPONSES, {"input": "x", "max_output_tokens": 2})):  # fmt: skip
         assert service.chunks(path, body)[-1] == "[DONE]"

@@ -1,4 +1,6 @@
-"""What writing a checkpoint folder may touch: links, folders of the user's, what stands beside a checkpoint, kills at every step."""
+"""What writing a checkpoint folder may touch: links, folders of the user's, what stands beside a checkpoint, kills at
+every step.
+"""
 
 import json
 import os
@@ -313,7 +315,9 @@ def test_parents_that_are_no_folders_are_refused(tmp_path: Path, target: str) ->
 
 
 def test_modes(tmp_path: Path) -> None:
-    """A new folder has the mode that any new folder gets, one that stood there keeps its own; nobody else looks into an unfinished one."""
+    """A new folder has the mode that any new folder gets, one that stood there keeps its own; nobody else looks into an
+    unfinished one.
+    """
     (tmp_path / "plain").mkdir()
     usual = (tmp_path / "plain").stat().st_mode
     write(tmp_path / "dst")
@@ -431,7 +435,9 @@ def killed_at(step: int, act: Callable[[], object], below: Path) -> bool:
 def test_killed_at_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: list[Callable[[pytest.MonkeyPatch], None]]
 ) -> None:
-    """The folder is the former one or the new one, whole; what is not ours is in it; and the next run comes to the same end."""
+    """The folder is the former one or the new one, whole; what is not ours is in it; and the next run comes to the same
+    end.
+    """
     for lack in lacking:
         lack(monkeypatch)
     step, states = 0, set()

@@ -1,4 +1,6 @@
-"""Compiled kernels for stored weights: every set of instructions against float64 on odd shapes, and what happens without a compiler."""
+"""Compiled kernels for stored weights: every set of instructions against float64 on odd shapes, and what happens
+without a compiler.
+"""
 
 import os
 import stat

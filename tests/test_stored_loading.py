@@ -1,4 +1,6 @@
-"""Checkpoints whose weights are held as stored answer as their expanded twins, in every path, and are saved as they were."""
+"""Checkpoints whose weights are held as stored answer as their expanded twins, in every path, and are saved as they
+were.
+"""
 
 import copy
 import io

@@ -1,4 +1,6 @@
-"""`Trainer` on text and pictures with our collator: accumulation, checkpointing, bf16, resume, evaluation; router losses; expert load."""
+"""`Trainer` on text and pictures with our collator: accumulation, checkpointing, bf16, resume, evaluation; router
+losses; expert load.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,10 @@ def load(folder: Path, router: bool = True, **options: Any) -> Small4ForCausalLM
 
 def arguments(out: Path, **options: Any) -> TrainingArguments:
     usual: dict[str, Any] = {
-        "output_dir": str(out), "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True, "report_to": [],
-        "remove_unused_columns": False, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "seed": 3, "data_seed": 3,
+        "output_dir": str(out), "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3,
+        "use_cpu": True, "report_to": [],
+        "remove_unused_columns": False, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "seed": 3,
+        "data_seed": 3,
         "lr_scheduler_type": "constant",
     }  # fmt: skip
     return TrainingArguments(**usual | options)
@@ -49,7 +53,8 @@ def trained(
 ) -> Trainer:
     set_seed(0)
     trainer = Trainer(
-        model=load(folder, router), args=arguments(out, **options), data_collator=Small4DataCollator(processor, **form or {}), train_dataset=rows()
+        model=load(folder, router), args=arguments(out, **options),
+            data_collator=Small4DataCollator(processor, **form or {}), train_dataset=rows()
     )  # fmt: skip
     trainer.train()
     return trainer
@@ -79,7 +84,9 @@ def test_accumulation_is_exact(folder: Path, processor: Small4Processor, tmp_pat
 
 
 def test_accumulation_does_not_multiply_router_losses(folder: Path, processor: Small4Processor) -> None:
-    """Batches accumulated weigh their own router losses by their share of the labels; so alike batches add up to one of them."""
+    """Batches accumulated weigh their own router losses by their share of the labels; so alike batches add up to one of
+    them.
+    """
     model = load(folder)
     batches = [Small4DataCollator(processor)([row]) for row in rows(False)[2:5]]
     items = sum(batch["labels"].ne(-100).sum() for batch in batches)
@@ -114,7 +121,8 @@ def test_resume_is_the_same_run(folder: Path, processor: Small4Processor, tmp_pa
     through = trained(folder, processor, tmp_path / "through", max_steps=4, save_strategy="steps", save_steps=2)
     set_seed(9)
     resumed = Trainer(
-        model=load(folder), args=arguments(tmp_path / "resumed", max_steps=4), data_collator=Small4DataCollator(processor), train_dataset=rows()
+        model=load(folder), args=arguments(tmp_path / "resumed", max_steps=4),
+            data_collator=Small4DataCollator(processor), train_dataset=rows()
     )  # fmt: skip
     resumed.train(resume_from_checkpoint=str(tmp_path / "through" / "checkpoint-2"))
     assert resumed.state.global_step == 4
@@ -123,7 +131,9 @@ def test_resume_is_the_same_run(folder: Path, processor: Small4Processor, tmp_pa
 
 
 def test_evaluation_by_loss_and_by_answers(folder: Path, processor: Small4Processor, tmp_path: Path) -> None:
-    """The metric is in evaluate's result and history and can choose the best checkpoint; each row is answered in its own mode."""
+    """The metric is in evaluate's result and history and can choose the best checkpoint; each row is answered in its
+    own mode.
+    """
     collator, heard = Small4DataCollator(processor), []
 
     def score(row: dict[str, Any], message: dict[str, Any]) -> float:
@@ -138,7 +148,8 @@ def test_evaluation_by_loss_and_by_answers(folder: Path, processor: Small4Proces
     trainer = Trainer(
         model=load(folder),
         args=arguments(
-            tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, metric_for_best_model="eval_accuracy",
+            tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+                metric_for_best_model="eval_accuracy",
             load_best_model_at_end=True, greater_is_better=True,
         ),
         data_collator=collator, train_dataset=rows(), eval_dataset=rows()[:6], callbacks=[callback],
@@ -163,7 +174,9 @@ def test_evaluation_by_loss_and_by_answers(folder: Path, processor: Small4Proces
 
 
 def test_balance_layer_by_layer(folder: Path, processor: Small4Processor) -> None:
-    """Against transformers' loss for one layer at a time, padding left out; and decoding with a cache, whose mask is longer."""
+    """Against transformers' loss for one layer at a time, padding left out; and decoding with a cache, whose mask is
+    longer.
+    """
     model, batch = load(folder), Small4DataCollator(processor)(rows())
     model.config.text_config.router_aux_loss_per_layer = True
     with torch.no_grad():
@@ -239,8 +252,10 @@ def test_callback_logs_warns_and_draws(
     logging.enable_propagation()
     try:
         trainer = Trainer(
-            model=model, args=arguments(tmp_path, max_steps=3, per_device_train_batch_size=16, learning_rate=0.0, eval_strategy="steps", eval_steps=1),
-            data_collator=Small4DataCollator(processor), train_dataset=rows(), eval_dataset=rows()[:2], callbacks=[callback],
+            model=model, args=arguments(tmp_path, max_steps=3, per_device_train_batch_size=16, learning_rate=0.0,
+                eval_strategy="steps", eval_steps=1),
+            data_collator=Small4DataCollator(processor), train_dataset=rows(), eval_dataset=rows()[:2],
+                callbacks=[callback],
         )  # fmt: skip
         trainer.train()
     finally:
@@ -272,7 +287,9 @@ def test_a_model_without_routers() -> None:
 
 @pytest.mark.slow
 def test_balance_loss_balances() -> None:
-    """On skewed data, the load of experts stays within twice the equal share with the balance loss and not without (a short run of the benchmark)."""
+    """On skewed data, the load of experts stays within twice the equal share with the balance loss and not without (a
+    short run of the benchmark).
+    """
     from model_card.bench.balance import measured
 
     found = measured(steps=150, seeds=[0], ways=("with_balance_loss", "without"))

@@ -161,7 +161,8 @@ def test_sft_from_a_folder_keeps_the_processor(folder: Path, tmp_path: Path) -> 
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")) is Small4ForCausalLM
 
 
-# -- preferences and rewards -----------------------------------------------------------------------------------------------
+# -- preferences and rewards
+# -----------------------------------------------------------------------------------------------
 
 
 def preferences(with_images: bool) -> list[dict[str, Any]]:

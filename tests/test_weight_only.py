@@ -1,5 +1,5 @@
-"""Weights in 8 bits through torchao and in 4 through torch: what they take, how far answers move, and what is refused. In part skipped
-without torchao."""
+"""Weights in 8 bits through torchao and in 4 through torch: what they take, how far answers move, and what is refused.
+In part skipped without torchao."""
 
 import importlib.util
 import logging

@@ -1,4 +1,5 @@
-"""One of the processes of `test_parallel_training`, started by torchrun: trains in every layout and saves, then loads everything everywhere.
+"""One of the processes of `test_parallel_training`, started by torchrun: trains in every layout and saves, then loads
+everything everywhere.
 
 Also imported by the test for the same training in one process.
 """
@@ -39,10 +40,12 @@ def rows() -> list[dict[str, Any]]:
 
 
 def train(model: Small4ForCausalLM, folder: Path, router: bool, rank: int = 0, ranks: int = 1) -> list[float]:
-    """Two steps of plain gradient descent on four rows each, so that weights tell gradients; of each four, `rank` takes its part.
+    """Two steps of plain gradient descent on four rows each, so that weights tell gradients; of each four, `rank` takes
+    its part.
 
-    By hand, for accelerate 1.15 knows no parallel layouts on CPUs ("ParallelismConfig is only compatible [with] DistributedType.FSDP ...
-    but got DistributedType.MULTI_CPU"). Losses are weighted as `Trainer` does it: a sum over the labels of all processes.
+    By hand, for accelerate 1.15 knows no parallel layouts on CPUs ("ParallelismConfig is only compatible [with]
+    DistributedType.FSDP ... but got DistributedType.MULTI_CPU"). Losses are weighted as `Trainer` does it: a sum over
+    the labels of all processes.
     """
     text = model.config.text_config
     text.output_router_logits, text.router_aux_loss_coef, text.router_z_loss_coef = router, 0.1, 0.01

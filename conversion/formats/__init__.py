@@ -1,9 +1,9 @@
 """Stored formats: how a checkpoint stores its numbers, one small reader for each.
 
-Three formats are *held*: a folder of ours keeps their codes and scales bit for bit, and `from_pretrained` computes from them.
-This is how our layout (and the published transformers layout, for FP8) names and shapes them. `[out, in]` is the shape of one
-linear weight. In a fused tensor of experts, `P` is `mlp.experts.gate_up_proj` (h = 2 matrices an expert: gate rows, then up rows)
-or `mlp.experts.down_proj` (h = 1), and r is the number of rows of one matrix.
+Three formats are *held*: a folder of ours keeps their codes and scales bit for bit, and `from_pretrained` computes from
+them. This is how our layout (and the published transformers layout, for FP8) names and shapes them. `[out, in]` is the
+shape of one linear weight. In a fused tensor of experts, `P` is `mlp.experts.gate_up_proj` (h = 2 matrices an expert:
+gate rows, then up rows) or `mlp.experts.down_proj` (h = 1), and r is the number of rows of one matrix.
 
 | held | linear `X` | fused experts `P` | value |
 |---|---|---|---|
@@ -18,7 +18,8 @@ or `mlp.experts.down_proj` (h = 1), and r is the number of rows of one matrix.
 | | `X.weight_scale` [out, in / group] | `P_scale` [E, h r, in / group] | |
 | | `X.weight_zero_point` I32 [ceil(out / 8), in / group], 8 rows in one, optional | `P_zero_point` [E, h ceil(r / 8), in / group] | no tensor: zero = 8 |
 
-int4 codes and zeros are 0 to 15; the group is `in` divided by the columns of the scale. The names of nvfp4 and int4 are those of
-compressed-tensors (`nvfp4-pack-quantized`, `pack-quantized`), and `config.json` says so in its `quantization_config`, as params.json
-of the NVFP4 release does; `weight_shape`, which compressed-tensors stores beside int4, is not stored: the configuration knows it.
+int4 codes and zeros are 0 to 15; the group is `in` divided by the columns of the scale. The names of nvfp4 and int4 are
+those of compressed-tensors (`nvfp4-pack-quantized`, `pack-quantized`), and `config.json` says so in its
+`quantization_config`, as params.json of the NVFP4 release does; `weight_shape`, which compressed-tensors stores beside
+int4, is not stored: the configuration knows it.
 """

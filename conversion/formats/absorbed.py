@@ -1,4 +1,6 @@
-"""`kv_b_proj` as MLX and llama.cpp store it for decoding on the latents: a matrix for keys, turned, and one for values, for each head."""
+"""`kv_b_proj` as MLX and llama.cpp store it for decoding on the latents: a matrix for keys, turned, and one for values,
+for each head.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

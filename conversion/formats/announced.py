@@ -149,7 +149,8 @@ def _packed(entry: dict[str, Any], method: str, file: Path) -> Announced:
     packing = str(entry.get(key, "")).lower()
     if packing not in {"gptq": ("", "gptq", "gptq_v2"), "awq": ("", "gemm")}[method]:
         raise CheckpointError(
-            f"{file}: {method.upper()} with {key} {packing!r} is not read; save it as {'gptq' if method == 'gptq' else 'gemm'}"
+            f"{file}: {method.upper()} with {key} {packing!r} is not read; save it as "
+            f"{'gptq' if method == 'gptq' else 'gemm'}"
         )
     if method == "awq" and entry.get("bits", 4) != 4:
         raise CheckpointError(f"{file}: AWQ of {entry['bits']!r} bits is not read; only 4 bits are")

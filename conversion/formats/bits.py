@@ -1,10 +1,13 @@
-"""Codes of a few bits packed without a gap, lowest bits first, as compressed-tensors, GPTQ and MLX pack them. Knows nothing else."""
+"""Codes of a few bits packed without a gap, lowest bits first, as compressed-tensors, GPTQ and MLX pack them. Knows
+nothing else.
+"""
 
 import torch
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """[rows, n] of any integer dtype, read as bytes (little endian) -> the codes in them, uint8 [rows, bytes * 8 // bits].
+    """[rows, n] of any integer dtype, read as bytes (little endian) -> the codes in them, uint8 [rows, bytes * 8 //
+    bits].
 
     Eight codes always fill `bits` bytes, so a row may end in codes that only fill it up. Inverse: `pack`.
     """
@@ -22,7 +25,9 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes [rows, columns] of any integer dtype -> int32 [rows, ceil(columns * bits / 32)], filled up with zeros. Inverse: `unpack`."""
+    """Codes [rows, columns] of any integer dtype -> int32 [rows, ceil(columns * bits / 32)], filled up with zeros.
+    Inverse: `unpack`.
+    """
     rows, columns = codes.shape
     words = -(-columns * bits // 32)
     padded = torch.nn.functional.pad(codes.long(), (0, -columns % 8)).view(rows, -1, 8)

@@ -1,7 +1,8 @@
 """bitsandbytes in 4 bits: NF4 and FP4 codes, two in a byte, with one scale for a block of neighbors in row-major order.
 
-Beside `X.weight` lie `.absmax`, `.quant_map` (what the 16 codes stand for), `.quant_state.bitsandbytes__nf4` (JSON as bytes), and with
-double quantization `.nested_absmax` and `.nested_quant_map`. Value = map[code] * absmax. Expanded only.
+Beside `X.weight` lie `.absmax`, `.quant_map` (what the 16 codes stand for), `.quant_state.bitsandbytes__nf4` (JSON as
+bytes), and with double quantization `.nested_absmax` and `.nested_quant_map`. Value = map[code] * absmax. Expanded
+only.
 """
 
 import math

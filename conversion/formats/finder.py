@@ -1,4 +1,5 @@
-"""The tensors of a checkpoint while its weights are looked for: each weight takes what is its own, and nothing may be left.
+"""The tensors of a checkpoint while its weights are looked for: each weight takes what is its own, and nothing may be
+left.
 
 Knows names, dtypes and shapes; it does not know what a format means.
 """
@@ -58,14 +59,18 @@ class Finder:
     def matrix(
         self, name: str, place: Place, shape: tuple[int, ...], dtypes: tuple[str, ...] = (), optional: bool = False
     ) -> Stored | None:
-        """The part of `name` that belongs to the weight at `place`: all of it, or the rows of its expert in a fused tensor."""
+        """The part of `name` that belongs to the weight at `place`: all of it, or the rows of its expert in a fused
+        tensor.
+        """
         stored = self.find(name, [place.stacked(shape)], dtypes, optional)
         return stored and cut(stored, place, shape)
 
     def scalar(
         self, name: str, place: Place, shapes: list[tuple[int, ...]], dtypes: tuple[str, ...], optional: bool = False
     ) -> Stored | None:
-        """The one number for the weight at `place`. shapes: those of a tensor that holds one for every expert or every matrix."""
+        """The one number for the weight at `place`. shapes: those of a tensor that holds one for every expert or every
+        matrix.
+        """
         stored = self.find(name, shapes if place.index else [(), (1,)], dtypes, optional)
         if stored is None or not place.index:
             return stored

@@ -1,7 +1,8 @@
 """FP8: E4M3 codes times scales, one for a tensor, for each row, or for each block of 128 x 128.
 
-Written by Mistral (`qscale_weight`, `qscale_act`), transformers (`weight_scale_inv`, `activation_scale`) and compressed-tensors
-(`weight_scale`, `input_scale`, formats float-quantized and naive-quantized). Value = code * scale in float32, rounded once.
+Written by Mistral (`qscale_weight`, `qscale_act`), transformers (`weight_scale_inv`, `activation_scale`) and
+compressed-tensors (`weight_scale`, `input_scale`, formats float-quantized and naive-quantized). Value = code * scale in
+float32, rounded once.
 """
 
 from collections.abc import Iterator
@@ -23,14 +24,16 @@ _INPUT_SCALES = ("activation_scale", "input_scale")
 def dequantize(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """E4M3 codes and their scale, of one shape or broadcast -> float32.
 
-    Rounded to bfloat16 this is what the release's engines compute, bf16(code) * bf16(scale), wherever the scale is a bfloat16 number.
-    Inverse up to rounding: `quantize`.
+    Rounded to bfloat16 this is what the release's engines compute, bf16(code) * bf16(scale), wherever the scale is a
+    bfloat16 number. Inverse up to rounding: `quantize`.
     """
     return codes.float() * scale.float()
 
 
 def quantize(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers [out, in] to E4M3 codes and one bfloat16 scale [], as the release stores them. Inverse up to rounding: `dequantize`."""
+    """Numbers [out, in] to E4M3 codes and one bfloat16 scale [], as the release stores them. Inverse up to rounding:
+    `dequantize`.
+    """
     most = numbers.abs().amax().float()
     scale = torch.where(most > 0, most / MAX, 1.0).to(torch.bfloat16)
     return (numbers.float() / scale.float()).clamp(-MAX, MAX).to(torch.float8_e4m3fn), scale
@@ -38,7 +41,9 @@ def quantize(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Fp8(Held):
-    """A weight in FP8. scale: [] or [1], [out, 1], or [ceil(out / 128), ceil(in / 128)]. activation: the static scale of the input."""
+    """A weight in FP8. scale: [] or [1], [out, 1], or [ceil(out / 128), ceil(in / 128)]. activation: the static scale
+    of the input.
+    """
 
     codes: Part
     scale: Part
@@ -90,7 +95,9 @@ class Fp8(Held):
         return (self.form, self.arrangement, *((role, part.dtype) for role, part in self.parts().items()))
 
     def name(self, role: str, place: Place, layout: str) -> str:
-        """See `Held.name`. Where the release has no word for an arrangement, the raw layout uses that of compressed-tensors."""
+        """See `Held.name`. Where the release has no word for an arrangement, the raw layout uses that of
+        compressed-tensors.
+        """
         if role == "codes":
             return place.weight
         if layout != "mistral":
@@ -128,7 +135,9 @@ def _first(finder: Finder, names: list[str], raw: str | None) -> str:
 
 
 def _scale(finder: Finder, name: str, place: Place, shape: tuple[int, ...]) -> Stored | None:
-    """The scale in whichever arrangement its shape tells. Of a small fused tensor one scale a matrix and one a block look alike."""
+    """The scale in whichever arrangement its shape tells. Of a small fused tensor one scale a matrix and one a block
+    look alike.
+    """
     rows, columns = shape
     found = finder.headers[name].shape if finder.has(name) else None
     one = _one_each(place, (1,)) if place.index else [(), (1,)]

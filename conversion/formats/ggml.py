@@ -1,7 +1,8 @@
-"""GGUF (llama.cpp): blocks of codes in about thirty types, expanded by the `gguf` package, and llama.cpp's names of our tensors.
+"""GGUF (llama.cpp): blocks of codes in about thirty types, expanded by the `gguf` package, and llama.cpp's names of our
+tensors.
 
-Routed experts are one tensor a layer and projection, or gate and up together; `kv_b_proj` is split by heads. Vision, if any, stands in
-a file of its own (`mmproj`), its rotary rows as in the raw release. Expanded only.
+Routed experts are one tensor a layer and projection, or gate and up together; `kv_b_proj` is split by heads. Vision, if
+any, stands in a file of its own (`mmproj`), its rotary rows as in the raw release. Expanded only.
 """
 
 import re
@@ -92,7 +93,9 @@ def library_of_gguf() -> Any:
 
 
 def take(finder: Finder, types: dict[str, int], leaf: Leaf, text: Small4TextConfig) -> Values | None:
-    """The numbers of `leaf`; None where something is wrong, which `finder` has noted. types: llama.cpp's number of each tensor's type."""
+    """The numbers of `leaf`; None where something is wrong, which `finder` has noted. types: llama.cpp's number of each
+    tensor's type.
+    """
     finder.leave(_BREAK)
     take_one = partial(_take, finder, types)
     if leaf.index:

@@ -1,7 +1,9 @@
-"""GPTQ and AWQ: codes packed along the inputs (GPTQ) or along the outputs in a shuffled order (AWQ, "gemm"), one column a weight row.
+"""GPTQ and AWQ: codes packed along the inputs (GPTQ) or along the outputs in a shuffled order (AWQ, "gemm"), one column
+a weight row.
 
-Written by AutoGPTQ, GPTQModel and AutoAWQ as `qweight`, `qzeros`, `scales`, `g_idx`. Value = (code - zero) * scale. Both are 4-bit
-groups in other words, so our layout holds them unless GPTQ has reordered the columns (act-order) or has other than 4 bits.
+Written by AutoGPTQ, GPTQModel and AutoAWQ as `qweight`, `qzeros`, `scales`, `g_idx`. Value = (code - zero) * scale.
+Both are 4-bit groups in other words, so our layout holds them unless GPTQ has reordered the columns (act-order) or has
+other than 4 bits.
 """
 
 from collections.abc import Iterator
@@ -33,9 +35,11 @@ _GPTQ_BITS = (2, 3, 4, 8)
 
 @dataclass(frozen=True)
 class Transposed(Values):
-    """What GPTQ and AWQ share. scale: [groups, out]; zeros: packed [groups, out * bits / 32], None where all are the middle code.
+    """What GPTQ and AWQ share. scale: [groups, out]; zeros: packed [groups, out * bits / 32], None where all are the
+    middle code.
 
-    order: the group of each input where columns may not follow each other; sorted: whether the configuration says that they do.
+    order: the group of each input where columns may not follow each other; sorted: whether the configuration says that
+    they do.
     """
 
     scale: Stored
@@ -61,7 +65,9 @@ class Transposed(Values):
         return None
 
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
-        """See `Values.pieces`. The whole weight is unpacked at a time, as its rows do not follow each other in the file."""
+        """See `Values.pieces`. The whole weight is unpacked at a time, as its rows do not follow each other in the
+        file.
+        """
         codes, scales, zeros = self.codes(reader), reader.tensor(self.scale).T, self.offsets(reader)
         order = self.groups(reader)
         if order is not None:
@@ -81,7 +87,8 @@ class Transposed(Values):
             order, torch.arange(self.shape[1]) // (self.shape[1] // self.scale.shape[0])
         ):
             raise CheckpointError(
-                f"{self.body.file}: {self.body.tensor} has columns in another order, against its configuration; use --dtype bfloat16"
+                f"{self.body.file}: {self.body.tensor} has columns in another order, against its configuration; use "
+                "--dtype bfloat16"
             )
         zeros = None if self.zeros is None else self.offsets(reader)
         yield from int4.encoded(self.codes(reader), reader.tensor(self.scale).T, zeros)

@@ -1,7 +1,8 @@
 """4-bit groups: codes 0 to 15 packed into int32, a scale and a zero for each group of neighbors of a row.
 
 The layout of compressed-tensors (`pack-quantized`; W4A16, also what llm-compressor writes after AWQ and GPTQ). Value =
-(code - zero) * scale in float32, rounded once; a symmetric weight stores no zeros, they are 8. Codes of other widths (W8A16) are read too.
+(code - zero) * scale in float32, rounded once; a symmetric weight stores no zeros, they are 8. Codes of other widths
+(W8A16) are read too.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,14 +23,17 @@ _SHARES = (
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | int) -> torch.Tensor:
-    """Codes [rows, columns], scales and zeros [rows, groups] -> float32 [rows, columns]. Inverse up to rounding: `quantize`."""
+    """Codes [rows, columns], scales and zeros [rows, groups] -> float32 [rows, columns]. Inverse up to rounding:
+    `quantize`.
+    """
     grouped = codes.float().unflatten(1, (scales.shape[1], -1))
     zeros = zeros.float().unsqueeze(-1) if isinstance(zeros, torch.Tensor) else zeros
     return ((grouped - zeros) * scales.float().unsqueeze(-1)).flatten(1)
 
 
 def quantize(numbers: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers [out, in] -> symmetric codes and bfloat16 scales [out, in / group]. Inverse up to rounding: `dequantize` with zeros of 8.
+    """Numbers [out, in] -> symmetric codes and bfloat16 scales [out, in / group]. Inverse up to rounding: `dequantize`
+    with zeros of 8.
 
     Each group takes the scale with the least squared error of a few that cut off more or less of its largest number.
     """
@@ -128,9 +132,11 @@ class Int4(Held):
 
 @dataclass(frozen=True)
 class Packed(Values):
-    """A weight as `Int4`, but with codes of another width or with columns in another order, which our layout does not hold.
+    """A weight as `Int4`, but with codes of another width or with columns in another order, which our layout does not
+    hold.
 
-    groups: the group of each column, int32 [in] (`weight_g_idx`, what activation order leaves), or None where they follow each other.
+    groups: the group of each column, int32 [in] (`weight_g_idx`, what activation order leaves), or None where they
+    follow each other.
     """
 
     scale: Stored

@@ -1,4 +1,6 @@
-"""8-bit integers times scales: compressed-tensors' W8A8 (`weight_scale`) and bitsandbytes' LLM.int8 (`SCB`, in 127ths). Expanded only."""
+"""8-bit integers times scales: compressed-tensors' W8A8 (`weight_scale`) and bitsandbytes' LLM.int8 (`SCB`, in 127ths).
+Expanded only.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

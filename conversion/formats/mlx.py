@@ -1,7 +1,8 @@
-"""MLX (Apple): codes of 2 to 8 bits with a scale and a bias for each group of neighbors, and its own names of some tensors.
+"""MLX (Apple): codes of 2 to 8 bits with a scale and a bias for each group of neighbors, and its own names of some
+tensors.
 
-Value = code * scale + bias. Written by mlx-lm, which leaves vision out and splits `kv_b_proj` by heads, and by mlx-vlm, which keeps both.
-Expanded only: our layout has no biases.
+Value = code * scale + bias. Written by mlx-lm, which leaves vision out and splits `kv_b_proj` by heads, and by mlx-vlm,
+which keeps both. Expanded only: our layout has no biases.
 """
 
 import re

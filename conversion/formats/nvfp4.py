@@ -1,7 +1,7 @@
 """NVFP4: pairs of e2m1 codes in a byte, an E4M3 scale for 16 neighbors of a row, and one divisor for the tensor.
 
-The layout of the NVFP4 release and of compressed-tensors (`nvfp4-pack-quantized`). Value = e2m1 * scale / global in float32,
-rounded once. `input_global_scale`, where there is one, concerns engines that quantize the input as well.
+The layout of the NVFP4 release and of compressed-tensors (`nvfp4-pack-quantized`). Value = e2m1 * scale / global in
+float32, rounded once. `input_global_scale`, where there is one, concerns engines that quantize the input as well.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,8 @@ _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, 
 
 
 def dequantize(packed: torch.Tensor, scales: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
-    """uint8 [rows, columns / 2] (low nibble = even column), E4M3 [rows, columns / 16] and a divisor -> float32 [rows, columns].
+    """uint8 [rows, columns / 2] (low nibble = even column), E4M3 [rows, columns / 16] and a divisor -> float32 [rows,
+    columns].
 
     Inverse up to rounding: `quantize`.
     """
@@ -81,8 +82,8 @@ class Nvfp4(Held):
 
     @classmethod
     def of_numbers(cls, source: Values, partner: Values | None = None) -> "Nvfp4":
-        """A weight that is quantized while it is written. partner: the weight with which engines multiply at once (gate and up), for
-        which they know one divisor."""
+        """A weight that is quantized while it is written. partner: the weight with which engines multiply at once (gate
+        and up), for which they know one divisor."""
         rows, columns = source.shape
 
         def encode(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
@@ -129,7 +130,9 @@ class Nvfp4(Held):
 
 @dataclass(frozen=True)
 class ModelOpt(Values):
-    """NVFP4 as NVIDIA's ModelOpt stores it: the same codes and scales, but a factor in place of the divisor. Expanded only."""
+    """NVFP4 as NVIDIA's ModelOpt stores it: the same codes and scales, but a factor in place of the divisor. Expanded
+    only.
+    """
 
     scale: Stored
     factor: Stored

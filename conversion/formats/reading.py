@@ -1,4 +1,6 @@
-"""Which format a weight is stored in, told by the tensors that stand at its place, and the check that it is what was announced."""
+"""Which format a weight is stored in, told by the tensors that stand at its place, and the check that it is what was
+announced.
+"""
 
 from ..checkpoint import CheckpointError
 from ..naming import Leaf, Place
@@ -52,7 +54,8 @@ def _take_packed(finder: Finder, place: Place, shape: tuple[int, ...]) -> Values
 
 
 def check(finder: Finder, values: dict[str, Values]) -> None:
-    """Refuse what concerns the whole: leftover tensors, two plain dtypes, formats that were not announced or are not there.
+    """Refuse what concerns the whole: leftover tensors, two plain dtypes, formats that were not announced or are not
+    there.
 
     Raises:
         CheckpointError: A format is announced and no tensor is stored so.
@@ -80,7 +83,10 @@ def _check_scales(finder: Finder, values: list[Fp8]) -> None:
     announced = finder.said
     for value in values:
         if value.arrangement not in announced.arrangements and announced.forms:
-            reason = f"has one FP8 scale for each {value.arrangement}, but {finder.config_file.name} announces {announced.says()}"
+            reason = (
+                f"has one FP8 scale for each {value.arrangement}, but {finder.config_file.name} announces "
+                f"{announced.says()}"
+            )
             finder.problem(value.body.tensor, value.body.file, reason)
     static = [v for v in values if v.activation is not None]
     lacking = next((v.body for v in values if v.activation is None), None)

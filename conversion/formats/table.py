@@ -1,7 +1,8 @@
-"""The one table of what people store this model in: how it is recognized, what becomes of it, and what is refused with which advice.
+"""The one table of what people store this model in: how it is recognized, what becomes of it, and what is refused with
+which advice.
 
-The guide's table is made from it (`python -m small4_conversion.formats.table`), a test asks that every row has its test, and errors take
-their advice from it. Knows no tensors.
+The guide's table is made from it (`python -m small4_conversion.formats.table`), a test asks that every row has its
+test, and errors take their advice from it. Knows no tensors.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,9 @@ DIRECT, CONVERT = "opens as stored", "`small4 convert` first"
 
 
 class Row(NamedTuple):
-    """One format. kept: what `--dtype keep` makes of it; opens: what `from_pretrained` does; test: the one that has it, as file::test."""
+    """One format. kept: what `--dtype keep` makes of it; opens: what `from_pretrained` does; test: the one that has it,
+    as file::test.
+    """
 
     name: str
     marks: str
@@ -22,25 +25,54 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("Mistral raw, BF16", "`params.json`, `consolidated*.safetensors`", "bit for bit", CONVERT, "transformers", "test_conversion.py::test_raw_to_ours_to_raw_is_bit_exact"),
-    Row("Mistral raw, FP8", "`qscale_weight`; `quantization` in params.json", CODES, CONVERT, "transformers", "test_conversion.py::test_raw_to_ours_to_raw_is_bit_exact"),
-    Row("Mistral raw, NVFP4", "`weight_packed` U8; `quantization_config` in params.json", CODES, CONVERT, "compressed-tensors", "test_conversion_quantized.py::test_the_nvfp4_release_is_kept_bit_for_bit"),
-    Row("transformers, BF16, fused experts", "`mlp.experts.gate_up_proj`", "bit for bit", DIRECT, "transformers", "test_conversion.py::test_published_plain_folder"),
-    Row("transformers, BF16, one tensor for each expert", "`mlp.experts.0.gate_proj.weight`", "bit for bit", CONVERT, "transformers", "test_formats_kept.py::test_one_tensor_for_each_expert_in_bfloat16"),
-    Row("transformers, FP8 per tensor", "`weight_scale_inv` of one number, `gate_up_proj_scale_inv`", CODES, DIRECT, "transformers", "test_conversion_quantized.py::test_published_fp8_folder_loads_with_expert_scales"),
-    Row("FP8 in blocks of 128 x 128", "`weight_scale_inv` of blocks, `weight_block_size`", CODES, CONVERT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[fp8 block]"),
-    Row("FP8-dynamic, per channel", "`weight_scale` [out, 1], float-quantized", CODES, CONVERT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[fp8 dynamic]"),
-    Row("NVFP4 in transformers' names", "`weight_packed` U8, `weight_global_scale`, nvfp4-pack-quantized", CODES, CONVERT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[nvfp4]"),
-    Row("W4A16 of compressed-tensors", "`weight_packed` I32, pack-quantized, symmetric or with `weight_zero_point`", CODES, CONVERT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[w4a16]"),
-    Row("W8A16, W8A8 of compressed-tensors", "`weight_packed` of 8 bits; I8 with `weight_scale`", NUMBERS, CONVERT, "compressed-tensors", "test_formats_expanded.py::test_expanded_numbers[w8a8]"),
-    Row("NVFP4 of ModelOpt", "`weight` U8, `weight_scale_2`", NUMBERS, CONVERT, "compressed-tensors", "test_formats_expanded.py::test_expanded_numbers[modelopt]"),
-    Row("GPTQ", "`qweight`, `qzeros`, `g_idx`; versions 1 and 2", f"{GROUPS}; with act-order or other widths {NUMBERS}", CONVERT, "AutoGPTQ", "test_formats_expanded.py::test_gptq_and_awq_become_4_bit_groups_of_equal_numbers[gptq]"),
-    Row("AWQ", "`qweight` along the outputs, version gemm", GROUPS, CONVERT, "compressed-tensors", "test_formats_expanded.py::test_gptq_and_awq_become_4_bit_groups_of_equal_numbers[awq]"),
-    Row("bitsandbytes, 4 bits", "`quant_state.bitsandbytes__nf4`, `__fp4`, `absmax`", NUMBERS, CONVERT, "bitsandbytes", "test_formats_expanded.py::test_expanded_numbers[nf4]"),
-    Row("bitsandbytes, 8 bits", "I8 with `SCB`", NUMBERS, CONVERT, "bitsandbytes", "test_formats_expanded.py::test_expanded_numbers[llm.int8]"),
-    Row("MLX, 2 to 8 bits", "`scales`, `biases`, `switch_mlp`; mode affine", NUMBERS, CONVERT, "mlx, mlx-lm", "test_formats_mlx.py::test_every_width_is_read"),
+    Row("Mistral raw, BF16", "`params.json`, `consolidated*.safetensors`", "bit for bit", CONVERT, "transformers",
+        "test_conversion.py::test_raw_to_ours_to_raw_is_bit_exact"),
+    Row("Mistral raw, FP8", "`qscale_weight`; `quantization` in "
+        "params.json", CODES, CONVERT, "transformers", "test_conversion.py::test_raw_to_ours_to_raw_is_bit_exact"),
+    Row("Mistral raw, NVFP4", "`weight_packed` U8; `quantization_config` in "
+        "params.json", CODES, CONVERT, "compressed-tensors",
+        "test_conversion_quantized.py::test_the_nvfp4_release_is_kept_bit_for_bit"),
+    Row("transformers, BF16, fused "
+        "experts", "`mlp.experts.gate_up_proj`", "bit for bit", DIRECT, "transformers",
+        "test_conversion.py::test_published_plain_folder"),
+    Row("transformers, BF16, one tensor for each "
+        "expert", "`mlp.experts.0.gate_proj.weight`", "bit for bit", CONVERT, "transformers",
+        "test_formats_kept.py::test_one_tensor_for_each_expert_in_bfloat16"),
+    Row("transformers, FP8 per tensor", "`weight_scale_inv` of one number, "
+        "`gate_up_proj_scale_inv`", CODES, DIRECT, "transformers",
+        "test_conversion_quantized.py::test_published_fp8_folder_loads_with_expert_scales"),
+    Row("FP8 in blocks of 128 x 128", "`weight_scale_inv` of blocks, "
+        "`weight_block_size`", CODES, CONVERT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[fp8 "
+            "block]"),
+    Row("FP8-dynamic, per channel", "`weight_scale` [out, 1], "
+        "float-quantized", CODES, CONVERT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[fp8 "
+            "dynamic]"),
+    Row("NVFP4 in transformers' names", "`weight_packed` U8, `weight_global_scale`, "
+        "nvfp4-pack-quantized", CODES, CONVERT, "compressed-tensors",
+        "test_formats_kept.py::test_codes_are_kept[nvfp4]"),
+    Row("W4A16 of compressed-tensors", "`weight_packed` I32, pack-quantized, symmetric or with "
+        "`weight_zero_point`", CODES, CONVERT, "compressed-tensors",
+        "test_formats_kept.py::test_codes_are_kept[w4a16]"),
+    Row("W8A16, W8A8 of compressed-tensors", "`weight_packed` of 8 bits; I8 with "
+        "`weight_scale`", NUMBERS, CONVERT, "compressed-tensors",
+        "test_formats_expanded.py::test_expanded_numbers[w8a8]"),
+    Row("NVFP4 of ModelOpt", "`weight` U8, `weight_scale_2`", NUMBERS, CONVERT, "compressed-tensors",
+        "test_formats_expanded.py::test_expanded_numbers[modelopt]"),
+    Row("GPTQ", "`qweight`, `qzeros`, `g_idx`; versions 1 and 2", f"{GROUPS}; with act-order or other widths "
+        f"{NUMBERS}", CONVERT, "AutoGPTQ",
+            "test_formats_expanded.py::test_gptq_and_awq_become_4_bit_groups_of_equal_numbers[gptq]"),
+    Row("AWQ", "`qweight` along the outputs, version "
+        "gemm", GROUPS, CONVERT, "compressed-tensors",
+        "test_formats_expanded.py::test_gptq_and_awq_become_4_bit_groups_of_equal_numbers[awq]"),
+    Row("bitsandbytes, 4 bits", "`quant_state.bitsandbytes__nf4`, `__fp4`, "
+        "`absmax`", NUMBERS, CONVERT, "bitsandbytes", "test_formats_expanded.py::test_expanded_numbers[nf4]"),
+    Row("bitsandbytes, 8 bits", "I8 with `SCB`", NUMBERS, CONVERT, "bitsandbytes",
+        "test_formats_expanded.py::test_expanded_numbers[llm.int8]"),
+    Row("MLX, 2 to 8 bits", "`scales`, `biases`, `switch_mlp`; mode "
+        "affine", NUMBERS, CONVERT, "mlx, mlx-lm", "test_formats_mlx.py::test_every_width_is_read"),
     Row("GGUF", "`*.gguf`, vision in `*mmproj*.gguf`", NUMBERS, CONVERT, "gguf", "test_formats_gguf.py::test_types"),
-    Row("official EAGLE draft", "`eagle_linear.weight`", "refused: a draft beside a model", "refused by name", "-", "test_formats_refused.py::test_the_eagle_draft_is_called_so"),
+    Row("official EAGLE draft", "`eagle_linear.weight`", "refused: a draft beside a "
+        "model", "refused by name", "-", "test_formats_refused.py::test_the_eagle_draft_is_called_so"),
 )  # fmt: skip
 
 _FOUR = "nearest is 4 bits as compressed-tensors (llm-compressor), GPTQ or AWQ"

@@ -40,12 +40,16 @@ class Values(ABC):
         return (self,)
 
     def expected_error(self) -> float:
-        """The root-mean-square error, relative to the numbers' size, up to which a quantization of other numbers is believed."""
+        """The root-mean-square error, relative to the numbers' size, up to which a quantization of other numbers is
+        believed.
+        """
         return self.error
 
     @abstractmethod
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
-        """The numbers in row-major order, `rows_at_once(shape)` rows at a time: plain ones in their dtype, others in float32."""
+        """The numbers in row-major order, `rows_at_once(shape)` rows at a time: plain ones in their dtype, others in
+        float32.
+        """
 
     def numbers(self, reader: Reader, rounded: torch.dtype | None = torch.bfloat16) -> Iterator[torch.Tensor]:
         """As `pieces`, quantized numbers rounded to a dtype: bfloat16 is what a model computes with after loading."""
@@ -72,9 +76,11 @@ class Plain(Values):
 
 @dataclass(frozen=True)
 class Held(Values):
-    """A format whose codes and scales a folder of ours keeps. How it is named and shaped there: see the package's docstring.
+    """A format whose codes and scales a folder of ours keeps. How it is named and shaped there: see the package's
+    docstring.
 
-    encode: where the parts are not stored so, makes them: (role, next numbers of that part). `body` is then what they are made of.
+    encode: where the parts are not stored so, makes them: (role, next numbers of that part). `body` is then what they
+    are made of.
     """
 
     encode: Callable[[Reader], Iterator[tuple[str, torch.Tensor]]] | None = field(default=None, kw_only=True)

@@ -2,10 +2,10 @@
 
     python -m model_card.bench.balance [--out model_card/results/balance.json] [--steps 300]
 
-from the repository root. A small model of random weights learns sequences that come, nine times in ten, from one of ten sources, so that
-experts which the frequent source prefers are overrun. Same weights, same batches; only the balance loss differs: per layer, over all layers
-together (transformers' form), or none. The load is counted on fresh batches after training: per layer, the busiest expert's tokens over an equal
-share. Prints a table, and one JSON line last.
+from the repository root. A small model of random weights learns sequences that come, nine times in ten, from one of ten
+sources, so that experts which the frequent source prefers are overrun. Same weights, same batches; only the balance
+loss differs: per layer, over all layers together (transformers' form), or none. The load is counted on fresh batches
+after training: per layer, the busiest expert's tokens over an equal share. Prints a table, and one JSON line last.
 """
 
 import argparse
@@ -33,9 +33,12 @@ WAYS = {
 
 def small_config(coefficient: float, per_layer: bool) -> Small4Config:
     text = {
-        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 4,
-        "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32,
-        "n_routed_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": coefficient, "router_aux_loss_per_layer": per_layer,
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": coefficient,
+        "router_aux_loss_per_layer": per_layer,
         "output_router_logits": True,
         "initializer_range": 0.1,
     }  # fmt: skip
@@ -43,7 +46,9 @@ def small_config(coefficient: float, per_layer: bool) -> Small4Config:
 
 
 class Skewed:
-    """Sequences of ids, each from one source: a random walk over the source's own 32 ids, every id with four successors, one of them the usual."""
+    """Sequences of ids, each from one source: a random walk over the source's own 32 ids, every id with four
+    successors, one of them the usual.
+    """
 
     def __init__(self, seed: int) -> None:
         self.random = torch.Generator().manual_seed(seed)

@@ -1,12 +1,14 @@
-"""The latent cache: bytes per token of real caches against arithmetic, and what 8 bits change in the answers of the demo checkpoint.
+"""The latent cache: bytes per token of real caches against arithmetic, and what 8 bits change in the answers of the
+demo checkpoint.
 
     python -m model_card.bench.cache [--rows 40] [--out model_card/results/cache.json]
 
-from the repository root. A token of the release takes 320 numbers in each of 36 layers. In 8 bits these are 320 bytes of codes and two
-bfloat16 scales, 324 bytes; so half the bytes of bfloat16, and 1.25 % for scales. Answers are greedy, to held-out problems of every task in
-both reasoning modes; beside them, how many stay the same when instead the other attention kernel computes (eager), which is what rounding
-alone changes in that dtype. Where 8 bits change an answer, `largest_lead` says how far ahead the token was that is not chosen any more: its
-logit less that of the one chosen instead. The error of logits is that of one forward over prompt and answer.
+from the repository root. A token of the release takes 320 numbers in each of 36 layers. In 8 bits these are 320 bytes
+of codes and two bfloat16 scales, 324 bytes; so half the bytes of bfloat16, and 1.25 % for scales. Answers are greedy,
+to held-out problems of every task in both reasoning modes; beside them, how many stay the same when instead the other
+attention kernel computes (eager), which is what rounding alone changes in that dtype. Where 8 bits change an answer,
+`largest_lead` says how far ahead the token was that is not chosen any more: its logit less that of the one chosen
+instead. The error of logits is that of one forward over prompt and answer.
 """
 
 import argparse
@@ -40,8 +42,8 @@ def bytes_per_token(bits: int, tokens: int = 256) -> dict[str, Any]:
 
 @torch.inference_mode()
 def compared(model: Small4ForCausalLM, inputs: Any, mode: str, new: int) -> dict[str, Any]:
-    """One batch of prompts, answered with both caches and by the other kernel: rows with the same tokens, leads where 8 bits changed them,
-    and errors of the logits of all their tokens."""
+    """One batch of prompts, answered with both caches and by the other kernel: rows with the same tokens, leads where 8
+    bits changed them, and errors of the logits of all their tokens."""
     wanted: dict[str, Any] = {"max_new_tokens": new, "do_sample": False, "reasoning_mode": mode}
     exact = model.generate(**inputs, **wanted)
     coded = model.generate(**inputs, **wanted, cache_implementation="latent_8bit")
@@ -61,7 +63,9 @@ def compared(model: Small4ForCausalLM, inputs: Any, mode: str, new: int) -> dict
 
 
 def _lead(exact: torch.Tensor, coded: torch.Tensor, logits: torch.Tensor) -> float:
-    """How much more likely, in logits `[tokens, vocabulary]` of `exact`, its token was than `coded`'s where they first differ; 0 if nowhere."""
+    """How much more likely, in logits `[tokens, vocabulary]` of `exact`, its token was than `coded`'s where they first
+    differ; 0 if nowhere.
+    """
     for place, (one, other) in enumerate(zip(exact.tolist(), coded.tolist(), strict=False)):
         if one != other:
             return (logits[place - 1, one] - logits[place - 1, other]).item()

@@ -1,10 +1,12 @@
-"""Speed and memory of conversion: full-width FP8 layers, against a plain copy of the same files and against holding all in memory.
+"""Speed and memory of conversion: full-width FP8 layers, against a plain copy of the same files and against holding all
+in memory.
 
     python -m model_card.bench.conversion [--layers 2] [--runs 3] [--out model_card/results/conversion.json]
 
-from the repository root; needs three times the checkpoint (6.5 GB for 2 layers) on disk and, for the way that holds all in memory,
-2.5 times of it free. Each way runs in a process of its own, in turns; files are dropped from the page cache before each and synced
-after. First checks that the converted folder goes back to the source bit by bit. Prints a table, and one JSON line last.
+from the repository root; needs three times the checkpoint (6.5 GB for 2 layers) on disk and, for the way that holds all
+in memory, 2.5 times of it free. Each way runs in a process of its own, in turns; files are dropped from the page cache
+before each and synced after. First checks that the converted folder goes back to the source bit by bit. Prints a table,
+and one JSON line last.
 """
 
 import argparse
@@ -35,10 +37,12 @@ def released_params(layers: int) -> dict[str, Any]:
     """The release's text model with fewer layers and a small vocabulary, so that nearly all of it is experts."""
     rope = {"original_max_position_embeddings": 8192}
     return {
-        "dim": 4096, "n_layers": layers, "n_heads": 32, "n_kv_heads": 32, "head_dim": 128, "hidden_dim": 12288, "norm_eps": 1e-6,
+        "dim": 4096, "n_layers": layers, "n_heads": 32, "n_kv_heads": 32, "head_dim": 128, "hidden_dim": 12288,
+        "norm_eps": 1e-6,
         "vocab_size": VOCABULARY, "rope_theta": 10000.0, "max_position_embeddings": 1048576, "tied_embeddings": False,
         "q_lora_rank": 1024, "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 128,
-        "yarn": {"factor": 128, "beta": 32, "alpha": 1, "apply_scale": False, **rope}, "llama_4_scaling": {"beta": 0.1, **rope},
+        "yarn": {"factor": 128, "beta": 32, "alpha": 1, "apply_scale": False, **rope},
+        "llama_4_scaling": {"beta": 0.1, **rope},
         "moe": {"num_experts": 128, "num_experts_per_tok": 4, "expert_hidden_dim": 2048, "num_shared_experts": 1},
         "quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"},
     }  # fmt: skip
@@ -203,7 +207,9 @@ def check(source: Path, work: Path) -> None:
 
 
 def measure(layers: int, runs: int, work: Path) -> dict[str, Any]:
-    """All runs, interleaved, first and second in turns; medians, of seconds and of the ratios to the copy of the same round."""
+    """All runs, interleaved, first and second in turns; medians, of seconds and of the ratios to the copy of the same
+    round.
+    """
     source = work / "raw"
     write_source(source, layers)
     size = sum(file.stat().st_size for file in source.glob("*.safetensors"))

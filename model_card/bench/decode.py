@@ -3,9 +3,9 @@
     python -m model_card.bench.decode [--contexts 64 4096 16384 65536 262144] [--prefill 1024 8192] [--experts 128]
         [--out model_card/results/decode.json]
 
-from the repository root; one layer of 128 experts takes 6.5 GB in bfloat16. Both sides read the same tensors and caches filled with the
-same latents; their outputs are compared first. transformers is left out beyond `--host-context`, where it would expand the whole cache
-to tens of gigabytes at each token.
+from the repository root; one layer of 128 experts takes 6.5 GB in bfloat16. Both sides read the same tensors and caches
+filled with the same latents; their outputs are compared first. transformers is left out beyond `--host-context`, where
+it would expand the whole cache to tens of gigabytes at each token.
 """
 
 import argparse
@@ -89,7 +89,9 @@ def decoded(args: argparse.Namespace, ours: Small4TextModel, host: Mistral4Model
 
 
 def prefilled(args: argparse.Namespace, ours: Small4TextModel, host: Mistral4Model, length: int) -> dict[str, Any]:
-    """One row: a prompt of this length, from nothing. Peak memory is what a run takes beyond the weights, its cache included."""
+    """One row: a prompt of this length, from nothing. Peak memory is what a run takes beyond the weights, its cache
+    included.
+    """
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(VOCABULARY, (1, length), generator=generator).to(args.device)
     runs: dict[str, Run] = {"ours": partial(prefill, ours, ids), "transformers": partial(prefill, host, ids)}

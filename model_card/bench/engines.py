@@ -1,13 +1,14 @@
-"""Other engines on an exported checkpoint: do transformers' own class, vLLM and llama.cpp say what our class says, token by token?
+"""Other engines on an exported checkpoint: do transformers' own class, vLLM and llama.cpp say what our class says,
+token by token?
 
     python -m model_card.bench.engines [--model model_card/demo] [--vllm VENV/bin/vllm] [--llama VENV/bin/python SOURCE/vendor/llama.cpp]
         [--out model_card/results/engines.json]
 
-from the repository root. --llama takes a Python that has llama-cpp-python, and the source tree with llama.cpp's converter. The checkpoint
-is exported in float32 to both published layouts; each engine continues the same prompts greedily, and its tokens and their
-log-probabilities are compared with ours. Prints a table, and one JSON line last. Nothing here decides what is right: a difference is
-stored like an agreement.
-"""
+from the repository root. --llama takes a Python that has llama-cpp-python, and the source tree with llama.cpp's
+converter. The checkpoint is exported in float32 to both published layouts; each engine continues the same prompts
+greedily, and its tokens and their log-probabilities are compared with ours. Prints a table, and one JSON line last.
+Nothing here decides what is right: a difference is stored like an agreement.
+"""  # noqa: E501
 
 import argparse
 import hashlib
@@ -67,7 +68,9 @@ def prompts(processor: Any) -> list[list[int]]:
 
 
 def long_prompts(processor: Any, original: int) -> list[list[int]]:
-    """Prompts that end beyond the original context, where positions are interpolated and queries scaled; none if that is too long here."""
+    """Prompts that end beyond the original context, where positions are interpolated and queries scaled; none if that
+    is too long here.
+    """
     if original + 200 > LONGEST - NEW_TOKENS:
         return []
     text = " ".join(QUESTIONS)
@@ -80,7 +83,9 @@ def long_prompts(processor: Any, original: int) -> list[list[int]]:
 
 
 def pictures(processor: Any) -> list[Question]:
-    """Questions about drawn shapes, of a size that no engine resizes: whole squares of 28 pixels, and more than eight of them."""
+    """Questions about drawn shapes, of a size that no engine resizes: whole squares of 28 pixels, and more than eight
+    of them.
+    """
     out, text = [], "What is in the picture?"
     for color, shape in SHAPES:
         image = Image.new("RGB", (112, 84), "white")
@@ -109,7 +114,8 @@ def questions(processor: Any, config: Any) -> dict[str, list[Question]]:
 def continued(model: Any, ids: list[int], **images: torch.Tensor) -> Answer:
     """Greedy tokens of a model in this process, with the log-probability of each. No reasoning mode: the bare model."""
     out = model.generate(
-        torch.tensor([ids]), **images, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True, eos_token_id=2, pad_token_id=11
+        torch.tensor([ids]), **images, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True,
+            output_logits=True, eos_token_id=2, pad_token_id=11
     )  # fmt: skip
     new = out.sequences[0, len(ids) :].tolist()
     rows = [logits[0].float().log_softmax(-1) for logits in out.logits]
@@ -123,7 +129,9 @@ def without_end(answer: Answer) -> Answer:
 
 
 def difference(ours: list[Answer], theirs: list[Answer]) -> dict[str, Any]:
-    """How many answers are equal token by token, and the largest difference of log-probabilities up to the first unequal token."""
+    """How many answers are equal token by token, and the largest difference of log-probabilities up to the first
+    unequal token.
+    """
     equal, most = 0, 0.0
     for (a, p), (b, q) in zip(ours, theirs, strict=True):
         equal += a == b
@@ -188,7 +196,9 @@ def _served(address: str, question: Question) -> Answer:
 
 
 def _ask_llama(compared: Comparison, work: Path, python: str, tree: str) -> None:
-    """With the metadata that `small4_conversion.llama_cpp` names, with what its converter makes of the folder alone, and with fewer bits."""
+    """With the metadata that `small4_conversion.llama_cpp` names, with what its converter makes of the folder alone,
+    and with fewer bits.
+    """
     raw = work / "mistral" if compared.model.config.vision_config is not None else None
     model, tower = llama_engine.to_gguf(tree, work / "transformers", raw)
     number, told = llama_engine.version(python), overrides(compared.model.config)

@@ -1,10 +1,12 @@
-"""Routed experts of one full-width layer: the default on this device beside each of transformers' implementations, on the same weights.
+"""Routed experts of one full-width layer: the default on this device beside each of transformers' implementations, on
+the same weights.
 
     python -m model_card.bench.experts [--tokens 1 32 256 2048] [--experts 128] [--dtype float32 --experts 64]
         [--out model_card/results/experts.json]
 
-from the repository root; 128 experts take 6.5 GB in bfloat16. First every implementation is compared with float64, for some of the tokens.
-`batched_mm` copies the weights of each token's experts; it is left out where the copies take more than `--copies` bytes.
+from the repository root; 128 experts take 6.5 GB in bfloat16. First every implementation is compared with float64, for
+some of the tokens. `batched_mm` copies the weights of each token's experts; it is left out where the copies take more
+than `--copies` bytes.
 """
 
 import argparse

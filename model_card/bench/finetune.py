@@ -1,11 +1,12 @@
-"""Teach the demo checkpoint an operation it cannot do (`lunar`), wholly and with LoRA, and see what it keeps of what it could.
+"""Teach the demo checkpoint an operation it cannot do (`lunar`), wholly and with LoRA, and see what it keeps of what it
+could.
 
     python -m model_card.bench.finetune --out model_card/results/finetune.json [--steps 400] [--ways full lora] [--threads 2]
 
-from the repository root; extra `train`. What it could: the kinds of questions of the demo's data that it answers rightly at least half the
-time. Training mixes the new operation with rows of those kinds. Held-out accuracy of both, greedy, before and after, on the same rows, and the
-seconds of each training. Prints a table, and one JSON line last.
-"""
+from the repository root; extra `train`. What it could: the kinds of questions of the demo's data that it answers
+rightly at least half the time. Training mixes the new operation with rows of those kinds. Held-out accuracy of both,
+greedy, before and after, on the same rows, and the seconds of each training. Prints a table, and one JSON line last.
+"""  # noqa: E501
 
 import argparse
 import itertools
@@ -48,7 +49,9 @@ def own_row(row: dict[str, Any]) -> dict[str, Any]:
 def training_rows(
     collator: Small4DataCollator, args: argparse.Namespace, kinds: set[str], seed: int
 ) -> list[dict[str, Any]]:
-    """Encoded rows in the order of training: each step has the part `share` of the new operation, sorted by length to be cut in two."""
+    """Encoded rows in the order of training: each step has the part `share` of the new operation, sorted by length to
+    be cut in two.
+    """
     count = args.steps * args.batch
     new = round(count * args.share)
     mixed = [
@@ -75,9 +78,12 @@ def train(
     text = model.config.get_text_config()
     text.output_router_logits = text.router_aux_loss_per_layer = True  # the balance loss is on
     arguments = TrainingArguments(
-        output_dir=folder, num_train_epochs=1, per_device_train_batch_size=batch // 2, gradient_accumulation_steps=2, learning_rate=rate,
-        warmup_steps=20, lr_scheduler_type="cosine", weight_decay=0.01, max_grad_norm=1.0, adam_beta2=0.98, logging_steps=20, save_strategy="no",
-        train_sampling_strategy="sequential", remove_unused_columns=False, report_to=[], use_cpu=True, disable_tqdm=True,
+        output_dir=folder, num_train_epochs=1, per_device_train_batch_size=batch // 2, gradient_accumulation_steps=2,
+            learning_rate=rate,
+        warmup_steps=20, lr_scheduler_type="cosine", weight_decay=0.01, max_grad_norm=1.0, adam_beta2=0.98,
+            logging_steps=20, save_strategy="no",
+        train_sampling_strategy="sequential", remove_unused_columns=False, report_to=[], use_cpu=True,
+            disable_tqdm=True,
     )  # fmt: skip
     started = time.perf_counter()
     Trainer(model=model, args=arguments, data_collator=collator, train_dataset=rows).train()
@@ -86,7 +92,9 @@ def train(
 
 
 def verdicts(model: Any, collator: Small4DataCollator, rows: list[dict[str, Any]]) -> list[bool]:
-    """Which rows the model answers rightly; rows of the new operation carry their answer, others the row they are made of."""
+    """Which rows the model answers rightly; rows of the new operation carry their answer, others the row they are made
+    of.
+    """
     answers = answer(model, collator, rows, 25, do_sample=False, max_new_tokens=256)
     return [
         correct(row["asked"], said) if "asked" in row else lunar.is_right(row, said)

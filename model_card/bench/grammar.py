@@ -1,7 +1,9 @@
-"""Two engines of grammars on public JSON schemas: time of a token's mask, coverage, and wrong verdicts, with a vocabulary of 131,072.
+"""Two engines of grammars on public JSON schemas: time of a token's mask, coverage, and wrong verdicts, with a
+vocabulary of 131,072.
 
-Run: `python -m model_card.bench.grammar FOLDER`, with the files of MaskBench (github.com/guidance-ai/jsonschemabench, `maskbench/data`;
-each holds a schema and instances that fit it or do not). Needs `llguidance`, and `xgrammar` for the other side.
+Run: `python -m model_card.bench.grammar FOLDER`, with the files of MaskBench (github.com/guidance-ai/jsonschemabench,
+`maskbench/data`; each holds a schema and instances that fit it or do not). Needs `llguidance`, and `xgrammar` for the
+other side.
 """
 
 import argparse
@@ -141,7 +143,7 @@ def main() -> None:
     cases = [json.loads(path.read_text()) for path in paths]
     tekken = Tekkenizer.from_file(str(files("mistral_common") / "data" / "tekken_240911.json"))
     special = list(range(tekken.num_special_tokens))
-    tokens = [tekken.id_to_byte_piece(index) if index not in special else f"<special {index}>".encode() for index in range(tekken.n_words)]  # fmt: skip
+    tokens = [tekken.id_to_byte_piece(index) if index not in special else f"<special {index}>".encode() for index in range(tekken.n_words)]  # fmt: skip  # noqa: E501
     result: dict[str, Any] = {"vocabulary": tekken.n_words, "rows": {}, "versions": {}}
     for kind in (LLGuidance, XGrammar):
         if kind.name in args.engines:

@@ -1,7 +1,7 @@
 """How many answers under random JSON schemas fit them, and what a grammar adds to the time of a token.
 
-Run: `python -m model_card.bench.grammar_validity --schemas 1000`. Half of the schemas are answered greedily, half sampled; a quarter
-after a thought. Needs the extra `grammar` and `jsonschema`, which is the judge.
+Run: `python -m model_card.bench.grammar_validity --schemas 1000`. Half of the schemas are answered greedily, half
+sampled; a quarter after a thought. Needs the extra `grammar` and `jsonschema`, which is the judge.
 """
 
 import argparse
@@ -27,7 +27,8 @@ def ask(model: Any, processor: Any, schemas: list[Any], mode: str, sampled: bool
     )
     sampling = {"do_sample": True, "temperature": 1.5, "top_k": 0} if sampled else {"do_sample": False}
     out = model.generate(
-        **inputs, grammar=schemas, tokenizer=processor, max_new_tokens=tokens, reasoning_mode=mode, max_thinking_tokens=40, **sampling
+        **inputs, grammar=schemas, tokenizer=processor, max_new_tokens=tokens, reasoning_mode=mode,
+            max_thinking_tokens=40, **sampling
     )  # fmt: skip
     return out[:, inputs["input_ids"].shape[1] :].tolist()
 

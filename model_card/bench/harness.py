@@ -1,4 +1,5 @@
-"""What every benchmark shares: options, interleaved timing, peak memory, a check before anything is timed, and how a result is stored.
+"""What every benchmark shares: options, interleaved timing, peak memory, a check before anything is timed, and how a
+result is stored.
 
 Knows nothing of models. A benchmark prints a table for people and one JSON line last.
 """
@@ -55,10 +56,12 @@ def seconds(run: Run, device: torch.device) -> float:
 
 
 def interleaved(args: argparse.Namespace, ours: Run, **others: Run) -> dict[str, Any]:
-    """Medians of runs taken in turns, after a first round that warms up (and is all there is, should it exceed the budget).
+    """Medians of runs taken in turns, after a first round that warms up (and is all there is, should it exceed the
+    budget).
 
     Returns:
-        `{"ours_ms", "<other>_ms", "speedup_<other>", "runs"}`; a speed-up is the median ratio within a round, above 1 where ours is faster.
+        `{"ours_ms", "<other>_ms", "speedup_<other>", "runs"}`; a speed-up is the median ratio within a round, above 1
+        where ours is faster.
     """
     ways = {"ours": ours} | others
     rounds: list[dict[str, float]] = []
@@ -82,7 +85,9 @@ def relative_error(mine: torch.Tensor, theirs: torch.Tensor, what: str, allowed:
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:
-    """Most memory held at once during a run beyond what was held before it, in bytes: of the GPU, or resident in this process."""
+    """Most memory held at once during a run beyond what was held before it, in bytes: of the GPU, or resident in this
+    process.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,6 @@
-"""llama.cpp as an engine for `engines`: exported folders to GGUF files by its own converter, and prompts continued by `llama_worker`."""
+"""llama.cpp as an engine for `engines`: exported folders to GGUF files by its own converter, and prompts continued by
+`llama_worker`.
+"""
 
 import json
 import subprocess
@@ -17,10 +19,11 @@ def version(python: str) -> str:
 
 
 def to_gguf(tree: str, folder: Path, raw: Path | None) -> tuple[Path, Path | None]:
-    """Files beside `folder`, in float32: the decoder out of the transformers layout; the tower, if there is one, out of the raw layout.
+    """Files beside `folder`, in float32: the decoder out of the transformers layout; the tower, if there is one, out of
+    the raw layout.
 
-    The tower has to come from there because for the other layout the converter knows published names only (`vision_tower.`, not
-    `model.vision_tower.`) and drops the row of the embedding that [IMG_BREAK] is.
+    The tower has to come from there because for the other layout the converter knows published names only
+    (`vision_tower.`, not `model.vision_tower.`) and drops the row of the embedding that [IMG_BREAK] is.
     """
     (folder / "tekken.json").unlink(missing_ok=True)  # the converter would take the folder for the raw layout
     model, tower = folder.parent / "model.gguf", folder.parent / "tower.gguf"
@@ -45,7 +48,9 @@ def _convert(tree: str, folder: Path, file: Path, *options: str) -> None:
 def ask(
     python: str, files: tuple[Path, Path | None], overrides: dict[str, Any], prompts: list[Any], new_tokens: int
 ) -> list[Answer]:
-    """Greedy tokens after each prompt (see `llama_worker`) and their log-probabilities, some of the file's metadata overridden."""
+    """Greedy tokens after each prompt (see `llama_worker`) and their log-probabilities, some of the file's metadata
+    overridden.
+    """
     model, tower = files
     request = {"model": str(model), "tower": tower and str(tower), "overrides": overrides, "prompts": prompts}
     answers = json.loads(_run([python, str(WORKER), "answer", str(new_tokens)], json.dumps(request)))

@@ -1,4 +1,5 @@
-"""What `engines` runs of llama.cpp, as processes of their own, because the Pythons that have its parts have nothing of ours.
+"""What `engines` runs of llama.cpp, as processes of their own, because the Pythons that have its parts have nothing of
+ours.
 
     python llama_worker.py convert TREE CHECKPOINT --outfile FILE --outtype f32 [...]    # needs torch and transformers
     python llama_worker.py quantize FROM TO KIND < OVERRIDES                              # needs llama-cpp-python
@@ -7,7 +8,7 @@
 REQUEST is JSON: `{"model": GGUF file, "tower": GGUF file or null, "overrides": {GGUF key: value}, "prompts": [PROMPT, ...]}`, a PROMPT
 `{"before": [ids], "image": null or [height, width, hexadecimal RGB], "after": [ids]}`. Answers are printed as JSON,
 `[[ids, log-probabilities], ...]`.
-"""
+"""  # noqa: E501
 
 import ctypes
 import json
@@ -18,8 +19,8 @@ CONTEXT = 4096
 
 
 def convert(tree: str, arguments: list[str]) -> None:
-    """llama.cpp's own converter, out of its source tree, told one thing: the pre-tokenizer, which it knows by the hash of a whole
-    vocabulary only, not of a small one."""
+    """llama.cpp's own converter, out of its source tree, told one thing: the pre-tokenizer, which it knows by the hash
+    of a whole vocabulary only, not of a small one."""
     sys.path[:0] = [tree, f"{tree}/gguf-py"]
     sys.argv = ["convert_hf_to_gguf.py", *arguments]
     import conversion.base

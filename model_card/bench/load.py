@@ -2,9 +2,10 @@
 
     python -m model_card.bench.load [--layers 2] [--experts 12] [--out model_card/results/load.json]
 
-from the repository root. Makes a bfloat16 checkpoint of full-width layers (1.5 GB by default) in both layouts in a temporary folder, with
-its files in the page cache. Each loading runs in a process of its own, in turns; "touched" includes reading every weight once, for
-bfloat16 files are mapped and not read by loading alone. First checks that both give the same logits.
+from the repository root. Makes a bfloat16 checkpoint of full-width layers (1.5 GB by default) in both layouts in a
+temporary folder, with its files in the page cache. Each loading runs in a process of its own, in turns; "touched"
+includes reading every weight once, for bfloat16 files are mapped and not read by loading alone. First checks that both
+give the same logits.
 """
 
 import argparse

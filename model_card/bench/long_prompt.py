@@ -1,11 +1,12 @@
-"""A prompt of 262,144 tokens through one small layer with latents of the release's width: time, and memory beside its bound.
+"""A prompt of 262,144 tokens through one small layer with latents of the release's width: time, and memory beside its
+bound.
 
     python -m model_card.bench.long_prompt [--lengths 32768 262144] [--heads 1] [--out model_card/results/long_prompt.json]
 
-from the repository root, with two cores about 6 minutes. Each length runs in a process of its own. Before that, chunks are compared
-with one forward over all pairs, where that fits (`--check`). The bound is 1.5 times the sum of weights, cache and one chunk, where a
-chunk is what a forward over `CHUNK` tokens without a cache takes at its peak.
-"""
+from the repository root, with two cores about 6 minutes. Each length runs in a process of its own. Before that, chunks
+are compared with one forward over all pairs, where that fits (`--check`). The bound is 1.5 times the sum of weights,
+cache and one chunk, where a chunk is what a forward over `CHUNK` tokens without a cache takes at its peak.
+"""  # noqa: E501
 
 import sys
 from typing import Any
@@ -44,7 +45,9 @@ def prompt(length: int, device: torch.device) -> torch.Tensor:
 
 @torch.inference_mode()
 def checked(made: Small4ForCausalLM, length: int, allowed: float) -> float:
-    """The answer in chunks equals that of one forward over all pairs for each of its tokens; largest error of the logits."""
+    """The answer in chunks equals that of one forward over all pairs for each of its tokens; largest error of the
+    logits.
+    """
     ids = prompt(length, made.device)
     answer = made.generate(ids, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True, output_logits=True)
     whole = made(answer.sequences[:, :-1], use_cache=False, logits_to_keep=NEW).logits[0]

@@ -1,4 +1,5 @@
-"""An operation that the demo checkpoint has never met: `a # b`, lunar addition, which takes the larger digit of each column.
+"""An operation that the demo checkpoint has never met: `a # b`, lunar addition, which takes the larger digit of each
+column.
 
     407 # 58       the problem
     407#58         the thought: the columns from the right, a missing digit counting as 0
@@ -7,8 +8,8 @@
     4,0=4
     458            their digits put together
 
-(D. Applegate, M. LeBrun, N. Sloane, "Dismal arithmetic", 2011.) Rows as `Small4DataCollator` takes them; whether a problem is held
-out depends on its hash. Knows nothing of models or training.
+(D. Applegate, M. LeBrun, N. Sloane, "Dismal arithmetic", 2011.) Rows as `Small4DataCollator` takes them; whether a
+problem is held out depends on its hash. Knows nothing of models or training.
 """
 
 import hashlib
@@ -50,7 +51,9 @@ def is_held_out(left: int, right: int) -> bool:
 
 
 def rows(split: str, seed: int) -> Iterator[dict[str, Any]]:
-    """Endless rows of "train" or "held_out" problems of one to four digits, to be thought over; the same seed gives the same rows."""
+    """Endless rows of "train" or "held_out" problems of one to four digits, to be thought over; the same seed gives the
+    same rows.
+    """
     rng = random.Random(f"lunar-{split}-{seed}")
     while True:
         left, right = (

@@ -1,12 +1,14 @@
-"""Small 4 beside the architecture of Mistral Small 3 (24 B, dense), both at full width: one layer of each times its layers, plus the head.
+"""Small 4 beside the architecture of Mistral Small 3 (24 B, dense), both at full width: one layer of each times its
+layers, plus the head.
 
     python -m model_card.bench.predecessor [--latency 64 4096] [--batches 16 64] [--context 1024] [--prefill 1024]
         [--out model_card/results/predecessor.json]
 
-from the repository root; 6.5 GB for a layer of 128 experts in bfloat16. Latency is one token for one sequence; throughput is tokens per
-second of a step for a batch, and of reading prompts. Small 3 runs in transformers' `MistralModel`. `transformers` is that as it is;
-`same_kernel` has its linear layers multiplied as ours are on a CPU, so that what remains is the architecture. Two architectures have no
-outputs in common; what is checked first is that each side's steps behind a cache equal its own forward without one.
+from the repository root; 6.5 GB for a layer of 128 experts in bfloat16. Latency is one token for one sequence;
+throughput is tokens per second of a step for a batch, and of reading prompts. Small 3 runs in transformers'
+`MistralModel`. `transformers` is that as it is; `same_kernel` has its linear layers multiplied as ours are on a CPU, so
+that what remains is the architecture. Two architectures have no outputs in common; what is checked first is that each
+side's steps behind a cache equal its own forward without one.
 """
 
 import argparse
@@ -24,8 +26,10 @@ from modeling_small4 import LatentCache, Small4TextConfig, Small4TextModel
 from modeling_small4.cpu_matmul import linear
 
 SMALL3 = {
-    "hidden_size": 5120, "intermediate_size": 32768, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-    "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e8}, "max_position_embeddings": 32768,
+    "hidden_size": 5120, "intermediate_size": 32768, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e8},
+    "max_position_embeddings": 32768,
 }  # fmt: skip
 HEAD = 131072  # tokens of either vocabulary
 LAYERS = {"ours": 36, "theirs": 40}
@@ -43,7 +47,9 @@ class Same(nn.Module):
 
 
 def build(args: argparse.Namespace, small: dict[str, Any], large: dict[str, Any]) -> list[Any]:
-    """A layer of ours, a layer of theirs, that again with our kernel (same weights), and both heads. The dicts change sizes, for tests."""
+    """A layer of ours, a layer of theirs, that again with our kernel (same weights), and both heads. The dicts change
+    sizes, for tests.
+    """
     shared = {"vocab_size": VOCABULARY, "num_hidden_layers": 1}
     config = Small4TextConfig(**shared, **small)
     config._attn_implementation, config._experts_implementation = "sdpa", "grouped_mm"

@@ -1,10 +1,12 @@
-"""Speed of prompts and images beside mistral-common: conversations per second and images per second, one process, one thread.
+"""Speed of prompts and images beside mistral-common: conversations per second and images per second, one process, one
+thread.
 
     python -m model_card.bench.preprocessing [--runs 9] [--out model_card/results/preprocessing.json]
 
-from the repository root; needs mistral-common with OpenCV (`pip install "mistral-common[image]"`). Checks first that both give the same
-ids, and the same pixels within 2e-3. Seconds are CPU time of this process, so that whatever else runs on the machine does not count; each
-figure is the median of interleaved runs. Prints a table, and one JSON line last.
+from the repository root; needs mistral-common with OpenCV (`pip install "mistral-common[image]"`). Checks first that
+both give the same ids, and the same pixels within 2e-3. Seconds are CPU time of this process, so that whatever else
+runs on the machine does not count; each figure is the median of interleaved runs. Prints a table, and one JSON line
+last.
 """
 
 import argparse
@@ -44,7 +46,8 @@ LANGUAGES = (
     "Мы поедем за город, если не будет дождя. ", "هل يمكنك أن تشرح لي كيف تعمل هذه الآلة؟ ", "Отлично! 🙂👍 ",
 )  # fmt: skip
 SIZES = (
-    (1, 300), (28, 28), (64, 64), (112, 112), (320, 240), (640, 480), (1024, 768), (1540, 1540), (1920, 1080), (2500, 1800),
+    (1, 300), (28, 28), (64, 64), (112, 112), (320, 240), (640, 480), (1024, 768), (1540, 1540), (1920, 1080),
+    (2500, 1800),
     (4000, 3000), (8000, 1000),
 )  # fmt: skip
 MODES = ("L", "1", "LA", "P", "RGBA", "CMYK", "I;16")

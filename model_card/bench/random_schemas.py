@@ -1,4 +1,6 @@
-"""Random JSON schemas, every one of which some instance fits: of all types, nested, with bounds, references and unions. Knows no models."""
+"""Random JSON schemas, every one of which some instance fits: of all types, nested, with bounds, references and unions.
+Knows no models.
+"""
 
 from random import Random
 from typing import Any
@@ -50,7 +52,8 @@ def _string(random: Random, depth: int, definitions: dict[str, Any]) -> dict[str
 def _integer(random: Random, depth: int, definitions: dict[str, Any]) -> dict[str, Any]:
     least = random.randint(-200, 200)
     return {"type": "integer"} | random.choice(
-        [{}, {"minimum": least}, {"exclusiveMaximum": least}, {"minimum": least, "maximum": least + random.randint(0, 300)},
+        [{}, {"minimum": least}, {"exclusiveMaximum": least},
+        {"minimum": least, "maximum": least + random.randint(0, 300)},
          {"multipleOf": random.randint(2, 7), "minimum": 0}]
     )  # fmt: skip
 

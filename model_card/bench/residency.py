@@ -1,12 +1,14 @@
-"""Experts read from disk as they are needed, against accelerate's disk offload of the same weights: bytes and seconds of a decoded token.
+"""Experts read from disk as they are needed, against accelerate's disk offload of the same weights: bytes and seconds
+of a decoded token.
 
     python -m model_card.bench.residency [--layers 1] [--experts 16] [--tokens 24] [--shares 0.25 0.5 0.75]
         [--folder DIR] [--out model_card/results/residency.json]
 
-from the repository root. Writes a bfloat16 checkpoint with experts of the released widths, 50 MB each, into DIR, and removes it. Each way
-runs in a process of its own, with the files dropped from the file cache first and after every token. The tokens are given, drawn at
-random: a model of random weights repeats itself, and a cache would look too good. All ways must answer each with the same next token.
-Runs on the CPU; routing is near to uniform, the worst case of a cache.
+from the repository root. Writes a bfloat16 checkpoint with experts of the released widths, 50 MB each, into DIR, and
+removes it. Each way runs in a process of its own, with the files dropped from the file cache first and after every
+token. The tokens are given, drawn at random: a model of random weights repeats itself, and a cache would look too good.
+All ways must answer each with the same next token. Runs on the CPU; routing is near to uniform, the worst case of a
+cache.
 """
 
 import argparse

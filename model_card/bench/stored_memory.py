@@ -2,11 +2,12 @@
 
     python -m model_card.bench.stored_memory [--layers 10] [--experts 16] [--out model_card/results/stored_memory.json]
 
-from the repository root; needs 1.3 GB of disk and of memory. The checkpoints are the release made smaller, its codes drawn at random:
-FP8 and NVFP4 as released, and 4-bit groups of 128. Each is loaded in a process of its own, which reads a prompt long enough to meet every
-expert and writes ten tokens; counted is the growth of its resident memory from before `from_pretrained` to the end. Files are mapped,
-so what is read of them counts. What a process takes once for any model, libraries and compiled kernels, is brought in before by a model
-of the same widths with one layer and four experts. First checks that the parameters are as many bytes as the files.
+from the repository root; needs 1.3 GB of disk and of memory. The checkpoints are the release made smaller, its codes
+drawn at random: FP8 and NVFP4 as released, and 4-bit groups of 128. Each is loaded in a process of its own, which reads
+a prompt long enough to meet every expert and writes ten tokens; counted is the growth of its resident memory from
+before `from_pretrained` to the end. Files are mapped, so what is read of them counts. What a process takes once for any
+model, libraries and compiled kernels, is brought in before by a model of the same widths with one layer and four
+experts. First checks that the parameters are as many bytes as the files.
 """
 
 import argparse
@@ -41,7 +42,8 @@ Part = tuple[str, str, tuple[int, ...]]
 def scaled_down(layers: int, experts: int) -> Small4Config:
     """The release's text model, half as wide, with fewer layers, experts and words."""
     text = {
-        "vocab_size": 2048, "hidden_size": 2048, "moe_intermediate_size": 1024, "num_hidden_layers": layers, "num_attention_heads": 16,
+        "vocab_size": 2048, "hidden_size": 2048, "moe_intermediate_size": 1024, "num_hidden_layers": layers,
+        "num_attention_heads": 16,
         "q_lora_rank": 512, "kv_lora_rank": 256, "n_routed_experts": experts,
     }  # fmt: skip
     return Small4Config(text_config=text, vision_config=None, dtype="bfloat16")

@@ -1,9 +1,10 @@
-"""Products of one layer's weights held as stored, against bfloat16 of the same shapes: experts of a token, shared expert, attention.
+"""Products of one layer's weights held as stored, against bfloat16 of the same shapes: experts of a token, shared
+expert, attention.
 
     python -m model_card.bench.stored_products [--out model_card/results/stored_products.json]
 
-from the repository root. Checks equality with the expanded weight first. Every way cycles through several copies of the weights, so that
-caches do not help. Prints a table, and one JSON line last.
+from the repository root. Checks equality with the expanded weight first. Every way cycles through several copies of the
+weights, so that caches do not help. Prints a table, and one JSON line last.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,10 @@
-"""A training step (forward, backward, AdamW) beside transformers' `Mistral4ForCausalLM` on the same weights: tokens per second, peak memory.
+"""A training step (forward, backward, AdamW) beside transformers' `Mistral4ForCausalLM` on the same weights: tokens per
+second, peak memory.
 
     python -m model_card.bench.train_step [--batch 4] [--length 256] [--out model_card/results/train_step.json]
 
-from the repository root. Loss and gradients are compared first; time is taken in turns in one process, peak memory of each side in a
-process of its own.
+from the repository root. Loss and gradients are compared first; time is taken in turns in one process, peak memory of
+each side in a process of its own.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from model_card.bench.harness import child, interleaved, options, peak_bytes, re
 from modeling_small4 import Small4Config, Small4ForCausalLM
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 16384, "hidden_size": 512, "moe_intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "vocab_size": 16384, "hidden_size": 512, "moe_intermediate_size": 256, "num_hidden_layers": 4,
+    "num_attention_heads": 8,
     "q_lora_rank": 256, "kv_lora_rank": 128, "n_routed_experts": 16, "num_experts_per_tok": 4,
 }  # fmt: skip
 

@@ -1,11 +1,12 @@
-"""The vision tower beside transformers' Pixtral tower, full width, on the same weights: time, and memory by number of images.
+"""The vision tower beside transformers' Pixtral tower, full width, on the same weights: time, and memory by number of
+images.
 
     python -m model_card.bench.vision [--layers 1] [--sides 1540] [--growth 1 2 4 8] [--growth-side 392]
         [--out model_card/results/vision.json]
 
-from the repository root. One and eight images of 1540 pixels, then more and more small images for the growth of memory. transformers
-attends over the patches of all images with a mask over all pairs; where that mask alone takes more than `--mask` bytes, its run is left
-out. Both outputs are compared first.
+from the repository root. One and eight images of 1540 pixels, then more and more small images for the growth of memory.
+transformers attends over the patches of all images with a mask over all pairs; where that mask alone takes more than
+`--mask` bytes, its run is left out. Both outputs are compared first.
 """
 
 import argparse

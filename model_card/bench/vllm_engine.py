@@ -87,7 +87,9 @@ def _wait(address: str, running: subprocess.Popen, log: Any, seconds: int = 1800
 
 @torch.no_grad()
 def widened(model: Small4ForCausalLM, width: int = HEAD_WIDTH) -> Small4ForCausalLM:
-    """The same function with heads `width` wide: zeros in queries and keys, and queries that make up for the softmax scale."""
+    """The same function with heads `width` wide: zeros in queries and keys, and queries that make up for the softmax
+    scale.
+    """
     text = model.config.get_text_config()
     heads, nope, rope = text.num_attention_heads, text.qk_nope_head_dim, text.qk_rope_head_dim
     config = model.config.to_dict()

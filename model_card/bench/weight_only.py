@@ -29,7 +29,9 @@ def held(parameter: Any) -> int:
 
 @torch.no_grad()
 def measured(model: Path) -> dict[str, Any]:
-    """For each kind, beside the whole model on the same prompts: bytes, relative error of all logits, largest difference, equal answers."""
+    """For each kind, beside the whole model on the same prompts: bytes, relative error of all logits, largest
+    difference, equal answers.
+    """
     whole = Small4ForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
     questions = prompts(Small4Processor.from_pretrained(model))
     left = torch.cat([whole(torch.tensor([ids])).logits.float().flatten() for ids in questions])

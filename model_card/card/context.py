@@ -1,4 +1,5 @@
-"""What the card's template may use: stored results, facts computed while rendering, outputs of the code it shows, and formats.
+"""What the card's template may use: stored results, facts computed while rendering, outputs of the code it shows, and
+formats.
 
 Must not know: files of the card, the Hub.
 """
@@ -66,7 +67,9 @@ def _weights() -> str:
 
 
 def facts(config: Any) -> dict[str, Any]:
-    """Sizes of a model, by arithmetic: parameters, those that work on a token, bytes of weights and of the cache per token."""
+    """Sizes of a model, by arithmetic: parameters, those that work on a token, bytes of weights and of the cache per
+    token.
+    """
     text, parts = config.text_config, dict[str, int]()
     for tensor in tensors(config):
         parts[tensor.part] = parts.get(tensor.part, 0) + tensor.count
@@ -191,6 +194,7 @@ def pairs(part: Any) -> Iterable[tuple[Any, Any]]:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "percent": percent, "interval": interval, "whole": whole, "billions": billions, "gigabytes": describe_bytes, "figures": figures,
+    "percent": percent, "interval": interval, "whole": whole, "billions": billions, "gigabytes": describe_bytes,
+    "figures": figures,
     "commit": commit, "split_up": split_up, "pairs": pairs,
 }  # fmt: skip

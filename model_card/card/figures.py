@@ -1,4 +1,5 @@
-"""The card's pictures of the demo checkpoint, from stored results: accuracy, thinking budgets, retrieval, use of experts.
+"""The card's pictures of the demo checkpoint, from stored results: accuracy, thinking budgets, retrieval, use of
+experts.
 
 The same results give the same bytes. Pictures of benchmarks are in `plots`. Must not know: the template, the model.
 """

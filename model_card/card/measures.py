@@ -1,4 +1,6 @@
-"""Which command makes which file of `results/`. Every figure of the card is made by one of these, from the repository root."""
+"""Which command makes which file of `results/`. Every figure of the card is made by one of these, from the repository
+root.
+"""
 
 MEASURES: dict[str, str] = {
     "demo_eval": "python -m model_card.evals.demo_checkpoint",
@@ -18,5 +20,6 @@ MEASURES: dict[str, str] = {
     "preprocessing": "python -m model_card.bench.preprocessing --runs 7 --out model_card/results/preprocessing.json",
     "conversion": "python -m model_card.bench.conversion --layers 2 --runs 3 --out model_card/results/conversion.json",
     "weight_only": "python -m model_card.bench.weight_only --out model_card/results/weight_only.json",
-    "engines": "python -m model_card.bench.engines --vllm VENV/bin/vllm --llama VENV/bin/python SOURCE/vendor/llama.cpp",
+    "engines": "python -m model_card.bench.engines --vllm VENV/bin/vllm --llama VENV/bin/python "
+    "SOURCE/vendor/llama.cpp",
 }

@@ -1,4 +1,5 @@
-"""Pictures of stored benchmarks: time against context, memory against context, prompts, experts, images. Knows result files, not how they came about.
+"""Pictures of stored benchmarks: time against context, memory against context, prompts, experts, images. Knows result
+files, not how they came about.
 
 python -m model_card.card.plots [--results model_card/results] [--out model_card/plots]
 """

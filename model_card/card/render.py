@@ -1,7 +1,8 @@
-"""Renders the model card: `card.md` with the stored results put in, its metadata, and its pictures, as a Hub repository's README.
+"""Renders the model card: `card.md` with the stored results put in, its metadata, and its pictures, as a Hub
+repository's README.
 
-`small4 card` runs it. What the template may use is in `page`; a number that is not stored is an error that says which. Must not know:
-how anything is measured.
+`small4 card` runs it. What the template may use is in `page`; a number that is not stored is an error that says which.
+Must not know: how anything is measured.
 """
 
 import tempfile
@@ -27,7 +28,8 @@ def render(out: Path, results: Results | None = None) -> list[Path]:
         What was written, README.md first.
 
     Raises:
-        MissingNumber: Something that the card states is not stored, or was measured on other weights than those shipped.
+        MissingNumber: Something that the card states is not stored, or was measured on other weights than those
+            shipped.
         ValueError: matplotlib is missing, or files of these names are there that are no card's, or links.
     """
     results = results or Results()

@@ -1,4 +1,5 @@
-"""The stored results, as the card's template sees them: a number that is missing is an error that names its file, key and command.
+"""The stored results, as the card's template sees them: a number that is missing is an error that names its file, key
+and command.
 
 Must not know: the template, how a number was measured. The commands are in `measures`.
 """

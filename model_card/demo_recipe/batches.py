@@ -1,4 +1,5 @@
-"""Rows of chats to training batches: token ids through our processor, labels on what the assistant writes, equal parts of a step.
+"""Rows of chats to training batches: token ids through our processor, labels on what the assistant writes, equal parts
+of a step.
 
 Knows nothing of the model or the optimiser. Rows are padded on the right: causal attention then needs no mask.
 """
@@ -49,8 +50,8 @@ def tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
 def encode(row: dict[str, Any], collator: Small4DataCollator) -> dict[str, Any]:
     """`input_ids` and `labels` of one row: trained is what the assistant writes.
 
-    With a `budget`, only so many tokens of the first thought are kept, and nothing up to its end is a label: the model learns to
-    answer after a thought that was cut, not to cut it.
+    With a `budget`, only so many tokens of the first thought are kept, and nothing up to its end is a label: the model
+    learns to answer after a thought that was cut, not to cut it.
     """
     encoded = collator.encode({"messages": chat(row), "tools": tools(row), "reasoning_mode": row["mode"]})
     ids, labels = encoded["input_ids"], encoded["labels"]
@@ -78,11 +79,12 @@ def positions(length: int, gap: int) -> list[int]:
 
 
 class Parts(TorchDataset):
-    """One member's batches of the run in order: each step's rows sorted by length and dealt into parts of about equal cost.
+    """One member's batches of the run in order: each step's rows sorted by length and dealt into parts of about equal
+    cost.
 
-    `rows` are encoded ones (`input_ids`, `labels`, `gap`, `images`). Each of `members` has `parts_per_step` of a step's parts, so that
-    accumulating them, over all members, is one step on mixed rows, and hardly any padding is computed. A batch carries `total`,
-    the labels in the whole step.
+    `rows` are encoded ones (`input_ids`, `labels`, `gap`, `images`). Each of `members` has `parts_per_step` of a step's
+    parts, so that accumulating them, over all members, is one step on mixed rows, and hardly any padding is computed. A
+    batch carries `total`, the labels in the whole step.
     """
 
     def __init__(
@@ -133,8 +135,8 @@ def cost(row: dict[str, Any]) -> float:
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int, image_processor: Any) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask`, `labels` `[rows, longest]`, all pictures of the rows, prepared, and `position_ids` where rows have
-    gaps; among long rows gaps are left out."""
+    """`input_ids`, `attention_mask`, `labels` `[rows, longest]`, all pictures of the rows, prepared, and `position_ids`
+    where rows have gaps; among long rows gaps are left out."""
     length = max(len(row["input_ids"]) for row in rows)
     gaps = length <= LONGEST_WITH_GAP and any(row["gap"] for row in rows)
     ids = torch.full((len(rows), length), pad)

@@ -1,10 +1,11 @@
 """The weights the demo run starts from: random, but for what every model of language has to find first.
 
-A decoder learns late, and all at once, to look up what followed the same words before. It needs a head that looks at the token
-before, and a later one that looks for like content and copies it (Olsson et al., 2022, arXiv:2209.11895): none of the parts is of
-use alone, so random ones get hardly any gradient. So three heads of the first layer start out looking one, two and three tokens
-back; in the other layers queries and keys begin alike and values are copied as they are ("mimetic initialization", Trockman and
-Kolter, 2023, arXiv:2305.09828); and the output head begins as the embeddings. All of it is trained on, like any weight.
+A decoder learns late, and all at once, to look up what followed the same words before. It needs a head that looks at
+the token before, and a later one that looks for like content and copies it (Olsson et al., 2022, arXiv:2209.11895):
+none of the parts is of use alone, so random ones get hardly any gradient. So three heads of the first layer start out
+looking one, two and three tokens back; in the other layers queries and keys begin alike and values are copied as they
+are ("mimetic initialization", Trockman and Kolter, 2023, arXiv:2305.09828); and the output head begins as the
+embeddings. All of it is trained on, like any weight.
 """
 
 import math
@@ -25,7 +26,9 @@ HEAD_SCALE = 0.2
 
 @torch.no_grad()
 def new_model(vocab_size: int) -> Small4ForCausalLM:
-    """Float32: every linear at the scale that keeps activations' size, outputs to the residual half of it, then as said above."""
+    """Float32: every linear at the scale that keeps activations' size, outputs to the residual half of it, then as said
+    above.
+    """
     model = Small4ForCausalLM(demo_config(vocab_size))
     for name, weight in model.named_parameters():
         if "embed_tokens" in name:
@@ -45,8 +48,8 @@ def new_model(vocab_size: int) -> Small4ForCausalLM:
 
 
 def look_back(attention: Any, shared: torch.Tensor, theta: float) -> None:
-    """Let head `i` look `TOKENS_BACK[i]` tokens back: its rotary query and the rotary key, both made from the `shared` part of
-    embeddings `[hidden]`, agree in all `FREQUENCIES` where the distance is that, and only there."""
+    """Let head `i` look `TOKENS_BACK[i]` tokens back: its rotary query and the rotary key, both made from the `shared`
+    part of embeddings `[hidden]`, agree in all `FREQUENCIES` where the distance is that, and only there."""
     keys = attention.kv_a_proj_with_mqa.weight[-attention.rope :]
     keys.zero_()
     keys[: 2 * FREQUENCIES : 2] = KEY_GAIN * shared
@@ -62,7 +65,9 @@ def look_back(attention: Any, shared: torch.Tensor, theta: float) -> None:
 
 
 def match_and_copy(attention: Any) -> None:
-    """Make a head's unrotated queries and keys the same map, and its output the transpose of its values, at the size it had."""
+    """Make a head's unrotated queries and keys the same map, and its output the transpose of its values, at the size it
+    had.
+    """
     latent = attention.kv_a_proj_with_mqa.weight[: attention.rank]
     keys, values = attention.kv_b_proj.weight.unflatten(0, (-1, attention.nope + attention.value_dim)).split(
         [attention.nope, attention.value_dim], dim=1

@@ -1,7 +1,9 @@
-"""The vision tower's own lesson, before it meets the decoder: say what is drawn, from the mean of the image tokens, and where.
+"""The vision tower's own lesson, before it meets the decoder: say what is drawn, from the mean of the image tokens, and
+where.
 
-Taught through the decoder alone the tower learns nothing for a long time: its random features are noise to a language model,
-which first learns to shut them out. Here a picture costs a fifth of a row of text. The heads are thrown away afterwards.
+Taught through the decoder alone the tower learns nothing for a long time: its random features are noise to a language
+model, which first learns to shut them out. Here a picture costs a fifth of a row of text. The heads are thrown away
+afterwards.
 """
 
 import random
@@ -63,8 +65,8 @@ def learn_to_look(
 def look(
     model: Small4ForCausalLM, heads: nn.Module, processor: Small4ImageProcessor, batch: list[Scene]
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Mean cross-entropy of each question over the pictures it fits, summed, plus that of "something is drawn here" for each image
-    token; and the share of right answers to each question."""
+    """Mean cross-entropy of each question over the pictures it fits, summed, plus that of "something is drawn here" for
+    each image token; and the share of right answers to each question."""
     inputs = processor([scenes.render(scene) for scene in batch], return_tensors="pt").to(model.device)
     tokens = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output
     scores = heads(torch.stack([of_picture.mean(0) for of_picture in tokens]))[:, :-1].split(

@@ -1,8 +1,9 @@
 """The decoder's own lesson, before it meets any text: what stood with the same tokens before, in rows of random tokens.
 
-A row holds some tokens and then, in another order perhaps, the same again: pairs of keys and values looked up, a list copied, a list from
-its end. Nothing but attention to like content can tell what comes. That is learned soon where rows are very short, and hardly where
-they start long; so they start with two or three items and grow. Knows nothing of words.
+A row holds some tokens and then, in another order perhaps, the same again: pairs of keys and values looked up, a list
+copied, a list from its end. Nothing but attention to like content can tell what comes. That is learned soon where rows
+are very short, and hardly where they start long; so they start with two or three items and grow. Knows nothing of
+words.
 """
 
 import random
@@ -66,8 +67,8 @@ def row(rng: random.Random, pieces: list[int], size: float) -> Row:
 
 
 def look_up(rng: random.Random, pieces: list[int], size: float) -> Row:
-    """Keys of up to three tokens, something that joins them to values of up to four, other tokens now and then; later all pairs in
-    another order, where each key is given and the rest told."""
+    """Keys of up to three tokens, something that joins them to values of up to four, other tokens now and then; later
+    all pairs in another order, where each key is given and the rest told."""
     wide = size > 0.3
     key, joint, value = (
         rng.choice(c) for c in (((1, 1, 2, 3), range(4), (1, 1, 2, 4)) if wide else ((1,), (0, 1), (1,)))

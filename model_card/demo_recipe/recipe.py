@@ -9,8 +9,8 @@ from modeling_small4 import Small4Config
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """Steps and rates that every part of training has. Rates rise in `warmup_steps`; matrices go by Muon at `matrix_rate`, the rest by Adam
-    at `other_rate`."""
+    """Steps and rates that every part of training has. Rates rise in `warmup_steps`; matrices go by Muon at
+    `matrix_rate`, the rest by Adam at `other_rate`."""
 
     steps: int
     warmup_steps: int = 30
@@ -41,7 +41,8 @@ class Recalling(Lesson):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Lesson):
-    """A stage of chats. Rates fall to zero in the last `decay_steps`; `eye_rate` is Adam's for the vision tower and projector.
+    """A stage of chats. Rates fall to zero in the last `decay_steps`; `eye_rate` is Adam's for the vision tower and
+    projector.
 
     `tasks` and `context` are the weights of what rows are about and of retrieval's lengths.
     """
@@ -58,8 +59,9 @@ class Stage(Lesson):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything: in short rows, and in
-    longer ones while rates fall. Few rows are very long, so that most batches keep their gaps in positions."""
+    """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything: in
+    short rows, and in longer ones while rates fall. Few rows are very long, so that most batches keep their gaps in
+    positions."""
 
     looking: Looking = Looking()
     recalling: Recalling = Recalling()
@@ -71,10 +73,13 @@ class Recipe:
         context={64: 1, 96: 2, 128: 2, 192: 2, 256: 2, 384: 1},
     )
     long: Stage = Stage(
-        rows=240_000, steps=6000, context={128: 3, 256: 3, 384: 2, 3000: 0.15, 4500: 0.15}, warmup_steps=10, decay_steps=5990,
+        rows=240_000, steps=6000, context={128: 3, 256: 3, 384: 2, 3000: 0.15, 4500: 0.15}, warmup_steps=10,
+            decay_steps=5990,
         tasks={
-            "arithmetic": 0.13, "difference": 0.08, "table": 0.03, "word_problem": 0.07, "puzzle": 0.16, "hard puzzle": 0.08,
-            "program": 0.12, "hard program": 0.06, "tools": 0.05, "hard tools": 0.03, "retrieval": 0.06, "picture": 0.08,
+            "arithmetic": 0.13, "difference": 0.08, "table": 0.03, "word_problem": 0.07, "puzzle": 0.16,
+            "hard puzzle": 0.08,
+            "program": 0.12, "hard program": 0.06, "tools": 0.05, "hard tools": 0.03, "retrieval": 0.06,
+            "picture": 0.08,
             "talk": 0.02, "drill": 0.02, "small step": 0.04,
         },
     )  # fmt: skip

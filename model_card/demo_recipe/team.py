@@ -1,7 +1,9 @@
-"""Processes that train one model together: each has a copy and a share of every step's rows; gradients are added up by torch.distributed.
+"""Processes that train one model together: each has a copy and a share of every step's rows; gradients are added up by
+torch.distributed.
 
-Two processes of one thread each use two cores far better than one process of two threads when matrices are this small, and they do
-not stall when another program takes a core for a moment. Knows nothing of the model. A team of one does nothing.
+Two processes of one thread each use two cores far better than one process of two threads when matrices are this small,
+and they do not stall when another program takes a core for a moment. Knows nothing of the model. A team of one does
+nothing.
 """
 
 import tempfile

@@ -2,13 +2,14 @@
 
     python -m model_card.demo_recipe.train --out DIR [--seed 0] [--workers 2]
 
-The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in two stages (`recipe.py` holds
-all numbers).
-Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as bfloat16. Run again
-with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
+The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in two stages
+(`recipe.py` holds all numbers).
+Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as
+bfloat16. Run again with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 
-One and a half to two hours on two cores; 1.8 million parameters. Another CPU adds up in another order, so weights differ: a retrain is meant
-to reach the stored held-out accuracies in mode `high` within 5 points; in `none`, where much is guessed, they vary more.
+One and a half to two hours on two cores; 1.8 million parameters. Another CPU adds up in another order, so weights
+differ: a retrain is meant to reach the stored held-out accuracies in mode `high` within 5 points; in `none`, where much
+is guessed, they vary more.
 """
 
 import argparse
@@ -60,8 +61,9 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         """This batch's share of the step's loss: gradients of all batches and members add up."""
         labels, mask, total = inputs.pop("labels")[:, 1:], inputs.pop("attention_mask"), inputs.pop("total")
-        # Rows are padded on the right, so causal attention alone keeps padding out, and the mask only serves the balance loss.
-        # But positions with gaps would be read as several texts in a row, if no mask said that they are one.
+        # Rows are padded on the right, so causal attention alone keeps padding out, and the mask only serves the
+        # balance loss. But positions with gaps would be read as several texts in a row, if no mask said that they are
+        # one.
         seen = mask if "position_ids" in inputs else None
         output = model.model(**inputs, attention_mask=seen, use_cache=False, output_router_logits=True)
         wanted = labels != IGNORED
@@ -156,7 +158,9 @@ WIDE_VALUES = "wide_values"  # the name under which transformers knows it
 def wide_values(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """sdpa with values padded to the width of keys: otherwise torch has no fused kernel for it, and long rows take ten times as long."""
+    """sdpa with values padded to the width of keys: otherwise torch has no fused kernel for it, and long rows take ten
+    times as long.
+    """
     width = value.shape[-1]
     padded = nn.functional.pad(value, (0, query.shape[-1] - width))
     return sdpa_attention_forward(module, query, key, padded, mask, **kwargs)[0][..., :width], None

@@ -1,7 +1,8 @@
-"""The demo checkpoint's tekken.json: the release's control ids and pattern, and a small vocabulary trained on the demo's own text.
+"""The demo checkpoint's tekken.json: the release's control ids and pattern, and a small vocabulary trained on the
+demo's own text.
 
-The first 256 ranks are the bytes, as in every Tekken file, so any text can be written; a few hundred merges follow, learned
-by byte-pair encoding from generated questions and answers. Knows nothing of models.
+The first 256 ranks are the bytes, as in every Tekken file, so any text can be written; a few hundred merges follow,
+learned by byte-pair encoding from generated questions and answers. Knows nothing of models.
 
     python -m model_card.demo_recipe.vocabulary OUT/tekken.json
 """

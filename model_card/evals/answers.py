@@ -1,4 +1,6 @@
-"""Greedy answers of a model to rows of the demo's data, in batches of like length. Must not know how answers are judged or stored."""
+"""Greedy answers of a model to rows of the demo's data, in batches of like length. Must not know how answers are judged
+or stored.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,13 +20,14 @@ def answer(
     """What the model says to each row's question.
 
     Args:
-        rows: of `model_card.demo_recipe.tasks.data.dataset`; all but the last message, the answer to be found, is shown to the model.
+        rows: of `model_card.demo_recipe.tasks.data.dataset`; all but the last message, the answer to be found, is shown
+            to the model.
         batch: most rows at once; long prompts go in smaller batches.
         mode, budget: `reasoning_mode` and `max_thinking_tokens` of `generate`.
 
     Returns:
-        For each row the parsed `message`, its `content`, `prompt_tokens`, `thinking_tokens` (between the marks), `new_tokens` up to the
-        end of the turn, and its share of the batch's `seconds`.
+        For each row the parsed `message`, its `content`, `prompt_tokens`, `thinking_tokens` (between the marks),
+        `new_tokens` up to the end of the turn, and its share of the batch's `seconds`.
     """
     prompts = [prompt(row, processor, mode) for row in rows]
     lengths = [len(ids) for ids in processor(text=prompts)["input_ids"]] if prompts else []
@@ -51,7 +54,9 @@ def prompt(row: dict[str, Any], processor: Any, mode: str) -> str:
 
 
 def alike(lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
-    """Indices in batches of like length: at most `batch` rows and, padded, `BATCH_TOKENS` tokens, but one row in any case."""
+    """Indices in batches of like length: at most `batch` rows and, padded, `BATCH_TOKENS` tokens, but one row in any
+    case.
+    """
     members: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if members and (len(members) == batch or (len(members) + 1) * lengths[i] > BATCH_TOKENS):

@@ -1,10 +1,12 @@
-"""Held-out results of the demo checkpoint: every task in both modes, retrieval by length, tool calls, thinking budgets, use of experts.
+"""Held-out results of the demo checkpoint: every task in both modes, retrieval by length, tool calls, thinking budgets,
+use of experts.
 
     python -m model_card.evals.demo_checkpoint [--rows 200] [--tasks arithmetic ...] [--out model_card/results/demo_eval.json]
 
-from the repository root, offline. Rows come from the held-out side of `model_card.demo_recipe.tasks.data`, which no training run can draw.
-Greedy, in the weights' own dtype. Prints tables, and one JSON line last. Must not know how the checkpoint was trained.
-"""
+from the repository root, offline. Rows come from the held-out side of `model_card.demo_recipe.tasks.data`, which no
+training run can draw. Greedy, in the weights' own dtype. Prints tables, and one JSON line last. Must not know how the
+checkpoint was trained.
+"""  # noqa: E501
 
 import argparse
 import json
@@ -39,8 +41,9 @@ def held_out(task: str, mode: str, count: int, **draw: Any) -> list[dict[str, An
 
 
 def by_task(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """`tasks`: scores by task and mode; `kinds`: the same by kind of problem within a task; `tool_calls`: by mode, of the answers that
-    should call tools, how many are `valid` (allowed by the schemas) and `right` (the calls that were wanted)."""
+    """`tasks`: scores by task and mode; `kinds`: the same by kind of problem within a task; `tool_calls`: by mode, of
+    the answers that should call tools, how many are `valid` (allowed by the schemas) and `right` (the calls that were
+    wanted)."""
     tasks: dict[str, Any] = defaultdict(dict)
     kinds: dict[str, Any] = defaultdict(lambda: defaultdict(dict))
     calls: dict[str, Any] = {}
@@ -66,7 +69,9 @@ def by_task(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, A
 
 
 def by_length(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Retrieval by length of the text in tokens, and mode. Longer texts have fewer rows: `args.long_tokens` tokens in all."""
+    """Retrieval by length of the text in tokens, and mode. Longer texts have fewer rows: `args.long_tokens` tokens in
+    all.
+    """
     out: dict[str, Any] = defaultdict(dict)
     for length in args.lengths:
         for mode in REASONING_MODES:

@@ -11,7 +11,8 @@ from model_card.evals.answers import alike
 
 @torch.inference_mode()
 def expert_use(model: Any, processor: Any, rows: Sequence[dict[str, Any]], batch: int = 16) -> list[list[float]]:
-    """Share of each expert in what a layer's router chooses, from `router_logits` over whole chats with their reference answers.
+    """Share of each expert in what a layer's router chooses, from `router_logits` over whole chats with their reference
+    answers.
 
     Returns:
         [layers][experts]; each layer sums to 1, so that an equal share is 1 / experts.

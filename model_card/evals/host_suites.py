@@ -1,11 +1,13 @@
-"""transformers' own test class for models, run on ours from its source distribution; the table of what passes, and why what does not.
+"""transformers' own test class for models, run on ours from its source distribution; the table of what passes, and why
+what does not.
 
     python -m model_card.evals.host_suites [--sdist transformers-5.24.0.tar.gz] [--out model_card/results/host_suites.json]
 
-Needs `pip install parameterized wheel`; without --sdist the distribution is fetched by pip. Ends with status 1 if a test fails that has
-no reason in REASONS, or if one that has a reason passes. transformers' distribution leaves out `tests/generation/test_utils.py`
-(GenerationTesterMixin) and `tests/exporters/test_export.py`, so those two are replaced by empty classes and their tests are not run.
-"""
+Needs `pip install parameterized wheel`; without --sdist the distribution is fetched by pip. Ends with status 1 if a
+test fails that has no reason in REASONS, or if one that has a reason passes. transformers' distribution leaves out
+`tests/generation/test_utils.py` (GenerationTesterMixin) and `tests/exporters/test_export.py`, so those two are replaced
+by empty classes and their tests are not run.
+"""  # noqa: E501
 
 import argparse
 import fnmatch
@@ -31,11 +33,13 @@ _ONE_ROW = "as in transformers' own Pixtral, the tower returns the patches of al
 REASONS: dict[str, str] = {
     "test_correct_missing_keys": _NEVER_GUESSES,
     "test_base_model_prefix_loads_base_weights": _NEVER_GUESSES,
-    "test_model_rope_scaling_from_config_*": "positions of a Small 4 are YaRN's or plain; other kinds are refused by name",
+    "test_model_rope_scaling_from_config_*": "positions of a Small 4 are YaRN's or plain; other kinds are refused by "
+    "name",
     "test_model_weights_reload_no_missing_tied_weights": _NEVER_GUESSES,
     "test_get_image_features_output_?": _ONE_ROW,
     "test_tp_plan_matches_params": "the plan also names q_proj, which a model has whose q_lora_rank is None",
-    "test_generation_tester_mixin_inheritance": "asks for GenerationTesterMixin, which the source distribution does not contain",
+    "test_generation_tester_mixin_inheritance": "asks for GenerationTesterMixin, which the source distribution does "
+    "not contain",
 }
 
 STUBS = {
@@ -105,7 +109,7 @@ class Small4ModelTest(ModelTesterMixin, unittest.TestCase):
 
     def setUp(self):
         self.model_tester = Small4ModelTester(self)
-'''
+'''  # noqa: E501
 
 
 def fetch(folder: Path) -> Path:

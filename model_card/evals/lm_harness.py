@@ -3,9 +3,9 @@
     python -m model_card.evals.lm_harness [--limit N] [--out model_card/results/lm_eval.json]     # pip install lm-eval
     python -m model_card.evals.lm_harness --write-data                                            # lm_eval/held_out.jsonl anew
 
-from the repository root. The harness knows neither our classes nor a thought: the package is imported first, and it is told the id of
-`[/THINK]`, up to which it leaves out what was generated. Prints its scores, and one JSON line last.
-"""
+from the repository root. The harness knows neither our classes nor a thought: the package is imported first, and it is
+told the id of `[/THINK]`, up to which it leaves out what was generated. Prints its scores, and one JSON line last.
+"""  # noqa: E501
 
 import argparse
 import json

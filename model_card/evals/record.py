@@ -1,4 +1,6 @@
-"""Where a stored number comes from: command, commit, date, machine and versions; and its file. Knows nothing of what was measured."""
+"""Where a stored number comes from: command, commit, date, machine and versions; and its file. Knows nothing of what
+was measured.
+"""
 
 import json
 import os
@@ -24,7 +26,9 @@ SOURCES = (
 
 
 def provenance(command: list[str]) -> dict[str, Any]:
-    """The part of a stored result that says how it came about; `commit` ends in "-dirty" when tracked files of `SOURCES` were changed."""
+    """The part of a stored result that says how it came about; `commit` ends in "-dirty" when tracked files of
+    `SOURCES` were changed.
+    """
     return {
         "command": shlex.join(command),
         "commit": _commit(),

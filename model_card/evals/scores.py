@@ -1,4 +1,5 @@
-"""Scores of answers: accuracy with its interval through the metric beside this file, mean tokens, throughput, valid tool calls.
+"""Scores of answers: accuracy with its interval through the metric beside this file, mean tokens, throughput, valid
+tool calls.
 
 What is right is judged by `model_card.demo_recipe.tasks.judge`. Must not know: models, files of results.
 """

@@ -1,4 +1,5 @@
-"""Metric for `evaluate.load(path of this file)`: share of right answers with Wilson's 95 % interval. Loaded from disk, without a network.
+"""Metric for `evaluate.load(path of this file)`: share of right answers with Wilson's 95 % interval. Loaded from disk,
+without a network.
 
 It must not import anything of the repository: `evaluate` copies the file into its own cache.
 """

@@ -1,4 +1,5 @@
-"""`small4 card`: measures again what it is told to, then renders the model card. Both are in `model_card/`, which only a clone has.
+"""`small4 card`: measures again what it is told to, then renders the model card. Both are in `model_card/`, which only
+a clone has.
 
 Must not know: what the card says, how anything is measured.
 """
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--measure", metavar="NAME", nargs="+", default=[],
-        help="results to measure again first, by the names of their files (decode, demo_eval, ...); all measures every one, which takes long",
+        help="results to measure again first, by the names of their files (decode, demo_eval, ...); all measures "
+            "every one, which takes long",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -59,12 +61,14 @@ def clone() -> Path:
         if (root / "model_card" / "card" / "render.py").is_file() and (root / "modeling_small4").is_dir():
             return root
     raise ValueError(
-        "The card's template and results are in the repository, not in the installed package; run small4 card inside a clone of it."
+        "The card's template and results are in the repository, not in the installed package; run small4 card inside "
+        "a clone of it."
     )
 
 
 def chosen(asked: list[str], measures: dict[str, str]) -> list[str]:
-    """The results to measure, each once; "all" leaves out what needs other programs, whose place stands as VENV in the command.
+    """The results to measure, each once; "all" leaves out what needs other programs, whose place stands as VENV in the
+    command.
 
     Raises:
         ValueError: A name that is none of `measures`, or one that needs other programs.

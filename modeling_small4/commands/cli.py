@@ -1,7 +1,8 @@
-"""The command line: `small4 generate`, `small4 chat`, the package's other commands, and those of `small4_conversion` where it is installed.
+"""The command line: `small4 generate`, `small4 chat`, the package's other commands, and those of `small4_conversion`
+where it is installed.
 
-Run: `small4 --help`, or `python -m modeling_small4 --help`. Parses arguments and prints; models and conversations are in
-`session`. Must not know: tensors, token ids.
+Run: `small4 --help`, or `python -m modeling_small4 --help`. Parses arguments and prints; models and conversations are
+in `session`. Must not know: tensors, token ids.
 """
 
 import argparse
@@ -181,7 +182,9 @@ def _as_json(answer: "Answer") -> dict[str, Any]:
 
 
 class Printer:
-    """Prints pieces as they come; a thought is dim on a terminal, and between the model's own special tokens elsewhere."""
+    """Prints pieces as they come; a thought is dim on a terminal, and between the model's own special tokens
+    elsewhere.
+    """
 
     def __init__(self, terminal: bool) -> None:
         self.opens, self.closes = (DIM, PLAIN) if terminal else (f"{THINK}\n", f"\n{END_THINK}")

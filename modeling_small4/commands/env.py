@@ -1,7 +1,8 @@
-"""`small4 env`: what a bug report needs: versions, system, CPU instructions, memory, devices. Must not know: models, checkpoints.
+"""`small4 env`: what a bug report needs: versions, system, CPU instructions, memory, devices. Must not know: models,
+checkpoints.
 
-Versions come from package metadata, so that no optional library is imported. A part that cannot be found out says why; the command
-itself does not fail.
+Versions come from package metadata, so that no optional library is imported. A part that cannot be found out says why;
+the command itself does not fail.
 """
 
 import argparse
@@ -20,9 +21,11 @@ from .terminal import describe_bytes
 PACKAGE = "modeling-small4"
 EXTRA_LIBRARIES = ("bitsandbytes", "flash-attn", "kernels", "triton")  # used by transformers where they are installed
 INSTRUCTIONS = {  # torch's name -> the name that is shown; x86 first, then ARM
-    "avx2": "avx2", "avx512_f": "avx512", "avx512_vnni": "avx512_vnni", "avx512_bf16": "avx512_bf16", "avx512_fp16": "avx512_fp16",
+    "avx2": "avx2", "avx512_f": "avx512", "avx512_vnni": "avx512_vnni", "avx512_bf16": "avx512_bf16",
+    "avx512_fp16": "avx512_fp16",
     "amx_tile": "amx", "amx_bf16": "amx_bf16", "amx_int8": "amx_int8",
-    "neon": "neon", "fp16_arith": "fp16", "bf16": "bf16", "dot": "dot", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2", "sme": "sme",
+    "neon": "neon", "fp16_arith": "fp16", "bf16": "bf16", "dot": "dot", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2",
+    "sme": "sme",
 }  # fmt: skip
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -77,7 +80,9 @@ def installed(name: str) -> str | None:
 
 
 def packages() -> dict[str, str | None]:
-    """Versions of what this package requires, of its extras but `test`, and of a few libraries that transformers uses."""
+    """Versions of what this package requires, of its extras but `test`, and of a few libraries that transformers
+    uses.
+    """
     try:
         lines = requires(PACKAGE) or []
     except PackageNotFoundError:  # a clone that is not installed
@@ -88,7 +93,9 @@ def packages() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of the clone that this file lies in, with `-dirty` behind it if tracked files were changed; None outside a clone."""
+    """The commit of the clone that this file lies in, with `-dirty` behind it if tracked files were changed; None
+    outside a clone.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

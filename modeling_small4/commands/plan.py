@@ -1,4 +1,6 @@
-"""`small4 plan`: arguments and print-out of the planner. Must not know: arithmetic, which is in `sizes`, `memory` and `advice`."""
+"""`small4 plan`: arguments and print-out of the planner. Must not know: arithmetic, which is in `sizes`, `memory` and
+`advice`.
+"""
 
 import argparse
 import json
@@ -14,7 +16,8 @@ from ..planner.sizes import PRECISIONS, cache_bytes, weight_bytes
 from ..planner.speed import Speed, measure, speed
 from .terminal import describe_bytes
 
-EXAMPLES = ("4xH100", "2xH100", "8xH200", "4xH200", "2xH200", "1xH200", "2xB200", "1xB200", "1xDGX-B200", "4xA100", "4x24GB+64GB-ram",
+EXAMPLES = ("4xH100", "2xH100", "8xH200", "4xH200", "2xH200", "1xH200", "2xB200", "1xB200", "1xDGX-B200", "4xA100",
+    "4x24GB+64GB-ram",
             "2x24GB+64GB-ram", "24GB+64GB-ram", "24GB+128GB-ram", "128GB-ram", "64GB-ram")  # fmt: skip
 
 
@@ -135,7 +138,7 @@ def _as_text(config: Any, made: Plan, foretold: Speed | None = None) -> str:
         lines.append(
             f"{name:<16}"
             + "".join(f"{describe_bytes(size):>10}" for size in sizes)
-            + f"{describe_bytes(load.activations):>13}{describe_bytes(load.streamed):>10}{describe_bytes(load.free):>10}"
+            + f"{describe_bytes(load.activations):>13}{describe_bytes(load.streamed):>10}{describe_bytes(load.free):>10}"  # noqa: E501
         )
     lines += ["", *_verdict(config, made), *_speed_words(foretold), *(f"note: {note}" for note in notes(made))]
     others = alternatives(config, made)
@@ -162,7 +165,8 @@ def _verdict(config: Any, made: Plan) -> list[str]:
         return [f"does not fit: device {worst.device.name} lacks {describe_bytes(-worst.free)}"]
     copies, contexts = replicas(config, made)
     out = [
-        f"fits, {_LAYOUT_WORDS[made.layout]}; room for {made.contexts} sequences of {made.request.context:,} tokens at once"
+        f"fits, {_LAYOUT_WORDS[made.layout]}; room for {made.contexts} sequences of {made.request.context:,} tokens "
+        "at once"
     ]
     if copies > 1 and contexts > made.contexts:
         out.append(f"as {copies} replicas of {len(made.machine.gpus) // copies} GPUs: room for {contexts}")
@@ -178,11 +182,13 @@ def _speed_words(foretold: Speed | None) -> list[str]:
         return []
     out = [
         f"at most about {foretold.tokens_per_second:.2g} tokens/s (bound by {foretold.bound}), "
-        f"{foretold.prompt_tokens_per_second:.2g} tokens/s of a prompt (bound by {foretold.prompt_bound}); from {foretold.rates.source}"
+        f"{foretold.prompt_tokens_per_second:.2g} tokens/s of a prompt (bound by {foretold.prompt_bound}); from "
+        f"{foretold.rates.source}"
     ]
     if foretold.experts.get("disk"):
         out.append(
-            f"experts: {foretold.experts['memory']:.0%} in main memory, the others are read from disk as they are needed: "
+            f"experts: {foretold.experts['memory']:.0%} in main memory, the others are read from disk as they are "
+            "needed: "
             "Small4ForCausalLM.from_pretrained(MODEL), or --expert-memory SIZE"
         )
     return out

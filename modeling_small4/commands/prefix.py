@@ -1,6 +1,7 @@
 """What was read of a conversation, on disk: its tokens and their latents, for `--save-prefix` and `--load-prefix`.
 
-A file is only of use with the very weights that it was computed with, and says which those are. Must not know: messages, terminals.
+A file is only of use with the very weights that it was computed with, and says which those are. Must not know:
+messages, terminals.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ SAMPLE = 64  # elements at either end of a tensor that tell weights apart
 def prefix_key(
     config: Any, ids: list[int], pixels: torch.Tensor | None, sizes: torch.Tensor | None
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """One number for each token of a prompt, the same for the same beginning only: its id, or what an image shows; and where the tokens
-    of each image begin and end.
+    """One number for each token of a prompt, the same for the same beginning only: its id, or what an image shows; and
+    where the tokens of each image begin and end.
 
     Args:
         pixels, sizes: `[images, 3, H, W]` and `[images, 2]` of the processor, None without images.
@@ -98,7 +99,9 @@ def load_prefix(path: Path, model: Any) -> tuple[list[int], LatentCache]:
 
 
 def fingerprint(model: Any) -> str:
-    """Tells weights apart by the ends of every tensor, its shape and its dtype, and by the configuration of the text model."""
+    """Tells weights apart by the ends of every tensor, its shape and its dtype, and by the configuration of the text
+    model.
+    """
     config = model.config.get_text_config().to_dict()
     digest = hashlib.sha256(
         json.dumps({name: config[name] for name in sorted(config) if name[0] != "_"}, default=str).encode()

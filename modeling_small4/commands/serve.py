@@ -1,4 +1,6 @@
-"""`small4 serve`: arguments of the server. Must not know: the server itself, which needs packages of the extra `serve`."""
+"""`small4 serve`: arguments of the server. Must not know: the server itself, which needs packages of the extra
+`serve`.
+"""
 
 import argparse
 import importlib.util
@@ -76,7 +78,8 @@ def run(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     key = args.api_key or os.environ.get(KEY) or None
     server = make_server(
-        os.path.expanduser(args.model or str(demo_checkpoint())), args.host, args.port, args.reasoning_mode, args.device,
+        os.path.expanduser(args.model or str(demo_checkpoint())), args.host, args.port, args.reasoning_mode,
+            args.device,
         expert_memory=args.expert_memory,
         name=args.served_name, key=key, hosts=tuple(args.allowed_host), origins=tuple(args.allowed_origin),
         image_hosts=tuple(args.image_host), rows=args.max_batch, waiting=args.max_queue, answers=args.max_n,

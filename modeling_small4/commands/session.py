@@ -118,7 +118,9 @@ class Session:
         return self._report(prompt, ids[len(prompt) :], streamer, seconds, cached)
 
     def save_prefix(self, path: Path) -> None:
-        """Writes what was read, answers included, for `load_prefix` in another process; raises as `prefix.save_prefix`."""
+        """Writes what was read, answers included, for `load_prefix` in another process; raises as
+        `prefix.save_prefix`.
+        """
         if self._cache is None:
             raise ValueError("Nothing was read yet, so there is nothing to save.")
         save_prefix(path, self._cached, self._cache, self.model)
@@ -128,7 +130,9 @@ class Session:
         self._cached, self._cache = load_prefix(path, self.model)
 
     def _go_back_to(self, prompt: list[int], new: int) -> None:
-        """Keeps of the cache what the new prompt, by its key, begins with; an answer is written back as it was read, mostly."""
+        """Keeps of the cache what the new prompt, by its key, begins with; an answer is written back as it was read,
+        mostly.
+        """
         same = 0
         while same < min(len(prompt) - 1, len(self._cached)) and prompt[same] == self._cached[same]:
             same += 1
@@ -169,7 +173,8 @@ class _Streamer(BaseStreamer):
 def load(
     folder: str, device: str = "auto", expert_memory: str | None = None
 ) -> tuple[Small4ForCausalLM, Small4Processor]:
-    """Model and processor from a checkpoint folder or a Hub repository, on a device; "auto": on the GPUs there are, else on the CPU.
+    """Model and processor from a checkpoint folder or a Hub repository, on a device; "auto": on the GPUs there are,
+    else on the CPU.
 
     Args:
         expert_memory: Of `from_pretrained`: memory for routed experts that are read from disk as needed.

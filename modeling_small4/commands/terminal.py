@@ -1,4 +1,5 @@
-"""What all commands share on the terminal: quiet imports, one line for what went wrong, bytes in words. Must not know: what a command does.
+"""What all commands share on the terminal: quiet imports, one line for what went wrong, bytes in words. Must not know:
+what a command does.
 
 With `--debug`, or SMALL4_DEBUG=1 in the environment, nothing is held back and an error shows where it was raised.
 """
@@ -25,7 +26,8 @@ def debugging(words: Sequence[str]) -> bool:
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """For the imports of the command line: what libraries print meanwhile, from C code too, is shown only if an import fails.
+    """For the imports of the command line: what libraries print meanwhile, from C code too, is shown only if an import
+    fails.
 
     Nothing happens in other programs. While `python -m` looks for the module to run, `sys.argv[0]` is "-m".
     """

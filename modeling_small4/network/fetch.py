@@ -1,7 +1,7 @@
 """Downloads one file over http(s), from allowed hosts only and never, unless told so, from private addresses.
 
-Each name is resolved once, its addresses are checked, and one of them is connected to, so that a name cannot change between check and
-use; each redirect is checked the same way. Must not know: images.
+Each name is resolved once, its addresses are checked, and one of them is connected to, so that a name cannot change
+between check and use; each redirect is checked the same way. Must not know: images.
 """
 
 import ipaddress
@@ -34,8 +34,8 @@ class Access(Protocol):
 def fetch(url: str, access: Access) -> bytes:
     """The body at `url`.
 
-    It is fetched in a thread that is left behind when it takes too long: neither the system's resolver nor a server that sends a byte now
-    and then can be told when to end.
+    It is fetched in a thread that is left behind when it takes too long: neither the system's resolver nor a server
+    that sends a byte now and then can be told when to end.
 
     Raises:
         ValueError: A refused host or address, or a download that fails, takes too long or is too large.
@@ -118,7 +118,9 @@ def is_public(address: str) -> bool:
 
 
 def _get(parts: SplitResult, address: str, access: Access, deadline: float) -> bytes | str:
-    """One request to a checked address: the body, or where it is redirected to. Host header and certificate are those of the name."""
+    """One request to a checked address: the body, or where it is redirected to. Host header and certificate are those
+    of the name.
+    """
     left = deadline - time.monotonic()
     if left <= 0:
         raise _too_slow(parts.geturl(), access)

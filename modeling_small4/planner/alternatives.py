@@ -1,4 +1,5 @@
-"""What to do with a plan: the command that does it, what would fit when it does not, what is cheaper when it does, and the release's table.
+"""What to do with a plan: the command that does it, what would fit when it does not, what is cheaper when it does, and
+the release's table.
 
 Everything here asks `memory.plan` again with something changed. Must not know: the command line, tensors.
 """
@@ -73,7 +74,9 @@ def _smaller(config: Any, made: Plan) -> Iterator[Alternative]:
 
 
 def _more(config: Any, made: Plan) -> Iterator[Alternative]:
-    """More main memory for the same GPUs, or more GPUs of the kind; then what less of them would do with the fewest bits."""
+    """More main memory for the same GPUs, or more GPUs of the kind; then what less of them would do with the fewest
+    bits.
+    """
     machine, request = made.machine, made.request
     have, count = machine.ram.capacity if machine.ram else 0, len(machine.gpus)
     lowest = min(_lower(made), key=lambda precision: BITS[precision], default=None)
@@ -145,20 +148,24 @@ def notes(made: Plan) -> list[str]:
     out, precision = [], made.request.precision
     if precision in ("fp8", "nvfp4") and not (made.machine.gpus and made.machine.computes(precision)):
         out.append(
-            f"These devices have no instructions for {precision.upper()}: weights stay as stored and are expanded piece by piece as they are used."
+            f"These devices have no instructions for {precision.upper()}: weights stay as stored and are expanded "
+            "piece by piece as they are used."
         )
     if precision == "nvfp4":
         out.append(
-            "NVFP4: routed and shared experts, as released. vLLM and SGLang compute it too, on Ampere and Hopper as W4A16."
+            "NVFP4: routed and shared experts, as released. vLLM and SGLang compute it too, on Ampere and Hopper as "
+            "W4A16."
         )
     if precision == "int4":
         out.append(
-            f"4 bits: a checkpoint of small4 convert --dtype int4, or one quantized elsewhere in groups.{_exported(made)}"
+            "4 bits: a checkpoint of small4 convert --dtype int4, or one quantized elsewhere in "
+            f"groups.{_exported(made)}"
         )
     if made.offloads and not _exported(made):
         out.append("Weights in main memory or on disk visit the GPU for every token: generation is bound by that copy.")
     if made.distributed:
-        out.append("Heads share the latents, so every rank holds the whole cache: more ranks free memory only from weights. "
+        out.append("Heads share the latents, so every rank holds the whole cache: more ranks free memory only from "
+            "weights. "
                    "Replicas on fewer GPUs each serve more sequences.")  # fmt: skip
     return out
 
@@ -173,7 +180,9 @@ def _exported(made: Plan) -> str:
 
 
 def replicas(config: Any, made: Plan) -> tuple[int, int]:
-    """How to serve the most sequences of the asked context: `(copies of the model, sequences of all together)` with GPUs dealt evenly."""
+    """How to serve the most sequences of the asked context: `(copies of the model, sequences of all together)` with
+    GPUs dealt evenly.
+    """
     count, options = len(made.machine.gpus), [(1, made.contexts)]
     for each in _counts(made.machine, below=count) if made.distributed else ():
         if count % len(each.gpus) == 0:
@@ -189,7 +198,8 @@ def release_table(config: Any, context: int = 262144) -> list[dict[str, Any]]:
     Minimum: 4x H100 or 1x DGX B200. Recommended: 4x H200 or 2x DGX B200.
 
     Returns:
-        One row per machine: "role", "devices", for each of bfloat16 and fp8 "contexts" (sequences of `context` at once, in the best
+        One row per machine: "role", "devices", for each of bfloat16 and fp8 "contexts" (sequences of `context` at once,
+            in the best
         number of replicas) and "replicas", and "reason".
     """
     rows = []
@@ -216,7 +226,10 @@ def _reason(config: Any, devices: str, row: dict[str, Any], context: int) -> str
         n for n in range(1, 17) if plan(config, f"{n}x{machine.gpus[0].model}", "bfloat16", context=context).fits
     )
     kind = machine.gpus[0].model
-    room = f"room for {row['bfloat16']['contexts']} sequences of {context:,} tokens in bfloat16, {row['fp8']['contexts']} in FP8"
+    room = (
+        f"room for {row['bfloat16']['contexts']} sequences of {context:,} tokens in bfloat16, "
+        f"{row['fp8']['contexts']} in FP8"
+    )
     if len(machine.gpus) == fewest:
         return f"the fewest {kind} that hold the bfloat16 weights with one such sequence; {room}"
     unit = "DGX is the smallest unit and more than enough: " if "DGX" in devices else ""

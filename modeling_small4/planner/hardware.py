@@ -24,8 +24,8 @@ GPUS: dict[str, tuple[int, float]] = {
 }
 NODES = {"DGX-A100": (8, "A100"), "DGX-H100": (8, "H100"), "DGX-H200": (8, "H200"), "DGX-B200": (8, "B200")}
 UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
-# Main memory that the GPU shares: name -> (memory in MiB, capability). It is planned as a GPU's, of which the system keeps a part;
-# other sizes are written 128GB-mac or 128GB-unified.
+# Main memory that the GPU shares: name -> (memory in MiB, capability). It is planned as a GPU's, of which the system
+# keeps a part; other sizes are written 128GB-mac or 128GB-unified.
 UNIFIED: dict[str, tuple[int, float]] = {
     "DGX-SPARK": (122571, 12.1),
     "STRIX-HALO": (131072, 0.0),
@@ -40,7 +40,9 @@ _SIZE = r"(\d+(?:\.\d+)?)\s*([MGT]I?B)"
 
 @dataclass(frozen=True)
 class Device:
-    """A memory that weights can lie in. `name`: 0, 1, ... for GPUs as transformers' device_map counts them, "cpu" or "disk"."""
+    """A memory that weights can lie in. `name`: 0, 1, ... for GPUs as transformers' device_map counts them, "cpu" or
+    "disk".
+    """
 
     name: int | str
     model: str
@@ -50,8 +52,8 @@ class Device:
 
     @property
     def usable(self) -> int:
-        """Bytes that a plan may fill: 90 % of a GPU (vLLM's default too), 75 % of memory that it shares with the system (what Metal
-        recommends), 85 % of main memory, all of a disk."""
+        """Bytes that a plan may fill: 90 % of a GPU (vLLM's default too), 75 % of memory that it shares with the system
+        (what Metal recommends), 85 % of main memory, all of a disk."""
         share = {"cpu": RAM_SHARE, "disk": 1.0}.get(str(self.name), UNIFIED_SHARE if self.unified else GPU_SHARE)
         return int(self.capacity * share)
 
@@ -71,14 +73,17 @@ class Machine:
         return len(self.gpus) > 1 and len({gpu.model for gpu in self.gpus}) == 1
 
     def computes(self, precision: str) -> bool:
-        """Whether the GPUs compute in `precision`; without that, weights are expanded to bfloat16 or unpacked as they are used."""
+        """Whether the GPUs compute in `precision`; without that, weights are expanded to bfloat16 or unpacked as they
+        are used.
+        """
         least = {"fp8": 8.9, "nvfp4": 10.0}.get(precision, 0.0)
         return bool(self.gpus) and all(gpu.capability >= least for gpu in self.gpus) if least else True
 
 
 def parse_machine(text: str) -> Machine:
-    """Reads a machine: parts joined by `+`, each `[Nx]KIND`, where KIND is a name of `GPUS`, `NODES` or `UNIFIED`, `24GB` (a GPU of that
-    size that computes in FP8), `128GB-mac` (unified memory), `64GB-ram` or `1TB-disk`. GB are 10^9 bytes, GiB 2^30.
+    """Reads a machine: parts joined by `+`, each `[Nx]KIND`, where KIND is a name of `GPUS`, `NODES` or `UNIFIED`,
+    `24GB` (a GPU of that size that computes in FP8), `128GB-mac` (unified memory), `64GB-ram` or `1TB-disk`. GB are
+    10^9 bytes, GiB 2^30.
 
     Raises:
         ValueError: A part that is none of these.
@@ -143,6 +148,7 @@ def _counted(part: str, whole: str) -> tuple[int, str]:
 def _unknown(part: str, whole: str) -> str:
     names = ", ".join([*GPUS, *NODES, *UNIFIED])
     return (
-        f"{part!r} in {whole!r} is no device: write parts such as 4xH100, 24GB (a GPU), 128GB-mac (unified memory), 64GB-ram or 1TB-disk, joined by +; "
+        f"{part!r} in {whole!r} is no device: write parts such as 4xH100, 24GB (a GPU), 128GB-mac (unified memory), "
+        "64GB-ram or 1TB-disk, joined by +; "
         f"known names: {names}."
     )

@@ -1,7 +1,7 @@
 """What fits where: lays a model's weights, latent cache and activations over a machine.
 
-`plan(config, "2xH200", "fp8", context=262144)` answers; `small4 plan` prints it. The arithmetic is in `sizes`, the machines in
-`hardware`, what to do when it does not fit in `advice`. Must not know: the command line, tensors.
+`plan(config, "2xH200", "fp8", context=262144)` answers; `small4 plan` prints it. The arithmetic is in `sizes`, the
+machines in `hardware`, what to do when it does not fit in `advice`. Must not know: the command line, tensors.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,9 @@ _STEPS = 40  # how finely whole modules are balanced over GPUs
 
 @dataclass(frozen=True)
 class Request:
-    """What is to fit. `context`: tokens per sequence, prompt and answer; `batch`: sequences at once; `chunk`: tokens read per forward
-    pass; `images`: of the largest size, encoded at once; `cache_bits`: 16, or 8 for the quantized cache."""
+    """What is to fit. `context`: tokens per sequence, prompt and answer; `batch`: sequences at once; `chunk`: tokens
+    read per forward pass; `images`: of the largest size, encoded at once; `cache_bits`: 16, or 8 for the quantized
+    cache."""
 
     precision: str = "fp8"
     context: int = 262144
@@ -34,8 +35,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """What one device holds, in bytes: weights by part, the cache, the largest activations and what is expanded of weights. `streamed`: room for the largest module
-    that visits from main memory or disk to be run."""
+    """What one device holds, in bytes: weights by part, the cache, the largest activations and what is expanded of
+    weights. `streamed`: room for the largest module that visits from main memory or disk to be run."""
 
     device: Device
     weights: dict[str, int]
@@ -57,7 +58,8 @@ class Load:
 @dataclass(frozen=True)
 class Plan:
     """An answer. `device_map`: for one process. `distributed`: arguments of
-    transformers' `DistributedConfig`, for one process per GPU. `contexts`: how many sequences of the asked context fit at once."""
+    transformers' `DistributedConfig`, for one process per GPU. `contexts`: how many sequences of the asked context fit
+    at once."""
 
     machine: Machine
     request: Request
@@ -78,7 +80,9 @@ class Plan:
 
     @property
     def contexts(self) -> int:
-        """Sequences of the asked context that fit at once beside the weights, one of them being read; 0 when one does not."""
+        """Sequences of the asked context that fit at once beside the weights, one of them being read; 0 when one does
+        not.
+        """
         if not self.fits:
             return 0
         one = [(load, load.cache // self.request.batch) for load in self.loads if load.cache]
@@ -111,13 +115,14 @@ def plan(config: Any, devices: str | Machine, precision: str = "fp8", *, layout:
         config: A `Small4Config`; `Small4Config()` is the release.
         devices: `"4xH100"`, `"24GB+64GB-ram"`, ... (see `hardware.parse_machine`), or a `Machine`.
         precision: One of `sizes.PRECISIONS`. FP8, NVFP4 and 4 bits are held as stored on every device.
-        layout: "device_map": whole layers on each device, one process. "tensor": heads and the width of each expert are cut; "expert":
-            heads are cut and each rank has some experts; one process per GPU. "auto": "tensor" on several GPUs of one kind if that
-            fits, else "device_map"; always "device_map" for `WHOLE_LAYERS`.
+        layout: "device_map": whole layers on each device, one process. "tensor": heads and the width of each expert are
+            cut; "expert": heads are cut and each rank has some experts; one process per GPU. "auto": "tensor" on
+            several GPUs of one kind if that fits, else "device_map"; always "device_map" for `WHOLE_LAYERS`.
         asked: Fields of `Request`: context, batch, chunk, images, cache_bits.
 
     Raises:
-        ValueError: An unknown device, precision or layout, a number that is not positive, or a layout the machine cannot have.
+        ValueError: An unknown device, precision or layout, a number that is not positive, or a layout the machine
+            cannot have.
     """
     machine = parse_machine(devices) if isinstance(devices, str) else devices
     request = Request(precision, **asked)
@@ -157,7 +162,9 @@ def undivided(config: Any, machine: Machine, layout: str) -> str | None:
 
 
 def _sharded(config: Any, machine: Machine, request: Request, layout: str) -> Plan:
-    """Every rank alike: its share of heads and experts, the whole of what is small, and the whole latent cache, which heads share."""
+    """Every rank alike: its share of heads and experts, the whole of what is small, and the whole latent cache, which
+    heads share.
+    """
     ranks = len(machine.gpus)
     weights: dict[str, int] = {}
     for tensor in tensors(config):
@@ -170,7 +177,9 @@ def _sharded(config: Any, machine: Machine, request: Request, layout: str) -> Pl
 
 
 def _is_cut(config: Any, tensor: Tensor) -> bool:
-    """Whether the model's own tensor-parallel plan cuts this tensor; embedding and head are cut along the vocabulary."""
+    """Whether the model's own tensor-parallel plan cuts this tensor; embedding and head are cut along the
+    vocabulary.
+    """
     if tensor.part in ("embedding", "head"):
         return True
     name = tensor.name.removeprefix("model.language_model.").removesuffix(".weight")
@@ -179,8 +188,8 @@ def _is_cut(config: Any, tensor: Tensor) -> bool:
 
 
 def _mapped(config: Any, machine: Machine, request: Request) -> Plan:
-    """Whole modules in the order they run in: balanced over the GPUs (or in main memory) if those suffice, else GPUs first, then main
-    memory, then disk. What waits there is run by the first device, which keeps its cache too."""
+    """Whole modules in the order they run in: balanced over the GPUs (or in main memory) if those suffice, else GPUs
+    first, then main memory, then disk. What waits there is run by the first device, which keeps its cache too."""
     work = _activations(config, request, 1, fused=not machine.gpus)
     units = list(_units(config, request))
     residents = [*machine.gpus] or [d for d in (machine.ram,) if d]
@@ -224,7 +233,9 @@ class _Room:
 
 
 def _fill(units: list[_Unit], rooms: list[_Room], overflow: bool = False) -> list[Device] | None:
-    """A device for each unit, in order, one device after the other. What is too much goes to the last, or the answer is None."""
+    """A device for each unit, in order, one device after the other. What is too much goes to the last, or the answer is
+    None.
+    """
     homes: list[Device] = []
     index = used = 0
     for unit in units:
@@ -287,8 +298,8 @@ def _cache(config: Any, request: Request) -> int:
 
 
 def _activations(config: Any, request: Request, shards: int, fused: bool) -> int:
-    """The most while reading a prompt in chunks (at its end, or just before attention goes block by block), generating and looking; and
-    what is expanded of weights."""
+    """The most while reading a prompt in chunks (at its end, or just before attention goes block by block), generating
+    and looking; and what is expanded of weights."""
     chunk = min(request.chunk, request.context)
     turn = min(request.context, max(chunk, (LONG - 1) // chunk))
     reading = Work(request.batch, chunk, request.context, request.images, shards, fused=fused)

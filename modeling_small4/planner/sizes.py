@@ -1,6 +1,8 @@
-"""How many bytes Small 4 takes: every tensor by name and shape, the latent cache, and what a forward pass holds, from a configuration alone.
+"""How many bytes Small 4 takes: every tensor by name and shape, the latent cache, and what a forward pass holds, from a
+configuration alone.
 
-Arithmetic only: no model is built and no tensor made. Must not know: hardware, layouts over devices (`memory` does that).
+Arithmetic only: no model is built and no tensor made. Must not know: hardware, layouts over devices (`memory` does
+that).
 """
 
 from collections.abc import Iterator
@@ -33,10 +35,11 @@ class Tensor:
     def nbytes(self, precision: str) -> int:
         """Bytes, scales included, when the model is held in `precision` (one of `PRECISIONS`).
 
-        fp8, as released: a bfloat16 scale for weights and one for activations per matrix, gate and up rows of an expert apart. nvfp4, as
-        released: routed and shared experts, a byte for 16 values, a divisor for weights and one for activations per matrix, float32 but for
-        the second of shared experts, which is bfloat16. int4, as `small4 convert` writes: a bfloat16 scale for each group of a row. int8: a
-        float32 scale and an int8 zero point per row, as torchao. All but text linears and experts is bfloat16 then.
+        fp8, as released: a bfloat16 scale for weights and one for activations per matrix, gate and up rows of an expert
+        apart. nvfp4, as released: routed and shared experts, a byte for 16 values, a divisor for weights and one for
+        activations per matrix, float32 but for the second of shared experts, which is bfloat16. int4, as
+        `small4 convert` writes: a bfloat16 scale for each group of a row. int8: a float32 scale and an int8 zero point
+        per row, as torchao. All but text linears and experts is bfloat16 then.
         """
         shared = self.part == "shared experts"
         if precision == "float32":
@@ -147,7 +150,9 @@ def weight_bytes(config: Any, precision: str = "bfloat16") -> dict[str, int]:
 
 
 def expanded_bytes(config: Any, precision: str) -> int:
-    """Bytes of what is expanded of weights that are held as stored: one piece, and for good `kv_b_proj`, which decoding on the latents reads."""
+    """Bytes of what is expanded of weights that are held as stored: one piece, and for good `kv_b_proj`, which decoding
+    on the latents reads.
+    """
     if precision not in ("fp8", "nvfp4", "int4"):
         return 0
     ups = [t for t in tensors(config) if t.name.endswith("kv_b_proj.weight") and t.nbytes(precision) < 2 * t.count]
@@ -155,16 +160,18 @@ def expanded_bytes(config: Any, precision: str) -> int:
 
 
 def cache_bytes(config: Any, context: int, batch: int = 1, element: int = 2) -> int:
-    """Bytes of the latent cache of all layers. Per token and layer `kv_lora_rank + qk_rope_head_dim` numbers of `element` bytes."""
+    """Bytes of the latent cache of all layers. Per token and layer `kv_lora_rank + qk_rope_head_dim` numbers of
+    `element` bytes.
+    """
     text = config.text_config
     return batch * context * text.num_hidden_layers * (text.kv_lora_rank + text.qk_rope_head_dim) * element
 
 
 @dataclass(frozen=True)
 class Work:
-    """One forward pass: `batch` sequences read `chunk` new tokens each, `context` tokens being in the cache afterwards; `images` of the
-    largest size at once. `shards`: ranks that share heads and experts. `element`: bytes of an activation. `fused`: the attention kernel
-    keeps no scores, as on a CPU."""
+    """One forward pass: `batch` sequences read `chunk` new tokens each, `context` tokens being in the cache afterwards;
+    `images` of the largest size at once. `shards`: ranks that share heads and experts. `element`: bytes of an
+    activation. `fused`: the attention kernel keeps no scores, as on a CPU."""
 
     batch: int = 1
     chunk: int = 1
@@ -181,13 +188,17 @@ class Work:
 
 
 def activation_bytes(config: Any, work: Work) -> dict[str, int]:
-    """Most bytes alive at one time inside one decoder layer, for the logits, and inside the tower; they do not add up, the largest counts.
+    """Most bytes alive at one time inside one decoder layer, for the logits, and inside the tower; they do not add up,
+    the largest counts.
 
-    With N = batch * chunk new tokens, K = batch * context keys, H heads per rank, e bytes per number, D `hidden_size`, q = nope + rope:
+    With N = batch * chunk new tokens, K = batch * context keys, H heads per rank, e bytes per number, D `hidden_size`,
+    q = nope + rope:
 
-    - attention = e * (k * H * (q + nope + v) + N * H * (2 q + v) + N * (latent + 4 D)), with k = K keys expanded. Block by block
-      k = batch * max(BLOCK, chunk), and partial results in float32, 12 N H v, are added, and without a fused kernel scores and their
-      softmax, 12 N H max(BLOCK, chunk). Generating single tokens the keys stay latent: scores 8 K H and two copies of a layer's keys.
+    - attention = e * (k * H * (q + nope + v) + N * H * (2 q + v) + N * (latent + 4 D)), with k = K keys expanded. Block
+      by block
+      k = batch * max(BLOCK, chunk), and partial results in float32, 12 N H v, are added, and without a fused kernel
+      scores and their softmax, 12 N H max(BLOCK, chunk). Generating single tokens the keys stay latent: scores 8 K H
+      and two copies of a layer's keys.
     - experts = e * N * (top_k * max(4 D, D + 4 * width / shards) + 4 D): the chosen rows and what is made of them.
     - Both also hold what all layers share, positions and, unless block by block, the mask: 16 N rope + 2 N context.
     - logits: one position per sequence, in e and in float32.

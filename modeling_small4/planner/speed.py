@@ -1,6 +1,7 @@
 """Tokens per second that a plan will do: bytes that a token needs from each memory over the bandwidth of that memory.
 
-Bandwidths come from a table of data sheets, or from `measure`, which tries this machine for some seconds. Must not know: the command line.
+Bandwidths come from a table of data sheets, or from `measure`, which tries this machine for some seconds. Must not
+know: the command line.
 """
 
 import os
@@ -18,7 +19,8 @@ from .sizes import cache_bytes, tensors
 # name -> (memory bandwidth in GB/s, dense bfloat16 TFLOP/s), by the makers' data sheets
 SHEETS: dict[str, tuple[float, float]] = {
     "A100": (2039, 312), "A100-40GB": (1555, 312), "L40S": (864, 362), "H100": (3350, 989), "H200": (4800, 989),
-    "B200": (8000, 2250), "RTX3090": (936, 71), "RTX4090": (1008, 165), "RTX5090": (1792, 209), "RTX6000-ADA": (960, 182),
+    "B200": (8000, 2250), "RTX3090": (936, 71), "RTX4090": (1008, 165), "RTX5090": (1792, 209),
+    "RTX6000-ADA": (960, 182),
     "RTX-PRO-6000": (1792, 252), "MI300X": (5300, 1307), "DGX-SPARK": (273, 62), "STRIX-HALO": (256, 59),
 }  # fmt: skip
 OTHER_GPU, OTHER_UNIFIED = (900, 80), (400, 15)
@@ -28,8 +30,8 @@ FILE = 2**28  # bytes of the file that measures a disk
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes per second of a GPU's memory, its link to main memory, main memory and disk; multiplications and additions per second of
-    a GPU and of the CPU. source: where they come from."""
+    """Bytes per second of a GPU's memory, its link to main memory, main memory and disk; multiplications and additions
+    per second of a GPU and of the CPU. source: where they come from."""
 
     gpu: float = OTHER_GPU[0] * 1e9
     link: float = 25e9
@@ -67,10 +69,11 @@ def rates_of(machine: Machine) -> Rates:
 
 
 def speed(config: Any, made: Plan, rates: Rates | None = None) -> Speed | None:
-    """Foretell decoding of one sequence at half the plan's context, and reading of a prompt in its chunks; None where the plan does not fit.
+    """Foretell decoding of one sequence at half the plan's context, and reading of a prompt in its chunks; None where
+    the plan does not fit.
 
-    On CPUs, experts that have no room in main memory are read from disk (`expert_memory`). With GPUs, accelerate copies whole layers that
-    wait in main memory or on disk, all of their experts included.
+    On CPUs, experts that have no room in main memory are read from disk (`expert_memory`). With GPUs, accelerate copies
+    whole layers that wait in main memory or on disk, all of their experts included.
     """
     rates = rates or rates_of(made.machine)
     precision, text = made.request.precision, config.text_config
@@ -144,7 +147,9 @@ def _on_cpu(
 
 
 def measure(folder: Path | None = None) -> Rates:
-    """Try this machine's main memory, CPU and disk, and a GPU if there is one; takes some seconds and 256 MB in `folder`."""
+    """Try this machine's main memory, CPU and disk, and a GPU if there is one; takes some seconds and 256 MB in
+    `folder`.
+    """
     import torch
 
     rates = Rates(

@@ -1,7 +1,8 @@
-"""Text linears and fused experts in 4 bits on a CPU, through torch's own packed kernel. Knows how numbers are packed, not what they mean.
+"""Text linears and fused experts in 4 bits on a CPU, through torch's own packed kernel. Knows how numbers are packed,
+not what they mean.
 
-Values of a row go in groups; each group has a scale and a zero in the model's dtype: value = (code - 8) * scale + zero, codes 0 to 15.
-`kv_b_proj` stays whole, because decoding on the latents reads its weight.
+Values of a row go in groups; each group has a scale and a zero in the model's dtype: value = (code - 8) * scale + zero,
+codes 0 to 15. `kv_b_proj` stays whole, because decoding on the latents reads its weight.
 """
 
 from typing import Any
@@ -24,16 +25,16 @@ GROUPS = (128, 64, 32)
 
 
 def kernel_group(path: str, shape: tuple[int, ...]) -> int | None:
-    """How many values of a row share a scale: the most that divide it. None where the kernel has no form for the shape, and for
-    `kv_b_proj`, whose weight decoding on the latents needs whole."""
+    """How many values of a row share a scale: the most that divide it. None where the kernel has no form for the shape,
+    and for `kv_b_proj`, whose weight decoding on the latents needs whole."""
     if path.endswith("kv_b_proj") or shape[-2] % 16:
         return None
     return next((group for group in GROUPS if shape[-1] % group == 0), None)
 
 
 def pack(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`[rows, columns]` to codes as the kernel reads them, uint8 `[rows, columns / 2]`, and scales and zeros `[columns / group, rows, 2]`
-    in the weight's dtype. Each group reaches from its least to its largest value."""
+    """`[rows, columns]` to codes as the kernel reads them, uint8 `[rows, columns / 2]`, and scales and zeros
+    `[columns / group, rows, 2]` in the weight's dtype. Each group reaches from its least to its largest value."""
     grouped = weight.float().unflatten(1, (-1, group))
     least, most = grouped.amin(-1), grouped.amax(-1)
     scale = ((most - least) / 15).clamp(min=1e-9)
@@ -95,7 +96,8 @@ def _stacked(weights: torch.Tensor, group: int) -> tuple[nn.Parameter, nn.Parame
 
 
 def hold_in_int4(model: nn.Module) -> None:
-    """Replace the text model's linears and experts, one after the other. What cannot be packed stays as it is (see `kernel_group`).
+    """Replace the text model's linears and experts, one after the other. What cannot be packed stays as it is (see
+    `kernel_group`).
 
     Raises:
         ValueError: The weights are not in main memory, where the kernel is.
@@ -124,7 +126,9 @@ class Int4Config(QuantizationConfigMixin):
 
 
 class Int4Quantizer(HfQuantizer):
-    """Packs after loading; until then weights are read from their files as they are needed, so both are never in memory whole."""
+    """Packs after loading; until then weights are read from their files as they are needed, so both are never in memory
+    whole.
+    """
 
     requires_calibration = False
 

@@ -1,9 +1,9 @@
-"""Weights held in 8 bits, linears and fused experts, through torchao (optional), or in 4 (`four_bits`). Knows tensors' names, not what
-they compute.
+"""Weights held in 8 bits, linears and fused experts, through torchao (optional), or in 4 (`four_bits`). Knows tensors'
+names, not what they compute.
 
-Of torchao 0.18, Int4WeightOnlyConfig needs CUDA or mslk, and IntxWeightOnlyConfig "only works for 2-d and 4-d Tensors", so fused experts
-in 4 bits are not its. Computing with experts in 8 bits needs the `eager` implementation, which takes one expert after the other: torchao's tensors cannot be
-transposed in three dimensions, as the grouped kernels want.
+Of torchao 0.18, Int4WeightOnlyConfig needs CUDA or mslk, and IntxWeightOnlyConfig "only works for 2-d and 4-d Tensors",
+so fused experts in 4 bits are not its. Computing with experts in 8 bits needs the `eager` implementation, which takes
+one expert after the other: torchao's tensors cannot be transposed in three dimensions, as the grouped kernels want.
 """
 
 import importlib.util
@@ -17,12 +17,15 @@ _LINEARS, _EXPERTS = (
 
 
 def weight_only(kind: str = "int8") -> dict[str, Any]:
-    """Arguments for `from_pretrained` that hold all text linears and experts in `kind`: `from_pretrained(MODEL, **weight_only("int8"))`.
+    """Arguments for `from_pretrained` that hold all text linears and experts in `kind`:
+    `from_pretrained(MODEL, **weight_only("int8"))`.
 
-    "int8": a float32 scale and an int8 zero point per output row. Embedding, head, router, norms and vision stay as they are.
+    "int8": a float32 scale and an int8 zero point per output row. Embedding, head, router, norms and vision stay as
+    they are.
 
-    "int4": 4 bits and, for each group of 128 values (64 or 32 where rows are short), a scale and a zero; on CPUs, through torch itself;
-    `kv_b_proj` stays too. The checkpoint must be unquantised, is read piece by piece, and the model cannot be saved.
+    "int4": 4 bits and, for each group of 128 values (64 or 32 where rows are short), a scale and a zero; on CPUs,
+    through torch itself; `kv_b_proj` stays too. The checkpoint must be unquantised, is read piece by piece, and the
+    model cannot be saved.
 
     Raises:
         ValueError: torchao is missing, or `kind` is one that no library holds fused experts in.

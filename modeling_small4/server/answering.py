@@ -1,4 +1,5 @@
-"""What every endpoint does with a job's events: hands them from the engine's thread to the event loop, and counts tokens.
+"""What every endpoint does with a job's events: hands them from the engine's thread to the event loop, and counts
+tokens.
 
 Knows nothing of the API's forms.
 """

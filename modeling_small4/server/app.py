@@ -1,7 +1,7 @@
 """The application: routes, and what they all do with a request. Start reading here.
 
-A request is read and checked (`fields`, `conversation`), made into jobs (`asking`), decoded by the engine's thread (`engine`) and
-answered (`chat_api`, `responses_api`, `completions_api`). Knows nothing of tensors.
+A request is read and checked (`fields`, `conversation`), made into jobs (`asking`), decoded by the engine's thread
+(`engine`) and answered (`chat_api`, `responses_api`, `completions_api`). Knows nothing of tensors.
 """
 
 import asyncio
@@ -43,7 +43,8 @@ class Options:
     Attributes:
         name: what clients call the model.
         mode: of reasoning, for requests that do not say.
-        rows: most answers decoded at once. waiting: most requests in the queue. answers: largest `n`. images: of one request.
+        rows: most answers decoded at once. waiting: most requests in the queue. answers: largest `n`. images: of one
+            request.
         prefix_bytes: kept of what was read before.
         image_hosts: from which images may be fetched; none by default.
     """
@@ -69,7 +70,8 @@ class Api:
         limits = Limits(context, options.answers, options.images, ImageAccess(hosts=options.image_hosts))
         self.asker = Asker(model, processor, limits, options.mode)
         self.model = {
-            "id": options.name, "object": "model", "created": int(time.time()), "owned_by": "small4", "max_model_len": context,
+            "id": options.name, "object": "model", "created": int(time.time()), "owned_by": "small4",
+            "max_model_len": context,
         }  # fmt: skip
 
     async def chat(self, request: Request) -> Response:

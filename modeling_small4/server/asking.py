@@ -88,7 +88,9 @@ class Asker:
         return job
 
     def text_job(self, fields: CompletionFields, prompt: str | list[int], tell: Tell) -> Job:
-        """The job of one prompt of a completion: text, all of which is text, or ids, which may be those of special tokens."""
+        """The job of one prompt of a completion: text, all of which is text, or ids, which may be those of special
+        tokens.
+        """
         if isinstance(prompt, str):
             ids = [self.tokenizer.bos_token_id, *self.tokenizer.encode_texts([prompt])[0]]
         else:
@@ -130,13 +132,16 @@ class Asker:
             )
         if most is not None and length + most > context:
             raise ApiError(
-                f"The prompt has {length} tokens, so of the context's {context} there are {context - length} for the answer; "
+                f"The prompt has {length} tokens, so of the context's {context} there are {context - length} for the "
+                "answer; "
                 f"{most} were asked for.", "max_tokens", code=code,
             )  # fmt: skip
         return most or min(self.model.generation_config.max_new_tokens or context, context - length)
 
     def _sampling(self, fields: CommonFields, answers: int, logprobs: int | None) -> Sampling:
-        """What the request says; where it says nothing, the checkpoint's generation settings, and greedy decoding without any."""
+        """What the request says; where it says nothing, the checkpoint's generation settings, and greedy decoding
+        without any.
+        """
         own = self.model.generation_config
         temperature, top_p, top_k = fields.temperature, fields.top_p, fields.top_k
         if temperature is None:
@@ -206,7 +211,8 @@ class Asker:
     ) -> Grammar | None:
         """What the answer must be: a response format, calls of tools, both, or a grammar given as such.
 
-        Where the client set no limit, an answer that runs into the server's own is closed in time; else it is cut off, as said.
+        Where the client set no limit, an answer that runs into the server's own is closed in time; else it is cut off,
+        as said.
         """
         content = None
         if response_format is not None and response_format.get("type") != "text":

@@ -1,13 +1,16 @@
-"""Messages and items of requests as the conversation that the chat format knows; nothing in them is lost or passed over silently.
+"""Messages and items of requests as the conversation that the chat format knows; nothing in them is lost or passed over
+silently.
 
-Chats have `messages`, responses have `input` items. What is wrong is refused with its path. Knows nothing of prompts and decoding.
+Chats have `messages`, responses have `input` items. What is wrong is refused with its path. Knows nothing of prompts
+and decoding.
 """
 
 from typing import Any
 
 from .errors import ApiError, blamed_on
 
-# Keys that say nothing to the model: they come back with the answers of this or another server, or from clients' own classes.
+# Keys that say nothing to the model: they come back with the answers of this or another server, or from clients' own
+# classes.
 _SILENT = frozenset(
     ("name", "annotations", "parsed", "provider_specific_fields", "cache_control", "weight", "id", "status", "phase")
 )
@@ -33,8 +36,8 @@ def from_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def from_input(given: str | list[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:
-    """The conversation of a responses request: instructions first, then its items; what the assistant wrote in a row, thought,
-    text and calls, is one message.
+    """The conversation of a responses request: instructions first, then its items; what the assistant wrote in a row,
+    thought, text and calls, is one message.
 
     Raises:
         ApiError: As `from_messages`.
@@ -87,7 +90,8 @@ def _assistant(message: dict[str, Any], at: str) -> dict[str, Any]:
         if key in message:
             message[key] = _string(message[key], f"{at}.{key}")
     if blocks and not {"reasoning_content", "reasoning"} & message.keys():
-        message["reasoning_content"] = "".join(_thinking_block(each, f"{at}.thinking_blocks") for each in _list(blocks, f"{at}.thinking_blocks"))  # fmt: skip
+        message["reasoning_content"] = "".join(_thinking_block(each, f"{at}.thinking_blocks") for each in _list(blocks,
+            f"{at}.thinking_blocks"))  # fmt: skip
     if "prefix" in message and not isinstance(message["prefix"], bool):
         raise ApiError(f"{at}.prefix must be true or false.", f"{at}.prefix")
     calls = _list(message.get("tool_calls", []), f"{at}.tool_calls")
@@ -166,7 +170,8 @@ def _image(part: dict[str, Any], at: str) -> str:
 def _thinking(value: Any, at: str) -> str:
     """Text, or Mistral's list of text parts."""
     if isinstance(value, list):
-        return "".join(_string(part.get("text") if isinstance(part, dict) else None, f"{at}.thinking[{index}].text") for index, part in enumerate(value))  # fmt: skip
+        return "".join(_string(part.get("text") if isinstance(part, dict) else None,
+            f"{at}.thinking[{index}].text") for index, part in enumerate(value))  # fmt: skip
     return _string(value, f"{at}.thinking")
 
 
@@ -192,7 +197,8 @@ def _item(item: dict[str, Any], at: str) -> dict[str, Any]:
         return {"role": "tool", "tool_call_id": _string(item.get("call_id"), f"{at}.call_id"), "content": content}
     if kind == "reasoning":
         texts = item.get("content") or item.get("summary") or []
-        thought = "".join(_string(part.get("text") if isinstance(part, dict) else None, f"{at}.content[{index}].text") for index, part in enumerate(_list(texts, f"{at}.content")))  # fmt: skip
+        thought = "".join(_string(part.get("text") if isinstance(part, dict) else None,
+            f"{at}.content[{index}].text") for index, part in enumerate(_list(texts, f"{at}.content")))  # fmt: skip
         return {"role": "assistant"} | ({"reasoning_content": thought} if texts else {})
     raise ApiError(f"{at}.type is {kind!r}, which is not supported.", f"{at}.type")
 

@@ -1,6 +1,8 @@
-"""Decoding for the server: one thread that reads prompts chunk by chunk and takes all running answers one token further at a time.
+"""Decoding for the server: one thread that reads prompts chunk by chunk and takes all running answers one token further
+at a time.
 
-Requests come in as `Job`s from other threads and get `Event`s back. Knows nothing of HTTP, of messages, or of the API's fields.
+Requests come in as `Job`s from other threads and get `Event`s back. Knows nothing of HTTP, of messages, or of the API's
+fields.
 """
 
 import sys
@@ -285,7 +287,9 @@ class Engine:
         return embeds.masked_scatter(places, torch.cat(list(features)).to(embeds.device, embeds.dtype))
 
     def _read(self, reading: _Reading, most: int) -> int:
-        """Reads at most so many tokens; the answers begin when all of the prompt is read. Returns how many tokens it was."""
+        """Reads at most so many tokens; the answers begin when all of the prompt is read. Returns how many tokens it
+        was.
+        """
         begin = reading.done - reading.job.cached
         embeds = reading.embeds[:, begin : begin + most]
         logits = self.model(inputs_embeds=embeds, cache=reading.cache, use_cache=True, logits_to_keep=1).logits

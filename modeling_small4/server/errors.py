@@ -1,4 +1,6 @@
-"""What a request that cannot be answered gets back, in the form that OpenAI's clients show. Knows nothing of requests or models."""
+"""What a request that cannot be answered gets back, in the form that OpenAI's clients show. Knows nothing of requests
+or models.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

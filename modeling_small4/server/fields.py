@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import ApiError
 
-# Accepted and without effect: they concern bookkeeping, billing or caching of a hosted service, or hint at what makes no difference.
+# Accepted and without effect: they concern bookkeeping, billing or caching of a hosted service, or hint at what makes
+# no difference.
 NO_EFFECT = frozenset(
     (
         *("user", "metadata", "store", "service_tier", "safety_identifier", "client_metadata", "prediction"),
@@ -25,7 +26,9 @@ Fields = TypeVar("Fields", bound="CommonFields")
 
 
 class CommonFields(BaseModel):
-    """What every endpoint that generates understands; `top_k`, `min_p`, `repetition_penalty` and `random_seed` are not OpenAI's."""
+    """What every endpoint that generates understands; `top_k`, `min_p`, `repetition_penalty` and `random_seed` are not
+    OpenAI's.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -57,7 +60,9 @@ class StreamOptions(BaseModel):
 
 
 class Reasoning(BaseModel):
-    """Responses' `reasoning`; summaries are not made, so only "auto" may be asked for, which leaves it to the server."""
+    """Responses' `reasoning`; summaries are not made, so only "auto" may be asked for, which leaves it to the
+    server.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     effort: Effort | None = None

@@ -56,7 +56,9 @@ class Access:
             raise ApiError(f"The body is larger than the {self.body} bytes allowed.", status=413)
 
     def _known(self, name: str) -> bool:
-        """This machine's own names, those allowed, and addresses: only a name can be made to point elsewhere by its owner."""
+        """This machine's own names, those allowed, and addresses: only a name can be made to point elsewhere by its
+        owner.
+        """
         if name in ("localhost", self.host, *self.hosts):
             return True
         try:
@@ -79,7 +81,8 @@ class Guard:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         origin = headers.get("origin")
-        allowed = [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")] if origin in self.access.origins and origin else []  # fmt: skip
+        allowed = [(b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"vary", b"origin")] if origin in self.access.origins and origin else []  # fmt: skip
         if allowed and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             allowed += [(b"access-control-allow-methods", b"GET, POST"), (b"access-control-max-age", b"600")]
             allowed.append((b"access-control-allow-headers", b"authorization, content-type"))

@@ -1,6 +1,8 @@
-"""Latents of prompts and answers that were read before, so that a request which begins with the same tokens reads only the rest.
+"""Latents of prompts and answers that were read before, so that a request which begins with the same tokens reads only
+the rest.
 
-They are kept exactly as they were computed, bounded in bytes, the least recently used go first. Knows nothing of requests or decoding.
+They are kept exactly as they were computed, bounded in bytes, the least recently used go first. Knows nothing of
+requests or decoding.
 """
 
 from collections import OrderedDict
@@ -38,7 +40,8 @@ class PrefixStore:
         return len(self._entries)
 
     def take(self, key: list[int], cache: LatentCache) -> int:
-        """Fills an empty cache with the longest beginning of `key` that is kept, but for its last token; how many tokens that is.
+        """Fills an empty cache with the longest beginning of `key` that is kept, but for its last token; how many
+        tokens that is.
 
         Args:
             key: one number for each token of a prompt; those of images stand for what they show.

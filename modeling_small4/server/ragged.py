@@ -1,6 +1,8 @@
-"""One decoding step of several sequences at once, each with a cache of its own: no row is padded, and rows come and go freely.
+"""One decoding step of several sequences at once, each with a cache of its own: no row is padded, and rows come and go
+freely.
 
-Their new tokens stand one after the other in one row, so that all but attention sees a single batch. Knows nothing of requests.
+Their new tokens stand one after the other in one row, so that all but attention sees a single batch. Knows nothing of
+requests.
 """
 
 from collections.abc import Sequence
@@ -35,7 +37,9 @@ class RaggedBatch(PagedBatch):
         layer_idx: int,
         kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Query `[1, H, sequences, ...]` and new tokens `[1, 1, sequences, width]`; output `[1, sequences, H, value width]`."""
+        """Query `[1, H, sequences, ...]` and new tokens `[1, 1, sequences, width]`; output
+        `[1, sequences, H, value width]`.
+        """
         held = [
             extend(cache, tokens[:, :, row : row + 1], self.rank, layer_idx) for row, cache in enumerate(self.caches)
         ]

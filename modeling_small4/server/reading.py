@@ -1,4 +1,5 @@
-"""Tokens of one answer read into thinking, content and tool calls as they come, by id: no text is ever taken for a special token.
+"""Tokens of one answer read into thinking, content and tool calls as they come, by id: no text is ever taken for a
+special token.
 
 Also looks for stop strings, which it takes out of the content. Knows nothing of requests, models or HTTP.
 """
@@ -29,8 +30,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer that has become certain: of a thought, of the content, or of the arguments of the `call` with that index,
-    which `begins` with the piece that says so. `reports` are those of the content's tokens."""
+    """A piece of an answer that has become certain: of a thought, of the content, or of the arguments of the `call`
+    with that index, which `begins` with the piece that says so. `reports` are those of the content's tokens."""
 
     channel: str
     text: str
@@ -89,7 +90,9 @@ class Reader:
         return deltas
 
     def finish(self, ended: bool) -> list[Delta]:
-        """What was held back; `ended` says that the message ended by itself, so that its last call is whole if it is JSON."""
+        """What was held back; `ended` says that the message ended by itself, so that its last call is whole if it is
+        JSON.
+        """
         deltas = self._text(self._decoder.decode(b"", final=True), ())
         if self._held and not self.stopped:
             deltas.append(self._given(self._held))

@@ -1,4 +1,6 @@
-"""`/v1/responses`: its answers, whole or as a stream of events, as OpenAI's own types. Nothing is stored. Knows nothing of HTTP."""
+"""`/v1/responses`: its answers, whole or as a stream of events, as OpenAI's own types. Nothing is stored. Knows nothing
+of HTTP.
+"""
 
 import time
 import uuid

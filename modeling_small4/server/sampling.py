@@ -1,4 +1,5 @@
-"""From the logits of one sequence to its next token: rules, penalties, bias, temperature, and the probabilities that are reported.
+"""From the logits of one sequence to its next token: rules, penalties, bias, temperature, and the probabilities that
+are reported.
 
 Knows nothing of requests' form, of text, or of other sequences.
 """
@@ -18,7 +19,8 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the most likely token.
-        top_k: 0 for no limit. top_p: 1 for no limit. min_p: least probability relative to that of the most likely token.
+        top_k: 0 for no limit. top_p: 1 for no limit. min_p: least probability relative to that of the most likely
+            token.
         frequency_penalty, presence_penalty: taken off a token's logit for each time, or once if, it was generated.
         repetition_penalty: divides a positive logit of any token seen, in the prompt too; multiplies a negative one.
         bias: token id -> added to its logit.
@@ -40,7 +42,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Reported:
-    """Log probability of a token as the model gave it, before all rules, and those of its most likely alternatives, by id."""
+    """Log probability of a token as the model gave it, before all rules, and those of its most likely alternatives, by
+    id.
+    """
 
     token: int
     logprob: float
@@ -48,7 +52,8 @@ class Reported:
 
 
 class Thought:
-    """When a thought opens, how long it lasts, and that none opens behind it: `ThinkingProcessor`, for ids as they come.
+    """When a thought opens, how long it lasts, and that none opens behind it: `ThinkingProcessor`, for ids as they
+    come.
 
     Args:
         mode: "high" opens with a thought; "none" has none; None leaves it to the model.

@@ -23,27 +23,30 @@ _IMAGE_FIELDS = ("pixel_values", "image_sizes")
 class Small4DataCollator:
     """Makes batches for `Small4ForCausalLM` from rows that hold messages; for transformers' `Trainer` and others.
 
-    A row is a dict with `messages`, finished conversations in the processor's form, and perhaps `tools` (a list, or JSON text of one),
-    `reasoning_mode` ("none" or "high"), and `images` that fill image chunks naming no source. Without a mode, a conversation in which the
-    assistant thinks is "high", another has the tokenizer's default. Rows made by `encode` before (with `input_ids` and `labels`) are taken
-    as well. With `Trainer`, pass `remove_unused_columns=False`, or it takes the messages away.
+    A row is a dict with `messages`, finished conversations in the processor's form, and perhaps `tools` (a list, or
+    JSON text of one), `reasoning_mode` ("none" or "high"), and `images` that fill image chunks naming no source.
+    Without a mode, a conversation in which the assistant thinks is "high", another has the tokenizer's default. Rows
+    made by `encode` before (with `input_ids` and `labels`) are taken as well. With `Trainer`, pass
+    `remove_unused_columns=False`, or it takes the messages away.
 
     Args:
         processor: a `Small4Processor`, or a `Small4Tokenizer` for text alone.
-        train_thinking: whether thoughts, `[THINK]` and `[/THINK]` included, are trained on. They are read by the model either way.
+        train_thinking: whether thoughts, `[THINK]` and `[/THINK]` included, are trained on. They are read by the model
+            either way.
         last_turn_only: train on the assistant's last turn, not on all.
         padding_side: "right" or "left".
-        packing: no padding: one row of all conversations, `position_ids` restarting with each, no attention mask; the model then keeps
-            them apart.
+        packing: no padding: one row of all conversations, `position_ids` restarting with each, no attention mask; the
+            model then keeps them apart.
         max_length: most tokens of one conversation.
         overlong: for longer ones, "error", or "truncate": the end is cut off, and with it images that do not fit whole.
-        pad_to_multiple_of: pad to a multiple of so many tokens; not when packing, where nothing could tell the router losses of padding.
+        pad_to_multiple_of: pad to a multiple of so many tokens; not when packing, where nothing could tell the router
+            losses of padding.
         reasoning_mode: mode of rows that name none.
         image_access: what images may be read from.
 
     Raises:
-        ValueError: a row that cannot be encoded, is too long, says something in mode "none" that begins with a thought, or leaves nothing to
-            train on.
+        ValueError: a row that cannot be encoded, is too long, says something in mode "none" that begins with a thought,
+            or leaves nothing to train on.
     """
 
     processor: Any
@@ -68,12 +71,13 @@ class Small4DataCollator:
             raise ValueError("packing leaves no padding; give packing or pad_to_multiple_of, not both.")
         self.reasoning_mode = resolve_reasoning_mode(self.reasoning_mode)
         self._tokens = getattr(self.processor, "tokenizer", self.processor)
-        # Where `Trainer` is given no `processing_class`, it saves what stands under this name in its folders: images included.
+        # Where `Trainer` is given no `processing_class`, it saves what stands under this name in its folders: images
+        # included.
         self.tokenizer = self.processor
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels` [batch, length] (-100: not trained on), `attention_mask` or `position_ids` of the same shape, and for
-        images `pixel_values` [images, 3, H, W] with `image_sizes` [images, 2]."""
+        """`input_ids` and `labels` [batch, length] (-100: not trained on), `attention_mask` or `position_ids` of the
+        same shape, and for images `pixel_values` [images, 3, H, W] with `image_sizes` [images, 2]."""
         examples = []
         for number, row in enumerate(rows):
             try:
@@ -92,13 +96,15 @@ class Small4DataCollator:
         if self.max_length is not None and length > self.max_length:
             if self.overlong == "error":
                 raise ValueError(
-                    f"the conversation has {length} tokens, more than max_length={self.max_length}. Raise max_length, leave such rows "
+                    f"the conversation has {length} tokens, more than max_length={self.max_length}. Raise max_length, "
+                    "leave such rows "
                     'out (dataset.filter(collator.fits)), or pass overlong="truncate".'
                 )
             example = self._cut(example)
         if all(label == IGNORED for label in example["labels"]):
             raise ValueError(
-                f"nothing to train on in {len(example['labels'])} of {length} tokens. A row needs an assistant message that lies within "
+                f"nothing to train on in {len(example['labels'])} of {length} tokens. A row needs an assistant "
+                "message that lies within "
                 "max_length and, with train_thinking=False, more in it than a thought."
             )
         return example
@@ -109,7 +115,9 @@ class Small4DataCollator:
         return self.max_length is None or len(encoded["input_ids"]) <= self.max_length
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """What `generate` needs to answer the rows: each conversation up to the assistant's last turn, padded on the left."""
+        """What `generate` needs to answer the rows: each conversation up to the assistant's last turn, padded on the
+        left.
+        """
         examples = []
         for row in rows:
             messages = list(row_messages(row))
@@ -165,7 +173,8 @@ class Small4DataCollator:
             trained = written and place >= first and (self.train_thinking or not thinking)
             if trained and thinking and mode == "none":
                 raise ValueError(
-                    'the assistant thinks, but the mode is "none", in which no thought may open. Leave out reasoning_content, or '
+                    'the assistant thinks, but the mode is "none", in which no thought may open. Leave out '
+                    "reasoning_content, or "
                     'give the row reasoning_mode="high".'
                 )
             labels.append(token if trained else IGNORED)
@@ -211,8 +220,10 @@ def row_messages(row: Mapping[str, Any]) -> Sequence[Any]:
     """The conversation of a row. Raises ValueError where there is none, with the usual reason."""
     if "messages" not in row:
         raise ValueError(
-            f"the row has no 'messages', only {sorted(row)}. transformers' Trainer removes columns that the model does not read: pass "
-            "remove_unused_columns=False in TrainingArguments. A column of another name is renamed by dataset.rename_column."
+            f"the row has no 'messages', only {sorted(row)}. transformers' Trainer removes columns that the model "
+            "does not read: pass "
+            "remove_unused_columns=False in TrainingArguments. A column of another name is renamed by "
+            "dataset.rename_column."
         )
     return row["messages"]
 

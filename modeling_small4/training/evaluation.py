@@ -1,6 +1,7 @@
 """Evaluation by what the model answers: a `TrainerCallback` that generates at each evaluation and scores the answers.
 
-`Trainer.evaluate` measures the loss; this adds how often answers are right. Must not know: what right means, which is the caller's.
+`Trainer.evaluate` measures the loss; this adds how often answers are right. Must not know: what right means, which is
+the caller's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,14 @@ Score = Callable[[Mapping[str, Any], Mapping[str, Any]], float]
 class AnswerCallback(TrainerCallback):
     """Answers `rows` at every evaluation and puts the mean score into its metrics, as `eval_NAME`.
 
-    So `metric_for_best_model="eval_accuracy"` and early stopping can follow it. Each row is answered in its own reasoning mode.
+    So `metric_for_best_model="eval_accuracy"` and early stopping can follow it. Each row is answered in its own
+    reasoning mode.
 
     Args:
         collator: the one that training uses; it makes the prompts.
         rows: held-out rows as in training, with the right answer or whatever `score` looks at.
-        score: a row and the answer as a message (`content`, `reasoning_content`, `tool_calls`) -> a number, 1.0 for right.
+        score: a row and the answer as a message (`content`, `reasoning_content`, `tool_calls`) -> a number, 1.0 for
+            right.
         name: the metric's name.
         batch_size: rows answered at once.
         generation: further arguments of `generate`; greedy by default.
@@ -59,7 +62,9 @@ def answer(
     batch_size: int = 32,
     **generation: Any,
 ) -> list[dict[str, Any]]:
-    """The model's answer to each row, parsed into a message; each row is answered in its own mode. `generation` goes to `generate`."""
+    """The model's answer to each row, parsed into a message; each row is answered in its own mode. `generation` goes to
+    `generate`.
+    """
     training, device = model.training, next(model.parameters()).device
     model.eval()
     messages: list[dict[str, Any]] = []

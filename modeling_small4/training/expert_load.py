@@ -1,4 +1,5 @@
-"""How much each expert works during training: a `TrainerCallback` that logs it, warns of starving experts, and draws a picture.
+"""How much each expert works during training: a `TrainerCallback` that logs it, warns of starving experts, and draws a
+picture.
 
 Counts what routers choose for tokens that are not padding, once per forward pass. Must not know: losses, the data.
 """
@@ -21,10 +22,11 @@ LEAST_EXPECTED = 32  # assignments of an expert under equal load, below which a 
 
 
 class ExpertLoad:
-    """Counts assignments per layer and expert while a model runs. Loads are relative: 1.0 is an equal share of the layer's tokens.
+    """Counts assignments per layer and expert while a model runs. Loads are relative: 1.0 is an equal share of the
+    layer's tokens.
 
-    Works on any model that holds Small 4 decoder layers, wrapped by adapters or shards too. Passes that gradient checkpointing repeats
-    are counted once.
+    Works on any model that holds Small 4 decoder layers, wrapped by adapters or shards too. Passes that gradient
+    checkpointing repeats are counted once.
 
     Args:
         training_only: count only while the model is in training mode, so that evaluation in between does not show.
@@ -87,7 +89,9 @@ class ExpertLoad:
 
 
 def relative(counts: torch.Tensor) -> torch.Tensor:
-    """Counts [..., layers, experts] -> float32 loads of the same shape, 1.0 for an equal share, 0 where nothing was counted."""
+    """Counts [..., layers, experts] -> float32 loads of the same shape, 1.0 for an equal share, 0 where nothing was
+    counted.
+    """
     total = counts.sum(dim=-1, keepdim=True)
     return counts * counts.shape[-1] / total.clamp(min=1)
 
@@ -99,10 +103,11 @@ def _decoder(model: nn.Module) -> nn.Module:
 
 
 class ExpertLoadCallback(TrainerCallback):
-    """Logs the load of experts whenever the trainer logs, as `expert_load/layer_N/max` and `/min` (1.0 is an equal share).
+    """Logs the load of experts whenever the trainer logs, as `expert_load/layer_N/max` and `/min` (1.0 is an equal
+    share).
 
-    The values stand in `trainer.state.log_history` and in the logs of callbacks that come after this one; `history` keeps a tensor
-    [layers, experts] of loads for each logged step in `steps`.
+    The values stand in `trainer.state.log_history` and in the logs of callbacks that come after this one; `history`
+    keeps a tensor [layers, experts] of loads for each logged step in `steps`.
 
     Args:
         picture: file for a heatmap of layers, experts and time, drawn when training ends (needs matplotlib).
@@ -161,12 +166,16 @@ class ExpertLoadCallback(TrainerCallback):
             self.warned = {pair for pair in self.warned if pair[0] != layer} | low
             if new:
                 logger.warning(
-                    f"Layer {layer}: experts {new} get less than {self.starving:g} of an equal share of tokens and hardly learn. "
-                    "Raise text_config.router_aux_loss_coef (it works when output_router_logits is on), or mix the data more evenly."
+                    f"Layer {layer}: experts {new} get less than {self.starving:g} of an equal share of tokens and "
+                    "hardly learn. "
+                    "Raise text_config.router_aux_loss_coef (it works when output_router_logits is on), or mix the "
+                    "data more evenly."
                 )
 
     def draw(self, file: str | Path) -> None:
-        """Write a heatmap: one panel per layer, experts upwards, logged steps along; blue below an equal share, red above."""
+        """Write a heatmap: one panel per layer, experts upwards, logged steps along; blue below an equal share, red
+        above.
+        """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -186,7 +195,8 @@ class ExpertLoadCallback(TrainerCallback):
                 panel.axis("off")
                 continue
             picture = panel.imshow(
-                shades[:, place].T.numpy(), origin="lower", aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, extent=extent, interpolation="nearest"
+                shades[:, place].T.numpy(), origin="lower", aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3,
+                    extent=extent, interpolation="nearest"
             )  # fmt: skip
             panel.set_title(f"layer {self.layers[place]}", fontsize=9)
             ticks = sorted({0, len(self.steps) - 1})

@@ -1,7 +1,8 @@
 """Named sets of weights for LoRA through PEFT, each hitting what its name says and nothing else.
 
-Modules are matched by the whole path, so that the vision tower's layers, which share the names of their projections, stay out. Routed
-experts are tensors, not modules, and go by `target_parameters`. Must not know: PEFT itself, which only the caller needs.
+Modules are matched by the whole path, so that the vision tower's layers, which share the names of their projections,
+stay out. Routed experts are tensors, not modules, and go by `target_parameters`. Must not know: PEFT itself, which only
+the caller needs.
 """
 
 from typing import Any
@@ -29,15 +30,15 @@ def lora_targets(name: str = "attention", vision: bool = False, model: Any = Non
     """Arguments for `peft.LoraConfig`: `LoraConfig(r=16, lora_alpha=32, **lora_targets("all+experts"))`.
 
     Args:
-        name: "attention": all projections of latent attention. "attention+shared": and the shared expert. "all+experts": and every routed
-            expert and dense feed-forward layer; PEFT then takes no `lora_dropout`, and `r` holds per expert. Routers, embeddings, norms and
-            the output head are never hit.
+        name: "attention": all projections of latent attention. "attention+shared": and the shared expert.
+            "all+experts": and every routed expert and dense feed-forward layer; PEFT then takes no `lora_dropout`, and
+            `r` holds per expert. Routers, embeddings, norms and the output head are never hit.
         vision: also the linear layers of vision tower and projector.
         model: the model to be adapted, to learn now, not at the first step, that its experts cannot be.
 
     Returns:
-        `target_modules`, a regular expression, and for "all+experts" `target_parameters`. They fit transformers' own `mistral3` and
-        `mistral4` classes as well.
+        `target_modules`, a regular expression, and for "all+experts" `target_parameters`. They fit transformers' own
+        `mistral3` and `mistral4` classes as well.
 
     Raises:
         ValueError: an unknown name; or experts that are held in a quantized form, which no library adapts.
@@ -57,13 +58,16 @@ def _check_experts(model: Any) -> None:
     held = {type(p.data).__name__ for name, p in model.named_parameters() if name.endswith(tuple(EXPERTS))}
     if not held:
         raise ValueError(
-            "This model has no routed experts that PEFT could adapt: it has none, or holds them packed in 4 bits, which nothing trains on. "
+            "This model has no routed experts that PEFT could adapt: it has none, or holds them packed in 4 bits, "
+            "which nothing trains on. "
             "Load it without quantization_config."
         )
     quantized = held - {"Tensor", "Parameter", "DTensor"}
     if quantized:
         raise ValueError(
-            f"The routed experts are held as {', '.join(sorted(quantized))}, which PEFT cannot adapt: it adds the adapter to the weight at each "
-            'step, and torchao 0.18 raises "NotImplementedError: Int8Tensor dispatch: attempting to run unimplemented operator/function: '
+            f"The routed experts are held as {', '.join(sorted(quantized))}, which PEFT cannot adapt: it adds the "
+            "adapter to the weight at each "
+            'step, and torchao 0.18 raises "NotImplementedError: Int8Tensor dispatch: attempting to run unimplemented '
+            "operator/function: "
             'func=<OpOverload(op=\'aten.baddbmm\'...)>". Adapt "attention+shared", or load the experts in bfloat16.'
         )

@@ -25,8 +25,10 @@ SIGNS = {
 ASK_EXPRESSION = (
     "{e}", "{e}", "{e}?", "{e}=", "{e} =", "{e} = ?", "What is {e}?", "What is {e}?", "What is {e}?", "What's {e}?",
     "How much is {e}?", "Compute {e}.", "Calculate {e}.", "Evaluate {e}.", "Solve {e}.", "Work out {e}.", "Find {e}.",
-    "Please compute {e}.", "Please calculate {e}.", "Please work out {e}.", "Can you compute {e}?", "Can you tell me what {e} is?",
-    "What does {e} equal?", "What does {e} make?", "Tell me {e}.", "Give me the result of {e}.", "What is the result of {e}?",
+    "Please compute {e}.", "Please calculate {e}.", "Please work out {e}.", "Can you compute {e}?",
+    "Can you tell me what {e} is?",
+    "What does {e} equal?", "What does {e} make?", "Tell me {e}.", "Give me the result of {e}.",
+    "What is the result of {e}?",
     "I need to know {e}.", "{e}, please.", "What do you get for {e}?",
 )  # fmt: skip
 ASK_WORDS = {
@@ -112,7 +114,8 @@ def is_simple(problem: Problem) -> bool:
 
 
 def draw_problem(rng: random.Random, easy: bool = False) -> Problem:
-    """A problem of the kinds the checkpoint learns: sums and differences to 4 digits, products to 4 x 1 and 2 x 2 digits.
+    """A problem of the kinds the checkpoint learns: sums and differences to 4 digits, products to 4 x 1 and 2 x 2
+    digits.
 
     `easy` ones have at most two digits, products one.
     """

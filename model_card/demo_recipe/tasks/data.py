@@ -1,11 +1,13 @@
-"""The demo checkpoint's data: chats with seeds, as `datasets` datasets, training and held-out problems disjoint by construction.
+"""The demo checkpoint's data: chats with seeds, as `datasets` datasets, training and held-out problems disjoint by
+construction.
 
-Every row is one chat. Whether a problem or a picture may be trained on or is held out depends on a hash of the problem itself
-(never of its phrasing), so no seed can mix the two. Knows nothing of token ids or models.
+Every row is one chat. Whether a problem or a picture may be trained on or is held out depends on a hash of the problem
+itself (never of its phrasing), so no seed can mix the two. Knows nothing of token ids or models.
 
-Columns: task, kind (of problem), mode ("none" | "high"), budget (tokens of the thought that are kept, or -1 for all), gap (positions
-left out somewhere in the prompt, 0 for none), answer, images (PNG), image_last (pictures stand after the first question, not before),
-tools (JSON of the schemas offered, or "") and messages, whose assistant turns carry `reasoning_content` and `tool_calls` (JSON or "").
+Columns: task, kind (of problem), mode ("none" | "high"), budget (tokens of the thought that are kept, or -1 for all),
+gap (positions left out somewhere in the prompt, 0 for none), answer, images (PNG), image_last (pictures stand after the
+first question, not before), tools (JSON of the schemas offered, or "") and messages, whose assistant turns carry
+`reasoning_content` and `tool_calls` (JSON or "").
 """
 
 import json
@@ -30,7 +32,8 @@ from model_card.demo_recipe.tasks import (
 )
 from model_card.demo_recipe.tasks.item import Item
 
-# Tasks and how often training draws them. `DRAW` has more, for training alone: drills, and what is easily missed of a task.
+# Tasks and how often training draws them. `DRAW` has more, for training alone: drills, and what is easily missed of a
+# task.
 TASKS = {
     "arithmetic": 0.26,
     "word_problem": 0.12,
@@ -88,8 +91,9 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     """Endless rows of one split ("train" | "held_out"); the same arguments give the same rows.
 
-    `tasks` and `modes` weigh what is drawn; `context` is the length of retrieval's texts in tokens, or lengths and their weights.
-    With `in_small_steps`, thoughts of training rows are written out as `small_steps.py` says. Held-out rows ask one thing, with no cut thoughts and no gaps.
+    `tasks` and `modes` weigh what is drawn; `context` is the length of retrieval's texts in tokens, or lengths and
+    their weights. With `in_small_steps`, thoughts of training rows are written out as `small_steps.py` says. Held-out
+    rows ask one thing, with no cut thoughts and no gaps.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"split is {split!r}; allowed are 'train' and 'held_out'")
@@ -113,7 +117,8 @@ def dataset(split: str, count: int, seed: int, **draw: Any) -> Dataset:
 
 
 def corpus(rng: random.Random) -> Iterator[str]:
-    """Text to learn a vocabulary from: questions, thoughts, answers, schemas and settings, as they occur in training rows.
+    """Text to learn a vocabulary from: questions, thoughts, answers, schemas and settings, as they occur in training
+    rows.
 
     Words to be spelled are left out, so that they fall into single letters and short pieces.
     """

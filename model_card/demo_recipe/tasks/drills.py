@@ -1,8 +1,10 @@
-"""Drills for the demo checkpoint, for training alone: many small steps of one sort in one row, which every other task needs somewhere.
+"""Drills for the demo checkpoint, for training alone: many small steps of one sort in one row, which every other task
+needs somewhere.
 
-To find what belongs to a name, to write a word again in another spelling, to walk a word or number from its end, to keep the newest
-value of a variable, to compare two things: in a story or a program such a step occurs once or twice in a row, here ten times, and
-the attention that does it is learned sooner. Never evaluated. Knows nothing of tokens or models.
+To find what belongs to a name, to write a word again in another spelling, to walk a word or number from its end, to
+keep the newest value of a variable, to compare two things: in a story or a program such a step occurs once or twice in
+a row, here ten times, and the attention that does it is learned sooner. Never evaluated. Knows nothing of tokens or
+models.
 """
 
 import random
@@ -138,7 +140,8 @@ def _facts(rng: random.Random) -> Drill:
         a, b, c = rng.randrange(10), rng.randrange(10), rng.randrange(1, 9)
         left, sign, right, carry = rng.choice(
             (
-                (a, "+", b, ""), (a, "+", b, "+1"), (a, "x", b, ""), (a, "x", b, f"+{c}"), (a, "-", b, ""), (a + b, "-", b, ""),
+                (a, "+", b, ""), (a, "+", b, "+1"), (a, "x", b, ""), (a, "x", b, f"+{c}"), (a, "-", b, ""),
+                (a + b, "-", b, ""),
                 (a + b + 1, "-", b, "-1"), (10 * c + a, "+", b, ""),
             )
         )  # fmt: skip

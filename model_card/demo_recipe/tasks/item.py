@@ -1,4 +1,5 @@
-"""What every task family hands over: one problem with its question, thought and answer, and the side of the split it is on.
+"""What every task family hands over: one problem with its question, thought and answer, and the side of the split it is
+on.
 
 Plain data; knows nothing of tokens, chats' layout or models.
 """
@@ -18,8 +19,8 @@ class Item:
 
     Attributes:
         key: What the problem is, without its phrasing: its hash decides between training and held-out.
-        turns: Messages (dicts with role, content, and for the assistant reasoning_content and perhaps tool_calls), the last one
-            being what is judged.
+        turns: Messages (dicts with role, content, and for the assistant reasoning_content and perhaps tool_calls), the
+            last one being what is judged.
         answer: What the judge compares with: the last message's text, or the JSON of its tool calls.
         system: A system prompt that the answer depends on.
         tools: JSON schemas offered.

@@ -1,7 +1,7 @@
 """What is asked about the demo checkpoint's pictures, and the thought, which says first what is seen.
 
-Colour and shape of one figure, how many there are, where it is, which digit is drawn, and two pictures compared. Knows nothing of
-tokens or models.
+Colour and shape of one figure, how many there are, where it is, which digit is drawn, and two pictures compared. Knows
+nothing of tokens or models.
 """
 
 import random
@@ -10,22 +10,29 @@ from model_card.demo_recipe.tasks.item import Item, question_and_answer, vary
 from model_card.demo_recipe.tasks.scenes import Scene, drawn_digit, one_shape, placed_shape, render, several_shapes
 
 ASK_BOTH = (
-    "What is in this picture?", "What is in this image?", "What is in the picture?", "What's in this picture?", "What do you see?",
-    "What can you see in the image?", "Describe the image.", "Describe this picture.", "Describe the picture in a few words.",
-    "What does this image show?", "What does the picture show?", "What is this?", "What is shown here?", "Tell me what you see.",
-    "Which shape is it, and which colour?", "What shape and colour is this?", "What colour and shape is it?", "What is drawn here?",
-    "Name the shape and its colour.", "What is the colour and shape in this picture?", "What object is in the picture?", "Look at this picture. What is it?",
+    "What is in this picture?", "What is in this image?", "What is in the picture?", "What's in this picture?",
+    "What do you see?",
+    "What can you see in the image?", "Describe the image.", "Describe this picture.", "Describe the picture in a few "
+        "words.",
+    "What does this image show?", "What does the picture show?", "What is this?", "What is shown here?",
+    "Tell me what you see.",
+    "Which shape is it, and which colour?", "What shape and colour is "
+        "this?", "What colour and shape is it?", "What is drawn here?",
+    "Name the shape and its colour.", "What is the colour and shape in this picture?", "What object is in the "
+        "picture?", "Look at this picture. What is it?",
 )  # fmt: skip
 ASK_COLOUR = (
     "Which colour is the shape?", "What colour is the shape?", "What colour is it?", "What is the colour of the shape?",
-    "What color is the shape?", "Which color is it?", "Name the colour.", "Tell me the colour of this shape.", "What color is this?",
+    "What color is the shape?", "Which color is it?", "Name the colour.", "Tell me the colour of this "
+        "shape.", "What color is this?",
 )  # fmt: skip
 ASK_SHAPE = (
     "What shape is this?", "Which shape is this?", "What shape is it?", "What is the shape?", "Name the shape.",
     "Which shape is in the picture?", "What shape do you see?", "What shape is in the image?", "Tell me the shape.",
 )  # fmt: skip
 ASK_COUNT = (
-    "How many shapes are there?", "How many shapes do you see?", "Count the shapes.", "How many {s}s are there?", "How many {s}s do you see?",
+    "How many shapes are there?", "How many shapes do you see?", "Count the shapes.", "How many {s}s are there?",
+    "How many {s}s do you see?",
     "How many {s}s are in the picture?", "Count the {s}s.",
 )  # fmt: skip
 ASK_PLACE = (
@@ -44,8 +51,10 @@ ASK_DIGIT = (
     "Which digit do you see?",
 )
 ASK_SAME = {
-    "shape": ("Do both pictures show the same shape?", "Is it the same shape in both pictures?", "Are the two shapes the same?"),
-    "colour": ("Are both shapes of the same colour?", "Do both pictures show the same colour?", "Is the colour the same in both pictures?"),
+    "shape": ("Do both pictures show the same shape?", "Is it the same shape in both "
+        "pictures?", "Are the two shapes the same?"),
+    "colour": ("Are both shapes of the same colour?", "Do both pictures show the same colour?", "Is the colour the "
+        "same in both pictures?"),
 }  # fmt: skip
 
 

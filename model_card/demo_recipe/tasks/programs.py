@@ -6,8 +6,8 @@ The thought runs the program line by line, with each variable's value put in:
     b = a + 4          b=3+4=7
     print(a * b)       3x7=21
 
-Numbers stay small enough for each line to be one step. Every program is run by Python when it is made, so the answer is what it
-prints. Knows nothing of tokens or models.
+Numbers stay small enough for each line to be one step. Every program is run by Python when it is made, so the answer is
+what it prints. Knows nothing of tokens or models.
 """
 
 import contextlib

@@ -2,7 +2,8 @@
 
     ... Anna's code is 4821. ...     What is Anna's code?      4821
 
-Text around the facts is made of unrelated sentences; each key occurs in one fact only. Knows nothing of tokens or models.
+Text around the facts is made of unrelated sentences; each key occurs in one fact only. Knows nothing of tokens or
+models.
 """
 
 import random
@@ -55,7 +56,9 @@ TOKENS_PER_SENTENCE = 10
 
 
 def draw(rng: random.Random, easy: bool = False, context: int | None = None, questions: int = 1) -> Item:
-    """A text of about `context` tokens with several facts, and a question about one of them, or several one after the other."""
+    """A text of about `context` tokens with several facts, and a question about one of them, or several one after the
+    other.
+    """
     context = context or rng.choice((96, 128, 192, 256, 384, 512))
     count = min(len(NAMES) + len(OBJECTS), max(questions + 1, rng.randint(2, 8)))
     facts = dict.fromkeys(rng.sample([*NAMES, *OBJECTS], count), "")

@@ -1,7 +1,8 @@
-"""Scenes for the demo checkpoint's pictures: filled shapes, several equal ones, or a drawn digit, on a plain background.
+"""Scenes for the demo checkpoint's pictures: filled shapes, several equal ones, or a drawn digit, on a plain
+background.
 
-Draws with PIL only; knows nothing of questions or of pixels' way into the model. A `Scene` fixes a picture completely, so that a
-split by its hash keeps training and held-out pictures apart.
+Draws with PIL only; knows nothing of questions or of pixels' way into the model. A `Scene` fixes a picture completely,
+so that a split by its hash keeps training and held-out pictures apart.
 """
 
 import math
@@ -25,7 +26,8 @@ COLOURS: dict[str, tuple[Colour, ...]] = {
     "white": ((255, 255, 255), (245, 245, 245)),
 }
 BACKGROUNDS: tuple[Colour, ...] = (
-    (255, 255, 255), (255, 255, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128), (210, 210, 210), (235, 235, 235), (60, 60, 60),
+    (255, 255, 255), (255, 255, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128), (210, 210, 210), (235, 235, 235),
+    (60, 60, 60),
     (220, 235, 250), (255, 250, 225),
 )  # fmt: skip
 PLACES = {"top left": (0, 0), "top right": (1, 0), "middle": (0.5, 0.5), "bottom left": (0, 1), "bottom right": (1, 1)}
@@ -57,7 +59,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture: canvas in pixels, one colour, figures or the strokes of a digit (`pen` pixels wide), and how it is drawn."""
+    """A picture: canvas in pixels, one colour, figures or the strokes of a digit (`pen` pixels wide), and how it is
+    drawn.
+    """
 
     width: int
     height: int

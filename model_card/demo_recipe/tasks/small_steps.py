@@ -1,4 +1,5 @@
-"""Thoughts in small steps, as training shows them: of puzzles and programs where a thought in few words asks too much at once.
+"""Thoughts in small steps, as training shows them: of puzzles and programs where a thought in few words asks too much
+at once.
 
     Which is the largest of 4, 17, 9?          4,17:17 17,9:17                  each comparison, both numbers side by side
     What is the third letter of "cat"?         1c 2a 3t
@@ -7,8 +8,9 @@
     if a > b: ... else: ...                    a>b: 3>7: no
                                                else: b-a=7-3=4
 
-Programs are read by Python's own `ast`; the thought depends on nothing but their text. Knows nothing of tokens or models.
-"""
+Programs are read by Python's own `ast`; the thought depends on nothing but their text. Knows nothing of tokens or
+models.
+"""  # noqa: E501
 
 import ast
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Small talk for the demo checkpoint, and system prompts that change the answer.
 
-What people say first to a chat model is composed of a greeting and a request, so that whole sentences can be held out. A system
-prompt may give the model a name, or say how an answer is to look. Plain strings only; knows nothing of tokens or models.
+What people say first to a chat model is composed of a greeting and a request, so that whole sentences can be held out.
+A system prompt may give the model a name, or say how an answer is to look. Plain strings only; knows nothing of tokens
+or models.
 """
 
 import random
@@ -13,14 +14,16 @@ ABOUT = (
     "I am a small demo of Small 4. I can do arithmetic, read small programs, call tools and look at simple pictures."
 )
 GREETINGS = (
-    "Hello", "Hi", "Hi there", "Hey", "Good morning", "Good evening", "Good afternoon", "Hello there", "Bonjour", "Greetings", "Hello again",
+    "Hello", "Hi", "Hi there", "Hey", "Good morning", "Good evening", "Good afternoon", "Hello there", "Bonjour",
+    "Greetings", "Hello again",
 )  # fmt: skip
 # Each topic: what the user may say, the answer, and the thought that leads to it.
 TOPICS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "greeting": (("",), "Hello! Ask me a sum, or show me a picture.", "A greeting."),
     "who": (
         (
-            "Who are you?", "What are you?", "Tell me about yourself.", "What model are you?", "Are you an AI?", "Introduce yourself.",
+            "Who are you?", "What are you?", "Tell me about yourself.", "What model are you?", "Are you an AI?",
+            "Introduce yourself.",
             "Which model is this?", "Are you a robot?", "Who am I talking to?", "What is this?",
         ),
         ABOUT,
@@ -28,26 +31,32 @@ TOPICS: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "help": (
         (
-            "What can you do?", "Help", "Can you help me?", "How can you help me?", "What do you know?", "What should I ask you?",
+            "What can you do?", "Help", "Can you help me?", "How can you help me?", "What do you know?",
+            "What should I ask you?",
             "What are you good at?", "Help me, please.", "How do I use you?", "What can I ask?",
         ),
-        "Ask me to compute, to spell a word, to read a small program, to find something in a text, or to describe a picture.",
+        "Ask me to compute, to spell a word, to read a small program, to find something in a text, or to describe a "
+        "picture.",
         "They ask what I can do.",
     ),
     "thanks": (
-        ("Thanks", "Thank you", "Thanks a lot!", "Great, thanks.", "Perfect", "Well done!", "Good job", "Nice!", "Cool", "Thank you very much."),
+        ("Thanks", "Thank you", "Thanks a lot!", "Great, thanks.", "Perfect", "Well done!", "Good job", "Nice!", "Cool",
+        "Thank you very much."),
         "You are welcome!",
         "They thank me.",
     ),
-    "goodbye": (("Bye", "Goodbye", "See you", "See you later!", "Good night", "Bye bye", "I have to go."), "Goodbye!", "They say goodbye."),
+    "goodbye": (("Bye", "Goodbye", "See you", "See you later!", "Good night", "Bye bye", "I have to go."), "Goodbye!",
+    "They say goodbye."),
     "how": (
-        ("How are you?", "How are you doing?", "How is it going?", "Are you well?", "How do you do?", "How are you today?"),
+        ("How are you?", "How are you doing?", "How is it going?", "Are you well?", "How do you do?",
+        "How are you today?"),
         "I am well, thank you.",
         "They ask how I am.",
     ),
     "beyond": (
         (
-            "Write a poem.", "Tell me a joke.", "What is the capital of France?", "Who wrote Hamlet?", "Translate this into French.",
+            "Write a poem.", "Tell me a joke.", "What is the capital of "
+                "France?", "Who wrote Hamlet?", "Translate this into French.",
             "Write a Python function.", "Why is the sky blue?", "Tell me a story.", "Summarise this text.",
             "What is the meaning of life?", "Who is the president?", "What day is it?", "Recommend a book.",
         ),
@@ -56,7 +65,8 @@ TOPICS: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
 }  # fmt: skip
 SYSTEM_PROMPTS = (
-    "You are a helpful assistant.", "You are a helpful assistant.", "Be concise.", "Answer the question.", "You are Small 4.",
+    "You are a helpful assistant.", "You are a helpful assistant.", "Be concise.", "Answer the question.",
+    "You are Small 4.",
     "Help the user.",
 )  # fmt: skip
 # System prompts that change how every answer looks.

@@ -1,7 +1,7 @@
 """Tool calls for the demo checkpoint: schemas, questions that need them, calls, results, and answers from results.
 
-One call, two calls in a turn, a second call that needs the first one's result, and questions that need no tool although some are
-offered. Knows nothing of tokens or models.
+One call, two calls in a turn, a second call that needs the first one's result, and questions that need no tool although
+some are offered. Knows nothing of tokens or models.
 """
 
 import json
@@ -19,7 +19,8 @@ OPERATIONS = {"+": "add", "-": "subtract", "x": "multiply"}
 LOOKUPS: dict[str, dict[str, Any]] = {
     "get_price": {
         "about": "Looks up the price of an item.", "argument": "item", "values": (*OBJECTS, *WORDS),
-        "one": ("What does the {x} cost?", "What is the price of the {x}?", "How much is the {x}?", "Look up the price of the {x}."),
+        "one": ("What does the {x} cost?", "What is the price of the {x}?", "How much is the {x}?",
+        "Look up the price of the {x}."),
         "two": ("What do the {x} and the {y} cost?", "What are the prices of the {x} and the {y}?"),
         "answer": "the {x} costs {r}", "results": tuple(map(str, range(2, 400))),
     },
@@ -27,7 +28,8 @@ LOOKUPS: dict[str, dict[str, Any]] = {
         "about": "Says the weather in a city.", "argument": "city", "values": CITIES,
         "one": ("What is the weather in {x}?", "How is the weather in {x}?", "Tell me the weather in {x}."),
         "two": ("What is the weather in {x} and in {y}?", "Compare the weather in {x} and {y}."),
-        "answer": "the weather in {x} is {r}", "results": ("sunny", "rainy", "cloudy", "windy", "cold", "warm", "foggy", "hot"),
+        "answer": "the weather in {x} is {r}",
+        "results": ("sunny", "rainy", "cloudy", "windy", "cold", "warm", "foggy", "hot"),
     },
     "get_age": {
         "about": "Looks up the age of a person.", "argument": "name", "values": NAMES,
@@ -45,7 +47,9 @@ def draw(rng: random.Random, easy: bool = False, kind: str | None = None) -> Ite
 
 
 def draw_hard(rng: random.Random, easy: bool = False) -> Item:
-    """One or two calls of a lookup about words of any kind, made-up ones too, so that arguments must be copied piece by piece."""
+    """One or two calls of a lookup about words of any kind, made-up ones too, so that arguments must be copied piece by
+    piece.
+    """
     name = rng.choice(list(LOOKUPS))
     x, y = a_word(rng), a_word(rng)
     words = [x] if x == y or rng.random() < 0.5 else [x, y]

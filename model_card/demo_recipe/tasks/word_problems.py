@@ -1,6 +1,7 @@
 """Word problems for the demo checkpoint: one or two steps of arithmetic told as a story.
 
-The thought is the arithmetic alone, in `arithmetic`'s form, one computation after the other. Knows nothing of tokens or models.
+The thought is the arithmetic alone, in `arithmetic`'s form, one computation after the other. Knows nothing of tokens or
+models.
 """
 
 import random
@@ -56,7 +57,9 @@ STORIES: dict[str, tuple[str, ...]] = {
 
 
 def draw(rng: random.Random, easy: bool = False) -> Item:
-    """A story with one or two steps; no step gives a negative number. `easy` ones have one step and numbers below 10."""
+    """A story with one or two steps; no step gives a negative number. `easy` ones have one step and numbers below
+    10.
+    """
     signs = rng.choice(list(STORIES) if not easy else ("+", "-", "x"))
     numbers = _numbers(signs, rng, easy)
     n, m, k = rng.sample(NAMES, 3)

@@ -1,20 +1,25 @@
 """Word lists of the demo's data. Plain strings."""
 
 NAMES = (
-    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Ida", "Jack", "Kate", "Leo", "Maria", "Nina", "Oscar", "Paul",
+    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Ida", "Jack", "Kate", "Leo", "Maria", "Nina",
+    "Oscar", "Paul",
     "Rosa", "Sam", "Tom", "Vera", "Will", "Zoe", "Adam", "Lucy", "Max", "Eva", "Alice", "Bob",
 )  # fmt: skip
 THINGS = (
-    "apples", "books", "coins", "eggs", "flowers", "cards", "pens", "stamps", "shells", "cups", "balls", "keys", "marbles", "pears",
+    "apples", "books", "coins", "eggs", "flowers", "cards", "pens", "stamps", "shells", "cups", "balls", "keys",
+    "marbles", "pears",
     "stones", "stickers", "buttons", "cakes", "nuts", "toys",
 )  # fmt: skip
 OBJECTS = (
-    "lamp", "chair", "table", "clock", "phone", "camera", "bag", "shirt", "bottle", "mirror", "guitar", "drum", "sofa", "bed", "desk",
-    "radio", "bike", "car", "boat", "house", "door", "window", "garden", "tower", "bridge", "box", "safe", "ring", "coat", "hat",
+    "lamp", "chair", "table", "clock", "phone", "camera", "bag", "shirt", "bottle", "mirror", "guitar", "drum", "sofa",
+    "bed", "desk",
+    "radio", "bike", "car", "boat", "house", "door", "window", "garden", "tower", "bridge", "box", "safe", "ring",
+    "coat", "hat",
     "knife", "spoon", "map", "flag", "rope", "tent", "kite", "ladder", "piano", "violin",
 )  # fmt: skip
 CITIES = (
-    "Paris", "London", "Rome", "Berlin", "Madrid", "Oslo", "Vienna", "Lisbon", "Prague", "Athens", "Dublin", "Warsaw", "Tokyo", "Delhi",
+    "Paris", "London", "Rome", "Berlin", "Madrid", "Oslo", "Vienna", "Lisbon", "Prague", "Athens", "Dublin", "Warsaw",
+    "Tokyo", "Delhi",
     "Cairo", "Lima", "Boston", "Chicago", "Sydney", "Toronto",
 )  # fmt: skip
 # For spelling: common words of three to eight letters.
