@@ -150,7 +150,8 @@ def _check_header(file: Path) -> None:
             return
     except (SafetensorError, ValueError) as error:  # a ValueError: a name that is no UTF-8
         tensor = _damaged_tensor(file)
-        raise ValueError(f"{file}: {f'tensor {tensor}: ' if tensor else ''}{one_line(error)}") from None
+        where = f"tensor {tensor}: " if tensor else ""
+        raise ValueError(f"{file}: {where}{one_line(error)}. The file is damaged; copy or download it again.") from None
 
 
 def _damaged_tensor(file: Path) -> str | None:
