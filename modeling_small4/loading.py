@@ -204,5 +204,8 @@ def refuse_mismatch(model: Any, info: dict[str, Any], ignore_mismatched_sizes: b
 
 
 def _listed(names: list[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+    """At most `SHOWN` of the sorted names, from all over the list, so that each part of the model shows."""
+    if len(names) <= SHOWN:
+        return ", ".join(names)
+    some = [names[index * len(names) // SHOWN] for index in range(SHOWN)]
+    return f"{', '.join(some)} and {len(names) - SHOWN} more"

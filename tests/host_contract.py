@@ -191,7 +191,6 @@ IMPORTED = (
     Row("transformers.utils:is_kernels_available", "whether FP8 kernels can be had"),
     Row("transformers.utils:is_torchdynamo_compiling", "what is compiled takes another path", ""),
     Row("transformers.utils.generic:can_return_tuple", "`return_dict=False`", "func"),
-    Row("transformers.utils.import_utils:is_serve_available", "whether the server's packages are installed"),
     Row("transformers.utils.import_utils:is_tracing", "no look into tensors while a graph is made"),
     Row("transformers.utils.output_capturing:OutputRecorder", "which outputs are recorded"),
     Row("transformers.utils.output_capturing:capture_outputs", "`output_hidden_states` and the like, apart for each "

@@ -189,7 +189,7 @@ def test_command_prints_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["only-one"], ["a", "b", "--to", "gguf"], ["a", "b", "--dtype", "int4"], ["a", "b", "--shard-size", "big"]],
+    [[], ["only-one"], ["a", "b", "--to", "gguf"], ["a", "b", "--dtype", "int3"], ["a", "b", "--shard-size", "big"]],
 )
 def test_wrong_usage_is_status_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as status:

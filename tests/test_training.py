@@ -275,7 +275,7 @@ def test_callback_logs_warns_and_draws(
 
 def test_a_picture_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modeling_small4.training.expert_load.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install \"modeling-small4\[train\]\""):
+    with pytest.raises(ValueError, match=r'pip install "\.\[train\]"'):
         ExpertLoadCallback(picture="load.png")
     ExpertLoadCallback()
 
