@@ -167,8 +167,9 @@ def read(report: Path) -> dict[str, tuple[str, str]]:
         for child in case:
             if child.tag in ("failure", "error", "skipped"):
                 outcome = "skipped" if child.tag == "skipped" else "failed"
-                message = (child.get("message") or "").replace(tempfile.gettempdir(), "")
-                why = re.sub(r"/tmp\w+", "FOLDER", " ".join(message.split()))[:200]  # folders of one run say nothing
+                message = " ".join((child.get("message") or "").split())
+                temporary = rf"{re.escape(tempfile.gettempdir())}[\w./\\-]*"  # folders of one run say nothing
+                why = re.sub(temporary, "FOLDER", message)[:200]
         out[str(case.get("name"))] = (outcome, why)
     return out
 
