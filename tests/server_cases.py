@@ -41,7 +41,11 @@ class Service:
     def __init__(self, folder: Path, name: str = "tiny", **options: Any) -> None:
         self.port, self.name = free_port(), name
         self.server = make_server(str(folder), port=self.port, device="cpu", name=name, **options)
-        self.api, self.engine, self.model = self.server.api, self.server.api.engine, self.server.api.engine.model
+        self.api, self.engine, self.model = (
+            self.server.api,
+            self.server.api.engine,
+            self.server.api.engine.decoder.model,
+        )
         started = threading.Event()
         self.server.config.callback_notify = None
         startup = self.server.startup

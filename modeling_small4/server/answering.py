@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .engine import Event, Finish, Job
 from .errors import ApiError
+from .jobs import Event, Finish, Job
 from .sampling import Reported
 
 

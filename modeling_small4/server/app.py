@@ -26,10 +26,11 @@ from .answering import Listener, line
 from .asking import Asker, Limits
 from .chat_api import ChatAnswers, chat_jobs
 from .completions_api import CompletionAnswers, completion_jobs
-from .engine import Engine, Job, QueueFullError
+from .engine import Engine
 from .errors import ApiError
 from .fields import NO_EFFECT, ChatFields, CompletionFields, ResponsesFields, read_body, read_fields
 from .guard import Access, Guard
+from .jobs import Job, QueueFullError
 from .metrics import metrics_text
 from .responses_api import ResponseAnswers, response_jobs
 

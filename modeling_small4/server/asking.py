@@ -12,9 +12,9 @@ from ..commands.prefix import prefix_key
 from ..grammar import Grammar, read_choice
 from ..image_sources import ImageAccess
 from ..reasoning import END_INST, END_TOOL_RESULTS
-from .engine import Event, Job, Prompt
 from .errors import ApiError, blamed_on
 from .fields import ChatLikeFields, CommonFields, CompletionFields
+from .jobs import Event, Job, Prompt
 from .sampling import Sampling
 
 # Reasoning efforts of the API -> mode of the model, and most tokens of thought.

@@ -11,9 +11,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from .answering import Listener, Usage, Whole, line, token_report, whole_answers
 from .asking import Asker
 from .conversation import from_messages
-from .engine import Finish, Job
 from .errors import ApiError
 from .fields import ChatFields
+from .jobs import Finish, Job
 from .reading import ARGUMENTS, THINKING, Call, Delta
 
 

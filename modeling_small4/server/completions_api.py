@@ -12,9 +12,9 @@ from openai.types import Completion
 
 from .answering import Listener, Usage, line, token_report, whole_answers
 from .asking import Asker
-from .engine import Finish, Job
 from .errors import ApiError
 from .fields import CompletionFields
+from .jobs import Finish, Job
 from .sampling import Reported
 
 

@@ -14,8 +14,8 @@ from openai.types.responses import Response
 from .answering import Listener, Usage, line, token_report
 from .asking import Asker
 from .conversation import from_input
-from .engine import Event, Finish, Job
 from .fields import ResponsesFields
+from .jobs import Event, Finish, Job
 from .reading import ARGUMENTS, THINKING, Delta
 from .sampling import Reported
 
