@@ -1,16 +1,14 @@
 """The processor: messages, text and images to model inputs, and answers back to messages.
 
 Called as any processor of transformers. Must not know: model classes, how a conversation is laid out (`chat`) and
-written as one string (`chat_text`), how text and images become numbers.
+written as one string (`chat_text`), how text and images become numbers, files (`processing_files`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
 from transformers.image_processing_base import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import _get_template_variables as template_variables
 
@@ -18,17 +16,14 @@ from .chat import Piece
 from .chat_images import fill, place_images
 from .chat_messages import read_objects
 from .chat_text import escape_all
-from .files_reading import check_json, check_text, folder_of, naming
-from .files_saving import refuse_links
 from .image_processing_small4 import Small4ImageProcessor
 from .image_sources import ImageAccess, open_image
+from .processing_files import ProcessorFilesMixin
 from .reasoning import IMG, IMG_BREAK, IMG_END
 from .tokenization_small4 import COLLATE_OPTIONS, Small4Tokenizer
 
 logger = logging.get_logger(__name__)
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-_NOT_FOR_TOKENIZER = ("image_processor", "tokenizer", "chat_template", "config", "trust_remote_code", "_from_auto")
 _IN_PLACES = "_images_in_places"  # said to our own call: the text was rendered, so images without places are a mistake
 _NO_PAIRS = ("text_pair", "text_target", "text_pair_target", "is_split_into_words")
 _OTHER_INPUTS = ("videos", "audio", "audios")
@@ -43,7 +38,7 @@ _ARGUMENTS = frozenset(
 )
 
 
-class Small4Processor(ProcessorMixin):
+class Small4Processor(ProcessorFilesMixin):
     """Tokenizer and image processor of one checkpoint. `image_processor` is None where the model has no vision."""
 
     def __init__(
@@ -382,95 +377,8 @@ class Small4Processor(ProcessorMixin):
         """An answer, ids or text, as a message; see `Small4Tokenizer.parse_response`."""
         return self.tokenizer.parse_response(response, schema, prefix=prefix, tools=tools)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers'. Raises ValueError or OSError that names the file for one that is damaged."""
-        folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        if folder is not None:
-            check_json(folder, "processor_config.json", "preprocessor_config.json")
-            check_text(folder / "chat_template.jinja")
-        with naming(pretrained_model_name_or_path if folder is None else folder / "processor_config.json"):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    @classmethod
-    def _get_arguments_from_pretrained(
-        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
-    ) -> list[Any]:
-        """Always our own classes, whatever else is installed."""
-        folder, image_arguments = pretrained_model_name_or_path, Small4ImageProcessor.valid_kwargs.__annotations__
-        tokenizer, vision = kwargs.get("tokenizer"), kwargs.get("image_processor")
-        if tokenizer is None:
-            rest = {key: kwargs[key] for key in kwargs.keys() - set(_NOT_FOR_TOKENIZER) - image_arguments.keys()}
-            tokenizer = _load_tokenizer(folder, rest)
-        settings = None
-        if vision is None:
-            known = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
-            settings = _image_settings(folder, processor_dict or {}, known)
-        if settings is not None:
-            own = {key: kwargs[key] for key in image_arguments.keys() & kwargs.keys()}
-            vision = Small4ImageProcessor.from_dict(settings, **own)
-        return [vision, tokenizer]
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["image_processor", "tokenizer"]
-
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """As in transformers; a processor without vision saves no image processor, one without code no `auto_map`."""
-        refuse_links(save_directory)
-        if (
-            self._auto_class is None
-        ):  # the entry names files, which transformers copies only for code that came with a folder
-            self.tokenizer.init_kwargs.pop("auto_map", None)
-            if self.image_processor is not None:
-                self.image_processor.__dict__.pop("auto_map", None)
-        if self.image_processor is None:
-            self.get_attributes = lambda: ["tokenizer"]  # type: ignore[method-assign]
-        try:
-            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        finally:
-            self.__dict__.pop("get_attributes", None)
-
 
 def _padded_for_tensors(options: dict[str, Any], count: int) -> dict[str, Any]:
     """Options of the tokenizer's call; several texts become tensors only when they are padded."""
     needed = count > 1 and options.get("return_tensors") is not None and not options.get("padding")
     return options | {"padding": True} if needed else options
-
-
-def _load_tokenizer(folder: Any, kwargs: dict[str, Any]) -> Small4Tokenizer:
-    try:
-        return Small4Tokenizer.from_pretrained(folder, **kwargs)
-    except (OSError, TypeError, ValueError) as error:
-        if (Path(folder) / "tokenizer.json").is_file():
-            raise
-        reason = str(error).splitlines()[0][:200]
-        raise OSError(
-            f"{folder} has no tokenizer.json, so no processor can be loaded from it ({reason}). Save the processor "
-            "there "
-            "(processor.save_pretrained), or load it from the checkpoint from which the model was trained."
-        ) from None
-
-
-def _image_settings(folder: Any, processor: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
-    """Settings of the image processor: from `processor_config.json` or `preprocessor_config.json`; where a trainer
-    saved neither, from the model's configuration. None if the model has no vision, or nothing says that it has."""
-    above = {"spatial_merge_size": processor["spatial_merge_size"]} if "spatial_merge_size" in processor else {}
-    if processor.get("image_processor") is not None:
-        return above | processor["image_processor"]
-    try:
-        return above | Small4ImageProcessor.get_image_processor_dict(folder, **known)[0]
-    except OSError:
-        pass
-    if processor.get("processor_class") == Small4Processor.__name__:
-        return None
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(folder, **known)
-    except OSError:
-        return None
-    vision = config.get("vision_config")
-    if not vision:
-        return None
-    sizes = {"patch_size": vision.get("patch_size"), "max_image_size": vision.get("image_size")}
-    sizes |= {"spatial_merge_size": config.get("spatial_merge_size")} | above
-    return {key: value for key, value in sizes.items() if value is not None}
