@@ -1,8 +1,14 @@
 """Fixtures that many test files share. A file that needs others under these names defines its own."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: the threads of several test processes would fight for the cores.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 from generation_cases import tiny_model
 from tiny_checkpoint import write_tiny_checkpoint
 
