@@ -244,10 +244,6 @@ class LatentCache(Cache):
         offloading: Keep all layers but the one in use in host memory (needs a GPU).
         static: Never grow beyond `capacity`, and let steps be compiled; `generate` compiles them by itself on a GPU.
 
-    Attributes:
-        rewritten_prompt: Where `generate(reasoning_mode=)` filled the cache from a changed prompt, that change, for
-            calls that go on with it; else None.
-
     Raises:
         ValueError: Bits other than 8 and 16.
     """
@@ -268,7 +264,6 @@ class LatentCache(Cache):
         else:
             make = partial(StaticLatentLayer8Bit if static else LatentLayer8Bit, text.kv_lora_rank, capacity)
         super().__init__(layers=[make() for _ in range(text.num_hidden_layers)], offloading=offloading)
-        self.rewritten_prompt: Any = None
 
     @property
     def nbytes(self) -> int:
@@ -322,17 +317,3 @@ def with_cache_name(arguments: dict[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in arguments.items() if name not in ("cache", "past_key_values")}
     cache = given_cache(arguments.get("cache"), arguments.get("past_key_values"))
     return rest if cache is None else rest | {"cache": cache}
-
-
-def rewritten_prompt_of(cache: Any) -> Any:
-    """What `note_rewritten_prompt` noted, or None; an emptied cache forgets it."""
-    if cache is not None and cache.get_seq_length() == 0:
-        cache.rewritten_prompt = None
-    return getattr(cache, "rewritten_prompt", None)
-
-
-def note_rewritten_prompt(cache: Any, rewritten: Any) -> None:
-    """Keeps with a cache what its beginning was rewritten from. transformers' caches take the attribute as
-    `LatentCache` does; it has to go where the cache goes, copies included."""
-    if cache is not None:
-        cache.rewritten_prompt = rewritten

@@ -22,7 +22,6 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from .attention_paged import LatentBatchingManager
-from .cache import note_rewritten_prompt, rewritten_prompt_of
 from .generation_batching import continuous_batching_for, generate_many
 from .generation_call import GenerateCall, Modes
 from .generation_grammar import GrammarProcessor, GrammarRow
@@ -108,7 +107,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
 
     def _generate(self, call: GenerateCall) -> Any:
         """One plain `generate` of transformers, with the reasoning arguments."""
-        record = rewritten_prompt_of(call.cache)
+        record = call.rewrite_in_cache()
         if not call.ruled and record is None:
             return super().generate(**call.arguments)
         if call.arguments.get("cache_implementation") == "paged":
@@ -120,8 +119,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         result = super().generate(**call.arguments)
         if rewritten is None:
             return result
-        for cache in (call.cache, getattr(result, "cache", None)):
-            note_rewritten_prompt(cache, record or rewritten)
+        call.keep(record or rewritten, result)
         return _as_caller(result, rewritten)
 
     def _own_tokenizer(self) -> Any:

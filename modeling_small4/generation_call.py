@@ -11,10 +11,14 @@ import torch
 from transformers import GenerationConfig
 
 from .cache import with_cache_name
-from .generation_prompt import ReasoningIds
+from .generation_prompt import ReasoningIds, RewrittenPrompt
 from .grammar import Grammar
 
 Modes = str | Sequence[str] | None
+
+# The attribute in which a cache carries the rewrite of the prompt that filled it. It has to go where the cache goes,
+# copies included, and transformers' caches take it as ours do. Only `GenerateCall` reads and writes it.
+_REWRITE = "_small4_rewrite"
 
 
 @dataclass
@@ -81,6 +85,20 @@ class GenerateCall:
     @property
     def cache(self) -> Any:
         return self.arguments.get("cache")
+
+    def rewrite_in_cache(self) -> RewrittenPrompt | None:
+        """The rewrite of the prompt that filled the call's cache, if there was one; an emptied cache forgets it."""
+        rewritten = getattr(self.cache, _REWRITE, None)
+        if rewritten is not None and self.cache.get_seq_length() == 0:
+            delattr(self.cache, _REWRITE)
+            return None
+        return rewritten
+
+    def keep(self, rewritten: RewrittenPrompt, result: object) -> None:
+        """Lets calls that go on with the caches of this call, and of its result, find the rewrite."""
+        for cache in (self.cache, getattr(result, "cache", None)):
+            if cache is not None:
+                setattr(cache, _REWRITE, rewritten)
 
     @property
     def ids(self) -> torch.Tensor | None:

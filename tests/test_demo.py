@@ -21,7 +21,7 @@ import modeling_small4
 from model_card.demo_recipe.tasks.data import corpus
 from model_card.demo_recipe.tasks.judge import correct
 from model_card.demo_recipe.vocabulary import CONTROL, write_tekken
-from model_card.evals.answers import answer
+from model_card.evals.answers import measured_answers
 from model_card.evals.demo_checkpoint import held_out
 
 FOLDER = modeling_small4.demo_checkpoint()
@@ -50,7 +50,7 @@ def processor() -> Any:
 
 def accuracy(model: Any, processor: Any, task: str, mode: str, count: int, **draw: Any) -> float:
     rows = held_out(task, mode, count, **draw)
-    given = answer(model, processor, rows, 50, mode)
+    given = measured_answers(model, processor, rows, 50, mode)
     return sum(correct(row, one["message"]) for row, one in zip(rows, given, strict=True)) / count
 
 
@@ -181,7 +181,7 @@ def test_thinking_pays_where_it_should(task: str) -> None:
 @pytest.mark.parametrize("budget", [0, 8])
 def test_a_cut_thought_still_gives_an_answer(model: Any, processor: Any, budget: int) -> None:
     rows = held_out("arithmetic", "high", 12)
-    for given in answer(model, processor, rows, 12, "high", budget):
+    for given in measured_answers(model, processor, rows, 12, "high", budget):
         assert given["thinking_tokens"] <= budget
         assert given["content"].strip().lstrip("-").isdigit()
 

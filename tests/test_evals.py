@@ -129,7 +129,7 @@ def test_batches_hold_every_row_once_and_like_lengths(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("task", ["arithmetic", "tools", "picture"])
 def test_answers_in_batches_are_those_of_single_prompts(model: Any, processor: Any, task: str, mode: str) -> None:
     rows = held_out(task, mode, 4)
-    given = answers.answer(model, processor, rows, 3, mode, 24)
+    given = answers.measured_answers(model, processor, rows, 3, mode, 24)
     for row, one in zip(rows, given, strict=True):
         inputs = processor.apply_chat_template(chat(row)[:-1], tools=tools(row), reasoning_mode=mode, **PROMPT)
         out = model.generate(**inputs, reasoning_mode=mode, max_thinking_tokens=24)[0, inputs["input_ids"].shape[1] :]

@@ -31,7 +31,7 @@ from model_card.demo_recipe.tasks.judge import correct
 from model_card.evals.record import provenance, write
 from model_card.evals.scores import share
 from modeling_small4 import Small4DataCollator, demo_checkpoint, lora_targets
-from modeling_small4.training.evaluation import answer
+from modeling_small4.training.evaluation import parsed_answers
 
 RATES = {"full": 1.5e-4, "lora": 2e-3}
 RANK = 16
@@ -95,7 +95,7 @@ def verdicts(model: Any, collator: Small4DataCollator, rows: list[dict[str, Any]
     """Which rows the model answers rightly; rows of the new operation carry their answer, others the row they are made
     of.
     """
-    answers = answer(model, collator, rows, 25, do_sample=False, max_new_tokens=256)
+    answers = parsed_answers(model, collator, rows, 25, do_sample=False, max_new_tokens=256)
     return [
         correct(row["asked"], said) if "asked" in row else lunar.is_right(row, said)
         for row, said in zip(rows, answers, strict=True)

@@ -10,11 +10,12 @@ import torch
 
 from model_card.demo_recipe.batches import chat, tools
 from modeling_small4.reasoning import thought_length
+from modeling_small4.training.evaluation import new_tokens
 
 BATCH_TOKENS = 16384  # prompt tokens of a batch, padding included
 
 
-def answer(
+def measured_answers(
     model: Any, processor: Any, rows: Sequence[dict[str, Any]], batch: int, mode: str, budget: int | None = None
 ) -> list[dict[str, Any]]:
     """What the model says to each row's question.
@@ -38,9 +39,9 @@ def answer(
             inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         begin = time.perf_counter()
         with torch.inference_mode():
-            tokens = model.generate(**inputs, reasoning_mode=mode, max_thinking_tokens=budget)
+            new = new_tokens(model, inputs, reasoning_mode=mode, max_thinking_tokens=budget)
         seconds = (time.perf_counter() - begin) / len(members)
-        for i, ids in zip(members, tokens[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+        for i, ids in zip(members, new.tolist(), strict=True):
             said = read(ids, processor, model.generation_config)
             out[i] = said | {"prompt_tokens": lengths[i], "seconds": seconds}
     return out

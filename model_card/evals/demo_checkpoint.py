@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 from model_card.card.results import sha256
 from model_card.demo_recipe.tasks.data import TASKS, dataset
-from model_card.evals.answers import answer
+from model_card.evals.answers import measured_answers
 from model_card.evals.expert_use import expert_use
 from model_card.evals.record import provenance, write
 from model_card.evals.scores import share, summary, valid_calls
@@ -50,7 +50,7 @@ def by_task(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, A
     for task in args.tasks:
         for mode in REASONING_MODES:
             rows = held_out(task, mode, args.rows)
-            given = answer(model, processor, rows, args.batch, mode)
+            given = measured_answers(model, processor, rows, args.batch, mode)
             tasks[task][mode] = summary(rows, given)
             groups: dict[str, list[int]] = defaultdict(list)
             for i, row in enumerate(rows):
@@ -76,7 +76,7 @@ def by_length(model: Any, processor: Any, args: argparse.Namespace) -> dict[str,
     for length in args.lengths:
         for mode in REASONING_MODES:
             rows = held_out("retrieval", mode, min(args.rows, max(1, args.long_tokens // length)), context=length)
-            out[str(length)][mode] = summary(rows, answer(model, processor, rows, args.batch, mode))
+            out[str(length)][mode] = summary(rows, measured_answers(model, processor, rows, args.batch, mode))
             progress(f"retrieval at {length}, {mode}: {out[str(length)][mode]['accuracy']:.3f}")
     return out
 
@@ -87,7 +87,7 @@ def by_budget(model: Any, processor: Any, args: argparse.Namespace) -> dict[str,
     for task in args.budget_tasks:
         rows = held_out(task, "high", (args.rows + 1) // 2)
         for budget in BUDGETS:
-            given = answer(model, processor, rows, args.batch, "high", budget)
+            given = measured_answers(model, processor, rows, args.batch, "high", budget)
             out[task][str(budget).lower()] = summary(rows, given)
         progress(f"{task}, budgets: {[score['accuracy'] for score in out[task].values()]}")
     return out

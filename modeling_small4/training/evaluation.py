@@ -45,7 +45,7 @@ class AnswerCallback(TrainerCallback):
         self.generation = {"do_sample": False} | generation
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        answers = answer(kwargs["model"], self.collator, self.rows, self.batch_size, **self.generation)
+        answers = parsed_answers(kwargs["model"], self.collator, self.rows, self.batch_size, **self.generation)
         scores = [float(self.score(row, message)) for row, message in zip(self.rows, answers, strict=True)]
         result = {f"eval_{self.name}": sum(scores) / max(len(scores), 1)}
         if kwargs.get("metrics") is not None:
@@ -55,7 +55,7 @@ class AnswerCallback(TrainerCallback):
 
 
 @torch.no_grad()
-def answer(
+def parsed_answers(
     model: Any,
     collator: Small4DataCollator,
     rows: Sequence[Mapping[str, Any]],
@@ -74,8 +74,12 @@ def answer(
             prompts = {name: tensor.to(device) for name, tensor in collator.prompts(chosen).items()}
             modes = collator.modes(chosen)
             mode = {} if None in modes else {"reasoning_mode": modes}
-            new = model.generate(**prompts, **mode, **generation)[:, prompts["input_ids"].shape[1] :]
-            messages += collator.tokenizer.parse_response(new)
+            messages += collator.tokenizer.parse_response(new_tokens(model, prompts, **mode, **generation))
     finally:
         model.train(training)
     return messages
+
+
+def new_tokens(model: Any, inputs: Mapping[str, Any], **generation: Any) -> torch.Tensor:
+    """What `generate` adds to the prompts of a batch, int64 `[rows, new]`."""
+    return model.generate(**inputs, **generation)[:, inputs["input_ids"].shape[1] :]
