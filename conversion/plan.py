@@ -207,7 +207,7 @@ def _piece(part: Part, encoder: Encode | None, role: str) -> Piece:
     if encoder is not None:
         return Piece(encoder, nbytes, role)
     assert part.stored is not None
-    return Piece(Copy(part.stored), nbytes)
+    return Piece(Copy(part.stored, scales="scale" in role or role == "activation"), nbytes)
 
 
 def _own_shape(out: Plan, part: Part) -> tuple[int, ...]:

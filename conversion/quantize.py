@@ -15,7 +15,7 @@ from .formats import fp8, int4, nvfp4
 from .formats.fp8 import Fp8
 from .formats.int4 import Int4
 from .formats.nvfp4 import Nvfp4
-from .formats.values import Held, Values, whole
+from .formats.values import Held, Values, check_finite, whole
 from .naming import Leaf
 
 PRECISIONS = ("fp8", "nvfp4", "int4")
@@ -75,8 +75,10 @@ class Quantizer:
         assert encode is not None
 
         def measured(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
+            numbers = whole(value, reader)
+            check_finite(numbers, value.body)
             parts = dict(encode(reader))
-            self.errors[leaf.raw] = relative_error(self._numbers(parts), whole(value, reader))
+            self.errors[leaf.raw] = relative_error(self._numbers(parts), numbers)
             yield from parts.items()
 
         return replace(made, encode=measured)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .checkpoint import DTYPES, Reader, Stored, as_bytes
-from .formats.values import Held, Plain, Values
+from .formats.values import Held, Plain, Values, check_finite
 
 Bytes = memoryview | bytes
 
@@ -29,13 +29,16 @@ class Step(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Copy(Step):
-    """Stored bytes as they are."""
+    """Stored bytes as they are. scales: they are numbers, all of which must be finite."""
 
     stored: Stored
+    scales: bool = False
 
     def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
         """See `Step.run`."""
         for data in reader.stream(self.stored):
+            if self.scales:
+                check_finite(torch.frombuffer(data, dtype=DTYPES[self.stored.dtype]), self.stored)
             yield "", data
 
 

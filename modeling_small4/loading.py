@@ -23,7 +23,8 @@ from .loading_layouts import refuse_other_layouts, refuse_unconverted
 from .loading_names import published_names
 from .loading_offloaded import Asked, expert_store, offload_experts
 from .loading_stages import distribute
-from .loading_stored import expanders, register
+from .loading_stored import about, expanders, refuse_codes, register
+from .loading_unfused import tensors_of
 from .stored_config import METHOD, Small4StoredConfig
 
 SHOWN = 4
@@ -134,8 +135,18 @@ class Small4LoadingMixin:
         load_config.weight_mapping[:] = (
             published_names() + _converters(load_config.hf_quantizer) + load_config.weight_mapping
         )
+        if state_dict is None and all(file.endswith(".safetensors") for file in checkpoint_files or ()):
+            with about(model.config._name_or_path):
+                tensors, changed = tensors_of(checkpoint_files or ())
+                refuse_codes(model, tensors, load_config.hf_quantizer)
+            state_dict = tensors if changed else None
         if (asked := _asked.get()) is not None and state_dict is None:
             state_dict = offload_experts(model, checkpoint_files, load_config, asked)
+        elif asked is not None and asked.memory is not None:
+            raise ValueError(
+                "expert_memory cannot be used: the checkpoint has one tensor for each expert. Convert it first: "
+                f"small4 convert {model.config._name_or_path} DST"
+            )
         out = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         model._weight_conversions = []  # what is saved from now on are the model's own tensors under their own names
         choose_experts_implementation(model, load_config.hf_quantizer)

@@ -15,7 +15,8 @@ _FOREIGN = (
     (re.compile(r"^(tok_embeddings\.|layers\.\d+\.attention\.)"), "has the names of Mistral's raw release"),
     (re.compile(r"\.switch_mlp\.|\.self_attn\.embed_q\."), "has the names of MLX"),
     (re.compile(r"\.(qweight|qzeros)$"), "is packed as GPTQ or AWQ"),
-    (re.compile(r"\.mlp\.experts\.\d+\."), "has one tensor for each expert"),
+    (re.compile(r"\.mlp\.experts\.\d+\..*\.(absmax|quant_map|SCB)$"), "has experts quantized by bitsandbytes"),
+    (re.compile(r"\.weight_scale_2$"), "is packed as ModelOpt's NVFP4"),
 )
 _DRAFT = 0
 

@@ -5,12 +5,11 @@ How a weight is stored is read from the headers of the files; every scale is acc
 misshapen is an error by name. Must not know: how products are computed.
 """
 
-from collections.abc import Mapping
-from math import ceil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers.core_model_loading import ConversionOps, WeightConverter, apply_renamings
 from transformers.quantizers import HfQuantizer
@@ -26,7 +25,9 @@ from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .loading_layouts import refuse_other_layouts
 from .loading_names import published_names
+from .loading_unfused import DTYPES, Tensor, tensors_of
 from .moe import Small4Experts
+from .stored_checks import Shape, check_inputs, check_parts, wrong_scales
 from .stored_config import METHOD, Small4StoredConfig, refuse_unknown
 from .stored_layers import (
     CODES,
@@ -38,17 +39,11 @@ from .stored_layers import (
     StoredModule,
     expanded,
 )
-from .stored_weights import BLOCK, GROUP
 
 logger = logging.get_logger(__name__)
 
 FUSED = ("gate_up_proj", "down_proj")
-_DTYPES = {
-    "F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I32": torch.int32,
-    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
-}  # fmt: skip
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-Shape = tuple[int, ...]
+_PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def register() -> None:
@@ -72,13 +67,17 @@ class Small4StoredQuantizer(HfQuantizer):
             return FineGrainedFP8HfQuantizer(FineGrainedFP8Config(**quantization_config.entry), **kwargs)
         return super().__new__(cls)
 
+    def __init__(self, quantization_config: Small4StoredConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.wrong_scales: list[str] = []  # found while loading, where transformers would make a report of an error
+
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse by name what is not read."""
         if self.pre_quantized:
             refuse_unknown(self.quantization_config)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        if not self.pre_quantized or self.quantization_config.dequantize:
+        if not self.pre_quantized:
             return model
         files = kwargs.get("checkpoint_files")
         if not files or not all(file.endswith(".safetensors") for file in files):
@@ -86,17 +85,26 @@ class Small4StoredQuantizer(HfQuantizer):
                 "Quantized weights are read from safetensors files; name a checkpoint folder that holds them."
             )
         refuse_other_layouts(files, model.config._name_or_path)
-        if not hold(model, read_headers(files)):
-            raise ValueError(
-                "config.json has a quantization_config, but none of the model's weights is stored as quantized."
-            )
+        with about(model.config._name_or_path):
+            stored = parts_of(tensors_of(files)[0])
+            _check_integers(stored, self.quantization_config.integers())
+            taken = hold(model, stored, in_place=not self.quantization_config.dequantize)
+            _refuse_leftovers(model, stored, taken)
+            if not taken:
+                raise ValueError(
+                    "config.json has a quantization_config, but none of the model's weights is stored as quantized."
+                )
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        for module in model.modules():
-            if isinstance(module, StoredModule):
-                for name, parameter in module.named_parameters():
-                    parameter.requires_grad_(name == "bias")
+        with about(model.config._name_or_path):
+            for path, module in model.named_modules():
+                if isinstance(module, StoredModule):
+                    self.wrong_scales += wrong_scales(path, module._parameters)
+                    for name, parameter in module.named_parameters():
+                        parameter.requires_grad_(name == "bias")
+            if self.wrong_scales:
+                raise ValueError(self.wrong_scales[0])
         if not self.pre_quantized:  # `dequantize` asked for of a checkpoint that is not quantized
             self.remove_quantization_config(model)
         return model
@@ -123,123 +131,141 @@ def computes_fp8(config: Small4StoredConfig) -> bool:
     return torch.cuda.get_device_capability() >= (8, 9)
 
 
-def read_headers(files: list[str]) -> dict[str, Part]:
-    """Every tensor of the files by our name, of the dtypes that matter here; nothing but headers is read."""
-    renamings, found = published_names(), {}
-    for file in files:
-        with safe_open(file, framework="pt", backend="pread") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                header = opened.get_slice(name)
-                if header.get_dtype() in _DTYPES:
-                    part = Part(tuple(header.get_shape()), _DTYPES[header.get_dtype()])
-                    found[apply_renamings(name, renamings)] = part
-    return found
+def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
+    """Shape and dtype of every tensor by our name."""
+    return {
+        name: Part(tuple(tensor.get_shape()), DTYPES[tensor.get_dtype()]) for name, tensor in _ours(tensors).items()
+    }
 
 
-def hold(model: nn.Module, stored: Mapping[str, Part]) -> int:
-    """Put modules for stored weights, without values yet, where `stored` has codes. Returns how many there are.
+def _ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By our names. Raises ValueError if a tensor is there under two spellings of one name."""
+    renamings, out = published_names(), {}
+    for name, tensor in tensors.items():
+        ours = apply_renamings(name, renamings)
+        if ours in out:
+            raise ValueError(f"{ours} is in the checkpoint under two names, {name} and another spelling of it.")
+        out[ours] = tensor
+    return out
+
+
+def _check_integers(stored: Mapping[str, Part], announced: list[dict[str, Any]]) -> None:
+    """Raise ValueError for packed integers without the tensors that the configuration promises for all of them."""
+    promises = {
+        "_zero_point": "symmetric: false" if announced and all(w.get("symmetric") is False for w in announced) else "",
+        "_g_idx": "actorder: group" if announced and all(w.get("actorder") == "group" for w in announced) else "",
+    }
+    for name, part in stored.items():
+        stem = name.removesuffix("_packed")
+        if stem == name or part.dtype != torch.int32:
+            continue
+        for end, says in promises.items():
+            if says and stem + end not in stored:
+                raise ValueError(f"{stem}{end} is missing, but quantization_config says {says!r}.")
+
+
+def hold(model: nn.Module, stored: Mapping[str, Part], in_place: bool = True) -> set[str]:
+    """Put modules for stored weights, without values yet, where `stored` has codes. Returns the names of the tensors
+    that they take.
+
+    in_place: False only checks.
 
     Raises:
         ValueError: A scale is missing, or a tensor has a shape or dtype that no form has.
     """
-    count = 0
+    taken: set[str] = set()
     for path, module in list(model.named_modules()):
         made: StoredModule | None = None
         if isinstance(module, nn.Linear):
-            parts = _found(stored, path, "weight", tuple(module.weight.shape), 1)
+            parts, names = _found(stored, path, "weight", tuple(module.weight.shape), 1)
             if parts:
                 made = Small4StoredLinear(module.in_features, module.out_features, parts, module.bias)
         elif isinstance(module, Small4Experts):
-            each = {
-                stem: _found(stored, path, stem, tuple(getattr(module, stem).shape), 2 - n)
-                for n, stem in enumerate(FUSED)
-            }
-            if any(each.values()) and not all(each.values()):
+            each = [_found(stored, path, s, tuple(getattr(module, s).shape), 2 - n) for n, s in enumerate(FUSED)]
+            if any(parts for parts, _ in each) and not all(parts for parts, _ in each):
                 raise ValueError(
-                    f"{path}: one of {' and '.join(FUSED)} is quantized, the other is not; both or neither can be held."
+                    f"{path}: one of {' and '.join(FUSED)} is quantized, the other is not; both or neither can be "
+                    "held. small4 convert SRC DST --dtype bfloat16 expands them."
                 )
-            if all(each.values()):
-                made = Small4StoredExperts(module.num_experts, module.act_fn, each[FUSED[0]] | each[FUSED[1]])
-        if made is not None:
+            parts, names = each[0][0] | each[1][0], each[0][1] | each[1][1]
+            if parts:
+                made = Small4StoredExperts(module.num_experts, module.act_fn, parts)
+        if made is None:
+            continue
+        taken |= names
+        if in_place:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, made)
-            count += 1
-    return count
+    return taken
 
 
-def _found(stored: Mapping[str, Part], path: str, stem: str, shape: Shape, halves: int) -> dict[str, Part]:
-    """The stored tensors of one weight by their names in its module; empty if it is not quantized."""
+def _refuse_leftovers(model: Any, stored: Mapping[str, Part], taken: set[str]) -> None:
+    """Raise ValueError for codes and scales that no weight has taken, and for a head that is tied and has codes."""
+    ends = ("_packed", *SCALES, *INPUT_SCALES)
+    for name, part in stored.items():
+        if name.startswith("lm_head.") and name in taken and model.config.tie_word_embeddings:
+            raise ValueError(f"{name}: the head is quantized, but config.json ties it to the embeddings.")
+        if name in taken or (name.startswith("lm_head.") and not hasattr(model, "lm_head")):
+            continue
+        if name.endswith(ends) or part.dtype not in _PLAIN:
+            raise ValueError(
+                f"{name} is {str(part.dtype).removeprefix('torch.')} {list(part.shape)} and belongs to no weight that "
+                "can be held; small4 convert SRC DST expands what it reads."
+            )
+
+
+def _found(
+    stored: Mapping[str, Part], path: str, stem: str, shape: Shape, halves: int
+) -> tuple[dict[str, Part], set[str]]:
+    """The stored tensors of one weight by their names in its module, and their names in `stored`; empty if it is not
+    quantized.
+    """
     for prefix in (f"{path}.", f"model.{path}.", f"{path.removeprefix('model.')}."):
         ends = {end: stored[prefix + stem + end] for end in CODES + SCALES if prefix + stem + end in stored}
         plain = "_packed" not in ends and ends.get("", Part((), torch.bfloat16)).dtype != torch.float8_e4m3fn
         if not ends or plain:
             continue
-        _check(path, stem, ends, shape, halves)
+        if (order := f"{prefix}{stem}_g_idx") in stored:
+            raise ValueError(
+                f"{order}: the columns are in another order, in which they cannot be held; small4 convert SRC DST "
+                "expands them."
+            )
+        check_parts(path, stem, ends, shape, halves)
         begin = "" if stem == "weight" else f"{stem}_"
         inputs = {
             begin + name: stored[prefix + begin + name] for name in INPUT_SCALES if prefix + begin + name in stored
         }
-        return {stem + end: part for end, part in ends.items()} | inputs
-    return {}
+        check_inputs(path, inputs, shape, halves)
+        parts = {stem + end: part for end, part in ends.items()} | inputs
+        return parts, {prefix + name for name in parts}
+    return {}, set()
 
 
-def _check(path: str, stem: str, parts: Mapping[str, Part], shape: Shape, halves: int) -> None:
-    """Raise ValueError unless the tensors are exactly those of one form, in shapes and dtypes."""
-    *experts, rows, columns = shape
-    forms = {"": _fp8, "_packed": _nvfp4 if parts.get("_packed", Part((), torch.int32)).dtype == torch.uint8 else _int4}
-    wanted = forms["" if "" in parts else "_packed"](tuple(experts), rows // halves, columns, halves)
-    for end, (shapes, dtypes, optional) in wanted.items():
-        name = f"{path}.{stem}{end}"
-        if end not in parts:
-            if optional:
-                continue
+@contextmanager
+def about(folder: str) -> Iterator[None]:
+    """Let a ValueError begin with the checkpoint's name, and commands in it be those for this checkpoint."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).replace("convert SRC", f"convert {folder}")
+        raise ValueError(text if text.startswith(f"{folder}: ") else f"{folder}: {text}") from error
+
+
+def refuse_codes(model: Any, tensors: Mapping[str, Tensor], quantizer: HfQuantizer | None) -> None:
+    """Raise ValueError for codes in a checkpoint that is said not to be quantized: they would be cast as if they were
+    numbers.
+    """
+    if quantizer is not None and quantizer.pre_quantized:
+        return
+    wanted = model.state_dict()
+    for name, tensor in _ours(tensors).items():
+        dtype = DTYPES[tensor.get_dtype()]
+        places = [wanted[n] for n in (name, f"model.{name}", name.removeprefix("model.")) if n in wanted]
+        if dtype not in _PLAIN and all(place.dtype != dtype for place in places):
             raise ValueError(
-                f"{name} is missing, without which {path}.{stem}{'' if '' in parts else '_packed'} has no value."
+                f"{name} is {tensor.get_dtype()}, codes of a quantized weight, but config.json has no "
+                "quantization_config; take the one that belongs to these files."
             )
-        part = parts[end]
-        if part.shape not in shapes or part.dtype not in dtypes:
-            allowed = " or ".join(str(list(shape)) for shape in shapes)
-            raise ValueError(
-                f"{name} is {_word(part.dtype)} {list(part.shape)}; it must be {' or '.join(map(_word, dtypes))} "
-                f"{allowed}."
-            )
-    if extra := parts.keys() - wanted.keys():
-        raise ValueError(f"{path}.{stem}{min(extra)} does not belong to weights that are stored so.")
-
-
-_Wanted = dict[str, tuple[list[Shape], tuple[torch.dtype, ...], bool]]
-
-
-def _fp8(experts: Shape, rows: int, columns: int, halves: int) -> _Wanted:
-    blocks = (halves * ceil(rows / BLOCK), ceil(columns / BLOCK))
-    scales = [(*experts, 1, 1), (*experts, halves, 1), (*experts, halves * rows, 1), (*experts, *blocks)]
-    scales += [] if experts else [(), (1,)]
-    return {
-        "": ([(*experts, halves * rows, columns)], (torch.float8_e4m3fn,), False),
-        "_scale_inv": (scales, _FLOATS, False),
-    }
-
-
-def _nvfp4(experts: Shape, rows: int, columns: int, halves: int) -> _Wanted:
-    whole = (*experts, halves * rows)
-    return {
-        "_packed": ([(*whole, columns // 2)], (torch.uint8,), False),
-        "_scale": ([(*whole, columns // GROUP)] if columns % GROUP == 0 else [], (torch.float8_e4m3fn,), False),
-        "_global_scale": ([(*experts, halves)] if experts else [(), (1,)], _FLOATS, False),
-    }
-
-
-def _int4(experts: Shape, rows: int, columns: int, halves: int) -> _Wanted:
-    whole, groups = (*experts, halves * rows), [n for n in range(1, columns + 1) if columns % n == 0]
-    return {
-        "_packed": ([(*whole, columns // 8)] if columns % 8 == 0 else [], (torch.int32,), False),
-        "_scale": ([(*whole, n) for n in groups], _FLOATS, False),
-        "_zero_point": ([(*experts, halves * ceil(rows / 8), n) for n in groups], (torch.int32,), True),
-    }
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def expanders(quantizer: HfQuantizer) -> list[WeightConverter]:
@@ -265,6 +291,10 @@ class Expand(ConversionOps):
     def __init__(self, hf_quantizer: HfQuantizer) -> None:
         self.hf_quantizer = hf_quantizer
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Expand":
+        """transformers copies a converter for every tensor; this one has no state of its own."""
+        return self
+
     def convert(
         self,
         input_dict: dict[str, Any],
@@ -284,7 +314,8 @@ class Expand(ConversionOps):
             return {full_layer_name: parts[""].to(parameter.dtype)}
         ends = {end: Part(tuple(tensor.shape), tensor.dtype) for end, tensor in parts.items() if end in CODES + SCALES}
         halves = 2 if name == "gate_up_proj" else 1
-        _check(path, name, ends, tuple(parameter.shape), halves)
+        check_parts(path, name, ends, tuple(parameter.shape), halves)
+        self.hf_quantizer.wrong_scales += wrong_scales(path, {name + end: parts[end] for end in ends})
         return {full_layer_name: expanded({end: parts[end] for end in ends}, halves, parameter.dtype)}
 
 

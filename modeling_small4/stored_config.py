@@ -34,7 +34,15 @@ class Small4StoredConfig(FineGrainedFP8Config):
     @property
     def method(self) -> str | None:
         """What the checkpoint itself calls its way of quantizing."""
-        return self.entry.get("quant_method")
+        method = self.entry.get("quant_method")
+        return method.replace("compressed_tensors", "compressed-tensors") if isinstance(method, str) else method
+
+    def integers(self) -> list[dict[str, Any]]:
+        """What compressed-tensors announces about weights in integers, one entry for each group of layers."""
+        groups = self.entry.get("config_groups")
+        entries = groups.values() if isinstance(groups, dict) else ()
+        weights = [group.get("weights") for group in entries if isinstance(group, dict)]
+        return [each for each in weights if isinstance(each, dict) and each.get("type") == "int"]
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of a dictionary: transformers asks for `quant_method` so."""
@@ -71,6 +79,11 @@ def stored_entry(entry: Any) -> Any:
 def refuse_unknown(config: Small4StoredConfig) -> None:
     """Raise ValueError for a way of quantizing that is not read, and say what to do."""
     method, words = config.method, config.entry.get("format")
+    if config.entry.get("transform_config"):
+        raise ValueError(
+            "quantization_config has a transform_config: the weights are rotated, and inputs would have to be rotated "
+            "with them, which is not read. Quantize the model without transforms."
+        )
     groups = config.entry.get("config_groups")
     inner = (
         [group.get("format") for group in groups.values() if isinstance(group, dict)]

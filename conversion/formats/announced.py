@@ -61,10 +61,19 @@ class Announced:
     @property
     def asymmetric(self) -> bool:
         """Whether every group of integers has zeros of its own (compressed-tensors)."""
+        integers = self._integers()
+        return bool(integers) and all(w.get("symmetric") is False for w in integers)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether columns belong to groups in an order that is stored (compressed-tensors)."""
+        integers = self._integers()
+        return bool(integers) and all(w.get("actorder") == "group" for w in integers)
+
+    def _integers(self) -> list[dict[str, Any]]:
         groups = self.entry.get("config_groups")
         inner = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
-        integers = [w for w in inner if isinstance(w, dict) and w.get("type") == "int"]
-        return bool(integers) and all(w.get("symmetric") is False for w in integers)
+        return [w for w in inner if isinstance(w, dict) and w.get("type") == "int"]
 
     def says(self) -> str:
         """The entry's word on FP8 scales."""
@@ -158,6 +167,11 @@ def _packed(entry: dict[str, Any], method: str, file: Path) -> Announced:
 
 
 def _compressed(entry: dict[str, Any], file: Path) -> frozenset[str]:
+    if entry.get("transform_config"):
+        raise CheckpointError(
+            f"{file}: quantization_config has a transform_config: inputs would have to be rotated as the weights are, "
+            "which is not read; quantize the model without transforms"
+        )
     groups = entry.get("config_groups") or {}
     inner = (
         [group.get("format") for group in groups.values() if isinstance(group, dict)]

@@ -12,7 +12,7 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     Eight codes always fill `bits` bytes, so a row may end in codes that only fill it up. Inverse: `pack`.
     """
     rows = words.shape[0]
-    data = words.contiguous().view(torch.uint8).view(rows, -1)
+    data = words.flatten().view(torch.uint8).view(rows, -1)
     if bits == 8:
         return data
     if bits == 4:

@@ -7,6 +7,8 @@ Knows names, dtypes and shapes; it does not know what a format means.
 import math
 from pathlib import Path
 
+from modeling_small4.loading_unfused import CACHE_SCALE
+
 from ..checkpoint import CheckpointError, Stored
 from ..naming import Place
 from .announced import Announced
@@ -87,8 +89,8 @@ class Finder:
         self._left.pop(name, None)
 
     def finish(self) -> None:
-        """Refuse what no weight has taken."""
-        for name in self._left:
+        """Refuse what no weight has taken, except scales of KV caches, which say nothing about weights."""
+        for name in [name for name in self._left if not CACHE_SCALE.search(name)]:
             stored = self.headers[name]
             self.problem(stored.tensor, stored.file, f"is not part of the model that {self.config_file.name} describes")
 

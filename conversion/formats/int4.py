@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..checkpoint import Reader, Stored
+from ..checkpoint import CheckpointError, Reader, Stored
 from ..naming import Place
 from .bits import pack, unpack
 from .finder import Finder
@@ -155,6 +155,12 @@ class Packed(Values):
         """See `Values.pieces`."""
         zeros = reader.tensor(self.zeros) if self.zeros else None
         order = reader.tensor(self.groups).long() if self.groups else None
+        if order is not None and not 0 <= int(order.min()) <= int(order.max()) < self.scale.shape[1]:
+            assert self.groups is not None
+            raise CheckpointError(
+                f"{self.groups.file}: tensor {self.groups.tensor} names groups from {int(order.min())} to "
+                f"{int(order.max())}, but there are {self.scale.shape[1]}"
+            )
         yield from _pieces(reader, self.shape, self.body, self.scale, zeros, self.bits, order)
 
 
@@ -197,7 +203,7 @@ def take(finder: Finder, place: Place, shape: tuple[int, ...]) -> Values | None:
     scale = groups and finder.matrix(place.on("scale"), place, (rows, groups), PLAIN)
     zero_shape = (-(-rows * bits // 32), groups or 0)
     zeros = finder.matrix(place.on("zero_point"), place, zero_shape, ("I32",), optional=not finder.said.asymmetric)
-    order = finder.matrix(place.on("g_idx"), place, (columns,), ("I32", "I64"), optional=True)
+    order = finder.matrix(place.on("g_idx"), place, (columns,), ("I32", "I64"), optional=not finder.said.reordered)
     finder.leave(place.on("shape"))
     if body is None or not scale:
         return None

@@ -12,7 +12,7 @@ import torch
 from ..checkpoint import Reader, Stored
 from ..naming import Place
 from .finder import Finder
-from .values import PLAIN, Held, Part, Values, row_steps, whole
+from .values import PLAIN, Held, Part, Values, check_finite, row_steps, whole
 
 GROUP = 16
 _LARGEST = 448.0 * 6.0  # the largest E4M3 scale times the largest e2m1 number
@@ -102,6 +102,7 @@ class Nvfp4(Held):
         assert self.scale.stored is not None
         assert self.divisor.stored is not None
         divisor = reader.tensor(self.divisor.stored).reshape(())
+        check_finite(1 / divisor.float() * divisor.float(), self.divisor.stored)
         half, groups = self.shape[1] // 2, self.shape[1] // GROUP
         for first, count in row_steps(self.shape):
             packed = reader.tensor(self.body, first * half, count * half).view(count, half)

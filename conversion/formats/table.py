@@ -36,22 +36,22 @@ ROWS = (
         "experts", "`mlp.experts.gate_up_proj`", "bit for bit", DIRECT, "transformers",
         "test_conversion.py::test_published_plain_folder"),
     Row("transformers, BF16, one tensor for each "
-        "expert", "`mlp.experts.0.gate_proj.weight`", "bit for bit", CONVERT, "transformers",
-        "test_formats_kept.py::test_one_tensor_for_each_expert_in_bfloat16"),
+        "expert", "`mlp.experts.0.gate_proj.weight`", "bit for bit", DIRECT, "transformers",
+        "test_unfused_loading.py::test_plain_weights"),
     Row("transformers, FP8 per tensor", "`weight_scale_inv` of one number, "
         "`gate_up_proj_scale_inv`", CODES, DIRECT, "transformers",
         "test_conversion_quantized.py::test_published_fp8_folder_loads_with_expert_scales"),
     Row("FP8 in blocks of 128 x 128", "`weight_scale_inv` of blocks, "
-        "`weight_block_size`", CODES, CONVERT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[fp8 "
+        "`weight_block_size`", CODES, DIRECT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[fp8 "
             "block]"),
     Row("FP8-dynamic, per channel", "`weight_scale` [out, 1], "
-        "float-quantized", CODES, CONVERT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[fp8 "
+        "float-quantized", CODES, DIRECT, "compressed-tensors", "test_formats_kept.py::test_codes_are_kept[fp8 "
             "dynamic]"),
     Row("NVFP4 in transformers' names", "`weight_packed` U8, `weight_global_scale`, "
-        "nvfp4-pack-quantized", CODES, CONVERT, "compressed-tensors",
+        "nvfp4-pack-quantized", CODES, DIRECT, "compressed-tensors",
         "test_formats_kept.py::test_codes_are_kept[nvfp4]"),
     Row("W4A16 of compressed-tensors", "`weight_packed` I32, pack-quantized, symmetric or with "
-        "`weight_zero_point`", CODES, CONVERT, "compressed-tensors",
+        "`weight_zero_point`", CODES, DIRECT, "compressed-tensors",
         "test_formats_kept.py::test_codes_are_kept[w4a16]"),
     Row("W8A16, W8A8 of compressed-tensors", "`weight_packed` of 8 bits; I8 with "
         "`weight_scale`", NUMBERS, CONVERT, "compressed-tensors",

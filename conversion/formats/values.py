@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from ..checkpoint import CHUNK, Reader, Stored
+from ..checkpoint import CHUNK, CheckpointError, Reader, Stored
 from ..naming import Place
 
 STEP = CHUNK // 4  # numbers held at a time
@@ -52,8 +52,14 @@ class Values(ABC):
         """
 
     def numbers(self, reader: Reader, rounded: torch.dtype | None = torch.bfloat16) -> Iterator[torch.Tensor]:
-        """As `pieces`, quantized numbers rounded to a dtype: bfloat16 is what a model computes with after loading."""
+        """As `pieces`, quantized numbers rounded to a dtype: bfloat16 is what a model computes with after loading.
+
+        Raises:
+            CheckpointError: Codes and scales that stand for no finite numbers.
+        """
         for piece in self.pieces(reader):
+            if self.quantized:
+                check_finite(piece, self.body)
             yield piece.to(rounded) if rounded and self.quantized else piece
 
     def held(self) -> "Held | None":
@@ -118,6 +124,16 @@ class Part:
     def of(cls, stored: Stored) -> "Part":
         """A part that is copied."""
         return cls(stored.dtype, stored.shape, stored)
+
+
+def check_finite(tensor: torch.Tensor, stored: Stored) -> None:
+    """Raise CheckpointError, which names `stored`, if there is a number that is not finite. FP8 is checked as it is."""
+    narrow = tensor.dtype == torch.float8_e4m3fn
+    if bool((tensor.view(torch.uint8) & 127 == 127).any()) if narrow else not bool(tensor.isfinite().all()):
+        raise CheckpointError(
+            f"{stored.file}: tensor {stored.tensor} stands for numbers that are not finite; the file is damaged, or "
+            "was when it was quantized"
+        )
 
 
 def rows_at_once(shape: tuple[int, ...]) -> int:
