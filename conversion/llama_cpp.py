@@ -3,10 +3,11 @@ no tensors.
 """
 
 import math
-from typing import Any
+
+from modeling_small4.configuration_small4 import Small4Config
 
 
-def overrides(config: Any) -> dict[str, float | int]:
+def overrides(config: Small4Config) -> dict[str, float | int]:
     """Metadata with which llama.cpp computes what `config` says, for a GGUF file made of the transformers layout.
 
     Read and tried with the llama.cpp of llama-cpp-python 0.3.36. It has no word for YaRN without magnitude correction:
@@ -25,7 +26,7 @@ def overrides(config: Any) -> dict[str, float | int]:
     return out
 
 
-def arguments(config: Any) -> str:
+def arguments(config: Small4Config) -> str:
     """The same as arguments of `llama-quantize`, which keeps them in the file it writes, or of `llama-server`."""
     kinds = {float: "float", int: "int"}
     words = (f"--override-kv {key}={kinds[type(value)]}:{value:.9g}" for key, value in overrides(config).items())

@@ -207,7 +207,7 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[last] = value
 
 
-def _of(config: Any, path: str) -> Any:
+def _of(config: Small4Config, path: str) -> Any:
     for name in path.split("."):
         config = config.get(name) if isinstance(config, dict) else getattr(config, name)
     return config

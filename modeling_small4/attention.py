@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .attention_blocks import BLOCK, LongPrefill, SoftmaxPart, attend_part, merge
 from .attention_paged import PagedBatch
 from .cache import extend
+from .configuration_small4 import Small4TextConfig
 from .cpu_matmul import is_plain_linear, linear
 from .rope import Positions, rotate_pairs
 from .stored_layers import Small4StoredLinear, is_readable
@@ -74,7 +75,7 @@ class Small4Attention(nn.Module):
 
     is_causal = True
 
-    def __init__(self, config: Any, layer_idx: int) -> None:
+    def __init__(self, config: Small4TextConfig, layer_idx: int) -> None:
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
         self.nope, self.rope = config.qk_nope_head_dim, config.qk_rope_head_dim

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from transformers.cache_utils import Cache
 from transformers.utils import is_torchdynamo_compiling
+
+from .configuration_small4 import Small4TextConfig
 
 BLOCK = 2048  # keys expanded at once
 LONG = 2**20  # pairs of query and key from which a mask over all of them is avoided
@@ -35,7 +38,11 @@ class SoftmaxPart(NamedTuple):
 
 
 def long_prefill(
-    config: Any, attention_mask: Any, cache: Any, queries: int, wanted: dict[str, Any]
+    config: Small4TextConfig,
+    attention_mask: torch.Tensor | None,
+    cache: Cache | None,
+    queries: int,
+    wanted: dict[str, Any],
 ) -> LongPrefill | None:
     """Decide, once per forward, whether attention goes block by block.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from .attention_blocks import LONG, LongPrefill
@@ -109,9 +110,15 @@ class LatentBatchingManager(ContinuousBatchingManager):
     with it.
     """
 
-    model: Any
+    model: PreTrainedModel
 
-    def __init__(self, model: Any, generation_config: Any, continuous_batching_config: Any, hints: Any = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        generation_config: GenerationConfig,
+        continuous_batching_config: ContinuousBatchingConfig,
+        hints: Any = None,
+    ) -> None:
         settings = copy(continuous_batching_config)
         if "flash" not in model.config._attn_implementation:
             settings.use_cuda_graph = (
@@ -119,7 +126,7 @@ class LatentBatchingManager(ContinuousBatchingManager):
             )
         super().__init__(model, generation_config, settings, hints)
 
-    def switch_to_cb_friendly_attn(self, model: Any, auto_switch_to_flash: bool = True) -> None:
+    def switch_to_cb_friendly_attn(self, model: PreTrainedModel, auto_switch_to_flash: bool = True) -> None:
         """Never to flash attention by itself: its heads are not as wide as a latent, so every token would be expanded
         at each step.
         """

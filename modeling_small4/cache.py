@@ -14,6 +14,8 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, QuantizedCache
 from transformers.utils import is_torchdynamo_compiling
 
+from .configuration_small4 import Small4Config, Small4TextConfig
+
 GROWTH = 1.25
 FIRST_TOKENS = 256
 
@@ -65,7 +67,7 @@ class LatentLayer(CacheLayerMixin):
         self.stores = [new[:, :, :0] for new in self.encode(key_states)]
 
     def update(
-        self, key_states: torch.Tensor, value_states: Any = None, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, Any]:
         """Append `[batch, 1, new, width]`; returns all tokens `[batch, 1, tokens, width]`, and `value_states` as
         given.
@@ -189,7 +191,7 @@ class StaticLatentLayer(LatentLayer):
                 torch._dynamo.mark_static_address(fixed)
 
     def update(
-        self, key_states: torch.Tensor, value_states: Any = None, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, Any]:
         if not self.is_initialized:
             self.lazy_initialization(key_states)
@@ -250,7 +252,7 @@ class LatentCache(Cache):
 
     def __init__(
         self,
-        config: Any,
+        config: Small4Config | Small4TextConfig,
         bits: int = 16,
         capacity: int = FIRST_TOKENS,
         offloading: bool = False,
@@ -300,7 +302,7 @@ def extend(cache: Cache, tokens: torch.Tensor, rank: int, layer_idx: int) -> tor
     return cache.update(tokens, tokens[..., :0], layer_idx)[0]
 
 
-def given_cache(cache: Any, past_key_values: Any) -> Any:
+def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
     """The cache that was passed as `cache` or, as callers of transformers before 5.24 do, as `past_key_values`; None
     without one.
 

@@ -59,7 +59,7 @@ def _positive(*names: str, most: int = 2**20) -> tuple[Check, ...]:
     return tuple(Check(name, partial(_is_whole, name, 1, most), allowed) for name in names)
 
 
-def _is_whole(name: str, least: int, most: int, config: Any) -> bool:
+def _is_whole(name: str, least: int, most: int, config: PreTrainedConfig) -> bool:
     value = getattr(config, name)
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
@@ -70,7 +70,7 @@ def _number(*names: str, least: float = 0.0, most: float, optional: bool = False
     return tuple(Check(name, partial(_in_range, name, least, most, optional), allowed) for name in names)
 
 
-def _in_range(name: str, least: float, most: float, optional: bool, config: Any) -> bool:
+def _in_range(name: str, least: float, most: float, optional: bool, config: PreTrainedConfig) -> bool:
     value = getattr(config, name)
     return (optional and value is None) or is_number(value, least, most)
 
@@ -83,7 +83,7 @@ def _activation(name: str) -> Check:
     return Check(name, partial(_is_activation, name), "transformers has no activation function of this name")
 
 
-def _is_activation(name: str, config: Any) -> bool:
+def _is_activation(name: str, config: PreTrainedConfig) -> bool:
     from transformers.activations import ACT2FN  # only here, for it imports torch
 
     return getattr(config, name) in ACT2FN

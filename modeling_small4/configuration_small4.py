@@ -344,7 +344,9 @@ class Small4Config(_Small4BaseConfig):
         self._finish(**kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "Small4Config":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> "Small4Config":
         """As transformers'. Raises ValueError or OSError that names the file and the field for what cannot be read."""
         with naming(_config_file(pretrained_model_name_or_path)):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -367,7 +369,7 @@ class Small4Config(_Small4BaseConfig):
         """Nothing of its own: the sub-configurations check theirs."""
 
 
-def _config_file(source: Any) -> str:
+def _config_file(source: str | os.PathLike[str]) -> str:
     """What a configuration is called in an error: its file in a folder, else what was asked for."""
     return os.path.join(source, "config.json") if os.path.isdir(source) else str(source)
 

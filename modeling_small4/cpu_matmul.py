@@ -140,7 +140,7 @@ class GroupedLinear(torch.autograd.Function):
         return grad_inputs, grad_weight, None
 
 
-def linear(module: Any, inputs: torch.Tensor) -> torch.Tensor:
+def linear(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """`module(inputs)`; for a plain half-precision linear on a CPU that is slow at it, through float32.
 
     A function and not a subclass of `nn.Linear`: transformers loads FP8, bitsandbytes and GGUF weights by replacing
@@ -159,7 +159,7 @@ def linear(module: Any, inputs: torch.Tensor) -> torch.Tensor:
     return outputs if module.bias is None else outputs + module.bias
 
 
-def is_plain_linear(module: Any) -> bool:
+def is_plain_linear(module: nn.Module) -> bool:
     """True when `module.weight` is all there is to it: no adapter, quantizer, shard, offload hook or other wrapper in
     between.
     """

@@ -11,13 +11,13 @@ class NoLinksFollowed:
     in it.
     """
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """As transformers'. Raises ValueError for a file that is a link, see `refuse_links`."""
         refuse_links(save_directory)
         return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
 
-def refuse_links(save_directory: Any) -> None:
+def refuse_links(save_directory: str | os.PathLike[str]) -> None:
     """Look through a folder that `save_pretrained` is about to write into. A snapshot in the Hub's cache consists of
     links to its store.
 

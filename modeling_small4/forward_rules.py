@@ -23,9 +23,9 @@ Must not know: layers, how attention is computed.
 """
 
 import warnings
-from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.masking_utils import find_packed_sequence_indices
 from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
@@ -33,7 +33,9 @@ from transformers.utils.import_utils import is_tracing
 logger = logging.get_logger(__name__)
 
 
-def packed_texts(position_ids: torch.Tensor | None, attention_mask: Any, cache: Any, batch: int) -> torch.Tensor | None:
+def packed_texts(
+    position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, cache: Cache | None, batch: int
+) -> torch.Tensor | None:
     """Number of the text in its row that each token belongs to, `[batch, length]`; None where each row is one text.
 
     Args:
@@ -69,21 +71,21 @@ def new_cache_wanted(use_cache: bool | None, training: bool, packed: torch.Tenso
     return bool(use_cache) and packed is None and not training
 
 
-def counted_positions(cache: Any, length: int, device: torch.device) -> torch.Tensor:
+def counted_positions(cache: Cache | None, length: int, device: torch.device) -> torch.Tensor:
     """Positions `[1, length]` of tokens that come behind those in the cache."""
     seen = cache.get_seq_length() if cache is not None else 0
     return (torch.arange(length, device=device) + seen)[None]
 
 
-def check_mask(attention_mask: Any, cache: Any, length: int) -> None:
+def check_mask(attention_mask: torch.Tensor | None, cache: Cache | None, length: int) -> None:
     """Refuse a mask that ends before the tokens do, of which transformers would hide the last.
 
     Raises:
         ValueError: It has fewer columns than there are cached and new tokens.
     """
-    if is_tracing(attention_mask):
+    if attention_mask is None or is_tracing(attention_mask):
         return
-    seen = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+    seen = cache.get_seq_length() if cache is not None and hasattr(cache, "get_seq_length") else 0
     if _is_flat(attention_mask) and isinstance(seen, int) and attention_mask.shape[1] < seen + length:
         raise ValueError(
             f"attention_mask has {attention_mask.shape[1]} columns for {seen} cached and {length} new tokens; it must "
@@ -91,7 +93,7 @@ def check_mask(attention_mask: Any, cache: Any, length: int) -> None:
         )
 
 
-def check_cache(cache: Any, batch: int, width: int) -> None:
+def check_cache(cache: Cache | None, batch: int, width: int) -> None:
     """Refuse a filled cache that cannot be gone on with.
 
     Args:
@@ -115,14 +117,14 @@ def check_cache(cache: Any, batch: int, width: int) -> None:
         raise ValueError(f"The cache holds {rows} rows, but the batch has {batch}; fill a cache with the same rows.")
 
 
-def repeat_rows(cache: Any, prompts: int, times: int) -> None:
+def repeat_rows(cache: Cache | None, prompts: int, times: int) -> None:
     """Make a filled cache fit a batch in which each prompt stands so many times, as beams and returned sequences do.
 
     Raises:
         ValueError: It holds neither a row for each prompt nor one for each row of the batch, or it cannot be repeated.
     """
     rows, _, _ = _shape(cache)
-    if rows is None or rows == prompts * times:
+    if cache is None or rows is None or rows == prompts * times:
         return
     if rows != prompts:
         raise ValueError(f"The cache holds {rows} rows for {prompts} prompts; fill a cache with the same prompts.")
@@ -147,7 +149,7 @@ def warn_beyond_positions(limit: int, tokens: int, what: str) -> None:
         )
 
 
-def _shape(cache: Any) -> tuple[int | None, int | None, int | None]:
+def _shape(cache: Cache | None) -> tuple[int | None, int | None, int | None]:
     """Rows, heads and numbers per token of a filled cache of transformers' or our kind; None for what it does not
     say.
     """
@@ -161,5 +163,5 @@ def _shape(cache: Any) -> tuple[int | None, int | None, int | None]:
     return layer.keys.shape[0], layer.keys.shape[1], layer.keys.shape[3]
 
 
-def _is_flat(mask: Any) -> bool:
+def _is_flat(mask: torch.Tensor) -> bool:
     return isinstance(mask, torch.Tensor) and mask.ndim == 2

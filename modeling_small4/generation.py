@@ -249,7 +249,7 @@ def _hand_over(call: GenerateCall, rewritten: RewrittenPrompt) -> None:
 class _CallersProcessor(LogitsProcessor):
     """A caller's logits processor, shown the caller's prompt."""
 
-    def __init__(self, processor: Any, rewritten: RewrittenPrompt) -> None:
+    def __init__(self, processor: LogitsProcessor, rewritten: RewrittenPrompt) -> None:
         self.processor, self.rewritten = processor, rewritten
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -259,7 +259,7 @@ class _CallersProcessor(LogitsProcessor):
 class _CallersCriterion(StoppingCriteria):
     """A caller's stopping criterion, shown the caller's prompt."""
 
-    def __init__(self, criterion: Any, rewritten: RewrittenPrompt) -> None:
+    def __init__(self, criterion: StoppingCriteria, rewritten: RewrittenPrompt) -> None:
         self.criterion, self.rewritten = criterion, rewritten
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:

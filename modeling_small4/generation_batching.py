@@ -7,11 +7,11 @@ model's layers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
+from .configuration_small4 import Small4Config
 from .generation_call import GenerateCall
 from .generation_presets import refuse
 from .generation_prompt import Prompt
@@ -25,7 +25,7 @@ PER_ROW = ("cache", "inputs_embeds", "position_ids", "mm_encoder_outputs", "assi
 Run = Callable[[GenerateCall], torch.Tensor]
 
 
-def generate_many(model: Any, call: GenerateCall, run: Run) -> torch.Tensor:
+def generate_many(model: PreTrainedModel, call: GenerateCall, run: Run) -> torch.Tensor:
     """The sequences of all prompts, as `generate` returns them.
 
     Args:
@@ -66,7 +66,7 @@ def continuous_batching_for(lengths: Sequence[int], new: int | None) -> Continuo
     )
 
 
-def _continuous(model: Any, call: GenerateCall, ids: torch.Tensor) -> GenerationConfig | None:
+def _continuous(model: PreTrainedModel, call: GenerateCall, ids: torch.Tensor) -> GenerationConfig | None:
     """The settings for continuous batching, or None where it could not do what was asked for."""
     known = {"inputs", "input_ids", "attention_mask", "generation_config", "tokenizer", "use_model_defaults"}
     rest = {name: value for name, value in call.arguments.items() if name not in known}
@@ -92,7 +92,7 @@ def _continuous(model: Any, call: GenerateCall, ids: torch.Tensor) -> Generation
     return settings if settings.max_new_tokens > 0 else None
 
 
-def _by_continuous_batching(model: Any, prompts: Prompt, settings: GenerationConfig) -> list[list[int]]:
+def _by_continuous_batching(model: PreTrainedModel, prompts: Prompt, settings: GenerationConfig) -> list[list[int]]:
     rows = [row[kept.bool()].tolist() for row, kept in zip(prompts.ids, prompts.mask, strict=True)]
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     requests = model.generate_batch(
@@ -111,7 +111,7 @@ def _by_continuous_batching(model: Any, prompts: Prompt, settings: GenerationCon
     return answers
 
 
-def _by_sorted_batches(model: Any, call: GenerateCall, run: Run, prompts: Prompt) -> list[list[int]]:
+def _by_sorted_batches(model: PreTrainedModel, call: GenerateCall, run: Run, prompts: Prompt) -> list[list[int]]:
     returned = call.get("num_return_sequences") or 1
     images = _images_of_rows(model.config, call, prompts.ids)
     answers: list[list[int]] = [[]] * (prompts.ids.shape[0] * returned)
@@ -143,7 +143,7 @@ def _batches(lengths: list[int], new: int) -> Iterator[list[int]]:
         order = order[size:]
 
 
-def _images_of_rows(config: Any, call: GenerateCall, ids: torch.Tensor) -> list[list[int]] | None:
+def _images_of_rows(config: Small4Config, call: GenerateCall, ids: torch.Tensor) -> list[list[int]] | None:
     """Which images each row shows: they stand in the order of their tokens. None without images."""
     if call.arguments.get("pixel_values") is None:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.cache_utils import Cache
 
 from .cache import with_cache_name
 from .generation_prompt import ReasoningIds, RewrittenPrompt
@@ -83,13 +84,13 @@ class GenerateCall:
         return [config for config in (self.arguments.get("generation_config"), self.own) if config is not None]
 
     @property
-    def cache(self) -> Any:
+    def cache(self) -> Cache | None:
         return self.arguments.get("cache")
 
     def rewrite_in_cache(self) -> RewrittenPrompt | None:
         """The rewrite of the prompt that filled the call's cache, if there was one; an emptied cache forgets it."""
         rewritten = getattr(self.cache, _REWRITE, None)
-        if rewritten is not None and self.cache.get_seq_length() == 0:
+        if self.cache is not None and rewritten is not None and self.cache.get_seq_length() == 0:
             delattr(self.cache, _REWRITE)
             return None
         return rewritten

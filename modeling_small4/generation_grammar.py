@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from .grammar import Grammar, Vocabulary
+from .grammar import Grammar, Matcher, Vocabulary
 from .grammar_end import is_free, shortest_end
 
 SLACK = (
@@ -53,7 +53,7 @@ class _Look:
 class _Cursor:
     """A row's state in the engine, the ids it has read, and the looks taken on their way, which only depend on them."""
 
-    matcher: Any
+    matcher: Matcher
     read: list[int] = field(default_factory=list)
     looks: list[_Look] = field(default_factory=list)
 
@@ -174,7 +174,7 @@ class GrammarProcessor(LogitsProcessor):
             allowed[:] = False
             allowed[self.end_think] = True
 
-    def _allow_text(self, allowed: np.ndarray, matcher: Any) -> None:
+    def _allow_text(self, allowed: np.ndarray, matcher: Matcher) -> None:
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         if matcher.is_error():
             raise ValueError(f"The grammar is too complex to go on with: {' '.join(matcher.get_error().split())[:300]}")

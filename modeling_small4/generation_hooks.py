@@ -10,9 +10,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.configuration_utils import GenerationMode
 
 from .cache import FIRST_TOKENS, LatentCache, given_cache
+from .configuration_small4 import Small4Config
 from .forward_rules import repeat_rows, warn_beyond_positions
 from .generation_grammar import GrammarProcessor
 from .generation_presets import PromptDrafts
@@ -38,13 +42,15 @@ def static_room(tokens: int) -> int:
 class Small4PrefillMixin:
     """Hooks into transformers' `generate`, between its arguments and its decoding."""
 
-    config: Any
-    generation_config: Any
+    config: Small4Config
+    generation_config: GenerationConfig
     forward: Any
     _valid_auto_compile_criteria: Any
     _default_compile_config: Any
 
-    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """Adds the latent caches (`LATENT_CACHES`; "latent" is the default) to transformers' closed list of names."""
         latent = LATENT_CACHES.get(kwargs.get("cache_implementation", ""))
         if latent is not None:
@@ -61,9 +67,9 @@ class Small4PrefillMixin:
 
     def _prepare_cache_for_generation(
         self,
-        generation_config: Any,
+        generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-        generation_mode: Any,
+        generation_mode: GenerationMode,
         batch_size: int,
         max_cache_length: int,
     ) -> None:
@@ -100,12 +106,14 @@ class Small4PrefillMixin:
         model_kwargs["cache"] = cache
 
     @staticmethod
-    def _prompt_length(generation_config: Any, model_kwargs: dict[str, Any]) -> int:
+    def _prompt_length(generation_config: GenerationConfig, model_kwargs: dict[str, Any]) -> int:
         """Tokens of the prompt, padding included."""
         mask = model_kwargs.get("attention_mask")  # left out where nothing is padded
         return getattr(generation_config, "_mask_length", 0) if mask is None else mask.shape[1]
 
-    def cache_for(self, tokens: int, preset: str | None, bits: int = 16, generation_config: Any = None) -> LatentCache:
+    def cache_for(
+        self, tokens: int, preset: str | None, bits: int = 16, generation_config: GenerationConfig = None
+    ) -> LatentCache:
         """An empty cache for so many tokens: with the latency preset of fixed size where steps are compiled, else with
         all room made.
         """
@@ -118,7 +126,11 @@ class Small4PrefillMixin:
         return LatentCache(self.config, bits, max(FIRST_TOKENS, tokens))
 
     def _prefill(
-        self, input_ids: Any, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
+        self,
+        input_ids: torch.Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
     ) -> Any:
         """Long prompts in chunks, so that memory is bounded by the cache and one chunk."""
         cache = model_kwargs.get("cache")
@@ -129,7 +141,9 @@ class Small4PrefillMixin:
         with cache.reading_a_prompt() if isinstance(cache, LatentCache) else nullcontext():
             return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)  # type: ignore[misc]
 
-    def _get_logits_processor(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_logits_processor(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
         """transformers' own; a grammar is told at what length the answer is cut off, so that it can end it before."""
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)  # type: ignore[misc]
         for each in processors:
@@ -139,7 +153,9 @@ class Small4PrefillMixin:
                 each.limit = generation_config.max_length
         return processors
 
-    def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_candidate_generator(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> CandidateGenerator:
         """The latency preset's own drafts, else transformers' generators."""
         if getattr(generation_config, "prompt_drafts", False):
             return PromptDrafts(generation_config.max_length)
@@ -149,7 +165,12 @@ class Small4PrefillMixin:
         return super()._get_candidate_generator(generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def _assisted_decoding(
-        self, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
     ) -> Any:
         """All of the prompt but its last token goes into the cache first, unless the cache holds it or the prompt is
         short.
@@ -169,7 +190,7 @@ class Small4PrefillMixin:
             input_ids, logits_processor, stopping_criteria, config, **kwargs
         )
 
-    def _read_ahead(self, input_ids: torch.Tensor, generation_config: Any, kwargs: dict[str, Any]) -> int:
+    def _read_ahead(self, input_ids: torch.Tensor, generation_config: GenerationConfig, kwargs: dict[str, Any]) -> int:
         """Fills the cache with the prompt up to its last token, and takes the images out of `kwargs`.
 
         Returns:
@@ -191,14 +212,14 @@ class Small4PrefillMixin:
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: Any,
+        input_ids: torch.Tensor,
         next_sequence_length: int | None = None,
-        cache: Any = None,
-        inputs_embeds: Any = None,  # named, for transformers looks for it here
-        past_key_values: Any = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,  # named, for transformers looks for it here
+        past_key_values: Cache | None = None,
         cached_only: int | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> dict[str, Any]:
         """transformers' own; assisted decoding gives the whole prompt first, of which the cache may hold all but the
         end.
 
@@ -207,7 +228,7 @@ class Small4PrefillMixin:
                 cache.
         """
         cache = given_cache(cache, past_key_values)
-        if next_sequence_length is None and cached_only is not None:
+        if next_sequence_length is None and cached_only is not None and cache is not None:
             next_sequence_length = cached_only + input_ids.shape[1] - int(cache.get_seq_length())
         return super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,

@@ -7,10 +7,10 @@ decoding keeps to a grammar (`generation_grammar`).
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from .chat_tools import tool_definitions
 from .grammar_schema import largest_part, prepare_schema
@@ -193,7 +193,7 @@ class Grammar:
             lines.append("start: call+" if parallel_tool_calls and mode == "required" else "start: call")
         return cls("tools", _checked("\n".join(lines), "The grammar of the tools"), reserve=reserve)
 
-    def matcher(self, vocabulary: "Vocabulary") -> Any:
+    def matcher(self, vocabulary: "Vocabulary") -> "Matcher":
         """The engine's state at the beginning of an answer.
 
         Raises:
@@ -212,6 +212,21 @@ class Grammar:
         return matcher
 
 
+class Matcher(Protocol):
+    """What is used of llguidance's `LLMatcher`: how far an answer is, and what may follow."""
+
+    def is_error(self) -> bool: ...
+    def get_error(self) -> str: ...
+    def is_accepting(self) -> bool: ...
+    def compute_bitmask(self) -> bytes: ...
+    def consume_token(self, token: int) -> bool: ...
+    def try_consume_tokens(self, tokens: list[int]) -> int: ...
+    def validate_tokens(self, tokens: list[int]) -> int: ...
+    def rollback(self, count: int) -> bool: ...
+    def reset(self) -> bool: ...
+    def deep_copy(self) -> "Matcher": ...
+
+
 class Vocabulary:
     """A tokenizer's tokens as the engine reads them; built when first used, and not copied or pickled with the
     tokenizer.
@@ -223,7 +238,13 @@ class Vocabulary:
         encode: texts to the ids of each.
     """
 
-    def __init__(self, tokens: list[bytes], control_ids: Mapping[str, int], eos: int, encode: Any) -> None:
+    def __init__(
+        self,
+        tokens: list[bytes],
+        control_ids: Mapping[str, int],
+        eos: int,
+        encode: Callable[[list[str]], list[list[int]]],
+    ) -> None:
         self.tokens, self.control_ids, self.eos, self.encode = tokens, control_ids, eos, encode
         self._engine: Any = None
 
@@ -256,7 +277,7 @@ class _Wrapped:
         self.special_token_ids = sorted(vocabulary.control_ids.values())
         self._encode = vocabulary.encode
 
-    def __call__(self, text: Any) -> list[int]:
+    def __call__(self, text: str | bytes) -> list[int]:
         return self._encode([text if isinstance(text, str) else text.decode("utf-8", "replace")])[0]
 
 

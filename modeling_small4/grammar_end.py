@@ -5,9 +5,7 @@ A depth-first search over bytes and special tokens that tries what closes first.
 and gives up after a bounded effort. Must not know: torch, schemas, models.
 """
 
-from typing import Any
-
-from .grammar import Vocabulary
+from .grammar import Matcher, Vocabulary
 from .reasoning import ARGS, TOOL_CALLS
 
 STEPS = 2000  # tries, after which the search gives up
@@ -20,7 +18,7 @@ _TEXT = (
 )
 
 
-def shortest_end(matcher: Any, vocabulary: Vocabulary) -> list[int] | None:
+def shortest_end(matcher: Matcher, vocabulary: Vocabulary) -> list[int] | None:
     """Ids that take the answer to a valid end, [] where it is at one; None where none was found. The matcher stays as
     it is.
     """
@@ -28,10 +26,10 @@ def shortest_end(matcher: Any, vocabulary: Vocabulary) -> list[int] | None:
     return None if found is None else _joined(found, vocabulary)
 
 
-def is_free(matcher: Any, vocabulary: Vocabulary) -> bool:
+def is_free(matcher: Matcher, vocabulary: Vocabulary) -> bool:
     """Whether any text may follow."""
     ids = [vocabulary.byte_ids[byte] for byte in _FREE]
-    return None not in ids and all(matcher.validate_tokens([index]) for index in ids)
+    return all(index is not None and matcher.validate_tokens([index]) for index in ids)
 
 
 def _symbols(vocabulary: Vocabulary) -> list[int]:
@@ -41,7 +39,7 @@ def _symbols(vocabulary: Vocabulary) -> list[int]:
     return [*special, *(index for index in ids if index is not None)]
 
 
-def _search(matcher: Any, symbols: list[int], vocabulary: Vocabulary) -> list[int] | None:
+def _search(matcher: Matcher, symbols: list[int], vocabulary: Vocabulary) -> list[int] | None:
     path: list[int] = []
     untried: list[list[int]] = []  # of each step of the path, what else may follow there, best last
     for _ in range(STEPS):
@@ -62,7 +60,7 @@ def _search(matcher: Any, symbols: list[int], vocabulary: Vocabulary) -> list[in
     return None
 
 
-def _options(matcher: Any, symbols: list[int], path: list[int], vocabulary: Vocabulary) -> list[int]:
+def _options(matcher: Matcher, symbols: list[int], path: list[int], vocabulary: Vocabulary) -> list[int]:
     """What may follow, best last; only the best few, for of many alternatives one is as good as another."""
     turn = len(path)
     if is_free(matcher, vocabulary):

@@ -4,14 +4,16 @@ wrong.
 transformers only warns and leaves missing weights random. This file knows names of tensors, not their meaning.
 """
 
+import os
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import GenerationConfig
 from transformers.core_model_loading import WeightConverter
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .experts_memory import parse_memory
@@ -83,7 +85,7 @@ class Small4LoadingMixin:
         refuse_mismatch(model, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, FP8 announced only
         where it is held.
 
@@ -102,16 +104,18 @@ class Small4LoadingMixin:
             del self.config.quantization_config  # type: ignore[attr-defined]
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
-    def half(self) -> Any:
+    def half(self) -> Self:
         """As `nn.Module.half`; stored weights stay as they are."""
         return self.to(torch.float16) if _stored(self) else super().half()  # type: ignore[attr-defined,misc]
 
-    def float(self) -> Any:
+    def float(self) -> Self:
         """As `nn.Module.float`; stored weights stay as they are."""
         return self.to(torch.float32) if _stored(self) else super().float()  # type: ignore[attr-defined,misc]
 
     @classmethod
-    def maybe_distribute_model(cls, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
+    def maybe_distribute_model(
+        cls, model: PreTrainedModel, distributed_config: Any, mesh_manager: Any
+    ) -> PreTrainedModel:
         """transformers' cut of a model over processes, pipeline stages included.
 
         Raises:
@@ -128,7 +132,12 @@ class Small4LoadingMixin:
 
     @staticmethod
     def _load_pretrained_model(
-        model: Any, state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, *args: Any, **kwargs: Any
+        model: PreTrainedModel,
+        state_dict: Any,
+        checkpoint_files: list[str] | None,
+        load_config: LoadStateDictConfig,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """transformers' reading of the tensors, with the published names and stored forms added for this one load."""
         refuse_other_layouts(checkpoint_files, model.config._name_or_path)
@@ -161,11 +170,11 @@ def _expert_memory(given: dict[str, str | int] | str | int | bool | None, kwargs
     return None if given is False else Asked(parse_memory(given))
 
 
-def _stored(model: Any) -> bool:
+def _stored(model: PreTrainedModel) -> bool:
     return getattr(model, "quantization_method", None) == METHOD
 
 
-def _converters(quantizer: Any) -> list[WeightConverter]:
+def _converters(quantizer: HfQuantizer | None) -> list[WeightConverter]:
     """What has to be done to tensors while they are loaded."""
     if quantizer is None or not quantizer.pre_quantized:
         return []
@@ -185,7 +194,7 @@ def _check_generation_config(file: Path) -> None:
             GenerationConfig.from_dict(content)
 
 
-def refuse_mismatch(model: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
+def refuse_mismatch(model: PreTrainedModel, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
     """Raise unless every tensor found its place. A new task head may start fresh, and a model without head ignores the
     head.
     """

@@ -1,14 +1,14 @@
 """After loading: the implementation of experts that fits how a quantizer holds them. Knows no kernel."""
 
-from typing import Any
-
 import torch
+from transformers import PreTrainedModel
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 
-def choose_experts_implementation(model: Any, quantizer: Any) -> None:
+def choose_experts_implementation(model: PreTrainedModel, quantizer: HfQuantizer | None) -> None:
     """After loading with a quantiser: choose the implementation that its experts work with, or say that experts were
     left out.
     """

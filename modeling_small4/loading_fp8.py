@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.quantizers.base import HfQuantizer
 
 
-def scale_spreaders(quantizer: Any) -> list[WeightConverter]:
+def scale_spreaders(quantizer: HfQuantizer | None) -> list[WeightConverter]:
     """transformers' fused experts want gate and up scales [E, 2, 1] and one activation scale, [E]."""
     gate_up = r"\.experts\.gate_up_proj"
     return [
@@ -26,7 +27,7 @@ def scale_spreaders(quantizer: Any) -> list[WeightConverter]:
 class _LoadOnly(ConversionOps):
     """A step that only loading takes. `hf_quantizer` tells transformers to hand the tensors over as they are stored."""
 
-    def __init__(self, hf_quantizer: Any) -> None:
+    def __init__(self, hf_quantizer: HfQuantizer | None) -> None:
         self.hf_quantizer = hf_quantizer
 
 

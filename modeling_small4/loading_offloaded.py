@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.core_model_loading import apply_renamings
+from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from .experts_files import LayerFiles, Stored, WatchedFile, folder_of, read_header
@@ -38,7 +40,9 @@ class Asked:
     memory: dict[str, int] | None
 
 
-def offload_experts(model: Any, files: list[str] | None, load_config: Any, asked: Asked) -> dict[str, Any] | None:
+def offload_experts(
+    model: PreTrainedModel, files: list[str] | None, load_config: LoadStateDictConfig, asked: Asked
+) -> dict[str, Any] | None:
     """Put `Small4OffloadedExperts` into a model that has no weights yet.
 
     Returns:
@@ -94,7 +98,9 @@ def _foretold(store: ExpertStore, others: int, chosen: int) -> str:
     return f"about {1 / seconds:.2g} tokens/s (memory {host / 1e9:.1f} GB/s, disk {disk / 1e9:.1f} GB/s)"
 
 
-def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_config: Any, asked: Asked) -> str | None:
+def _obstacle(
+    modules: Mapping[str, nn.Module], files: list[str] | None, load_config: LoadStateDictConfig, asked: Asked
+) -> str | None:
     """Why experts of this model cannot be offloaded, or None."""
     quantizer = load_config.hf_quantizer
     config: Any = getattr(quantizer, "quantization_config", None)
@@ -114,7 +120,7 @@ def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_co
     return None
 
 
-def _fits(model: Any, device_map: dict[str, Any] | None) -> bool:
+def _fits(model: PreTrainedModel, device_map: dict[str, Any] | None) -> bool:
     """Whether the model is to be loaded as usual: because it fits in main memory, or because part of it runs
     elsewhere.
     """
@@ -124,7 +130,7 @@ def _fits(model: Any, device_map: dict[str, Any] | None) -> bool:
     return sum(p.numel() * p.element_size() for p in model.parameters()) + SPARE <= free_memory()
 
 
-def _others(model: Any, modules: Mapping[str, nn.Module]) -> int:
+def _others(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> int:
     """Bytes of all weights but the experts'."""
     experts = {id(p) for module in modules.values() for p in module.parameters()}
     return sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in experts)

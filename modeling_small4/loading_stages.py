@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.distributed.pipeline_parallel import PipelineIdentityLayer, PipelineStage
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MoeCausalLMOutputWithPast
@@ -41,7 +42,7 @@ class Stage(PipelineStage):
         return next(ranks, None)
 
 
-def distribute(host: Callable[..., Any], model: Any, config: Any, mesh: Any) -> Any:
+def distribute(host: Callable[..., Any], model: PreTrainedModel, config: Any, mesh: Any) -> Any:
     """transformers' `maybe_distribute_model`, `host`, preceded by our own cut into stages where those are asked for.
 
     Raises:
@@ -67,7 +68,7 @@ def distribute(host: Callable[..., Any], model: Any, config: Any, mesh: Any) -> 
     return model
 
 
-def _of_this_model(model: Any, plan: dict[str, str]) -> dict[str, str]:
+def _of_this_model(model: PreTrainedModel, plan: dict[str, str]) -> dict[str, str]:
     """The rules that name something here; the plan knows every form of Small 4, and transformers warns of each rule
     without use.
     """
@@ -76,7 +77,7 @@ def _of_this_model(model: Any, plan: dict[str, str]) -> dict[str, str]:
     return {rule: style for rule, style in plan.items() if rule in names}
 
 
-def cut(model: Any, stage: Stage) -> None:
+def cut(model: PreTrainedModel, stage: Stage) -> None:
     """Leave this stage's layers in the model, numbered from 0 as its cache numbers them, and let `forward` pass results
     on.
     """
@@ -107,7 +108,7 @@ def _sees_nothing(*args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
     return BaseModelOutputWithPooling(pooler_output=())
 
 
-def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
+def _passing_on(model: PreTrainedModel, stage: Stage, layers: int) -> Callable[..., Any]:
     """The model's forward on one stage. Every process returns the logits, so that `generate` runs on all of them
     alike.
     """
@@ -139,7 +140,7 @@ def _passing_on(model: Any, stage: Stage, layers: int) -> Callable[..., Any]:
     return forward
 
 
-def _shape(model: Any, given: dict[str, Any]) -> tuple[int, ...]:
+def _shape(model: PreTrainedModel, given: dict[str, Any]) -> tuple[int, ...]:
     """Of the hidden states that the previous stage sends."""
     embeds: torch.Tensor | None = given.get("inputs_embeds")
     rows = embeds.shape[:2] if embeds is not None else given["input_ids"].shape[:2]

@@ -5,8 +5,6 @@ Routed experts run through transformers' experts interface, so `experts_implemen
 default one is our own (`grouped`). This file knows nothing of attention.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from .configuration_small4 import Small4TextConfig
 from .cpu_matmul import Small4ExpertsInterface, linear
 
 
@@ -22,7 +21,7 @@ class Small4MLP(nn.Module):
     together.
     """
 
-    def __init__(self, config: Any, intermediate_size: int) -> None:
+    def __init__(self, config: Small4TextConfig, intermediate_size: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
@@ -37,7 +36,7 @@ class Small4MLP(nn.Module):
 class Small4TopkRouter(nn.Module):
     """Softmax over all experts, then the best `num_experts_per_tok`, renormalized to sum 1 and scaled."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Small4TextConfig) -> None:
         super().__init__()
         self.num_experts, self.top_k = config.n_routed_experts, config.num_experts_per_tok
         self.num_groups, self.top_groups = config.n_group, config.topk_group
@@ -77,7 +76,7 @@ class Small4Experts(nn.Module):
     `[experts, hidden, width]`.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Small4TextConfig) -> None:
         super().__init__()
         self.num_experts = config.n_routed_experts
         self.hidden_dim, self.intermediate_dim = config.hidden_size, config.moe_intermediate_size
@@ -109,7 +108,7 @@ class Small4Experts(nn.Module):
 class Small4MoE(nn.Module):
     """Routed experts plus the shared expert that every token passes."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Small4TextConfig) -> None:
         super().__init__()
         self.gate = Small4TopkRouter(config)
         self.experts = Small4Experts(config)
@@ -126,7 +125,7 @@ class Small4MoE(nn.Module):
 
 
 def router_losses(
-    config: Any, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None
+    config: Small4TextConfig, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the router adds to the training loss.
 

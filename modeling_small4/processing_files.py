@@ -3,8 +3,9 @@
 Must not know how a processor is called.
 """
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
@@ -25,7 +26,7 @@ class ProcessorFilesMixin(ProcessorMixin):
     tokenizer: Small4Tokenizer
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Self:
         """As transformers'. Raises ValueError or OSError that names the file for one that is damaged."""
         folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
         if folder is not None:
@@ -36,7 +37,10 @@ class ProcessorFilesMixin(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(
-        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        processor_dict: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[Any]:
         """Always our own classes, whatever else is installed."""
         folder, image_arguments = pretrained_model_name_or_path, Small4ImageProcessor.valid_kwargs.__annotations__
@@ -57,7 +61,9 @@ class ProcessorFilesMixin(ProcessorMixin):
     def get_attributes(cls) -> list[str]:
         return ["image_processor", "tokenizer"]
 
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
         """As in transformers; a processor without vision saves no image processor, one without code no `auto_map`."""
         refuse_links(save_directory)
         if (
@@ -74,7 +80,7 @@ class ProcessorFilesMixin(ProcessorMixin):
             self.__dict__.pop("get_attributes", None)
 
 
-def _load_tokenizer(folder: Any, kwargs: dict[str, Any]) -> Small4Tokenizer:
+def _load_tokenizer(folder: str | os.PathLike[str], kwargs: dict[str, Any]) -> Small4Tokenizer:
     try:
         return Small4Tokenizer.from_pretrained(folder, **kwargs)
     except (OSError, TypeError, ValueError) as error:
@@ -88,7 +94,9 @@ def _load_tokenizer(folder: Any, kwargs: dict[str, Any]) -> Small4Tokenizer:
         ) from None
 
 
-def _image_settings(folder: Any, processor: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
+def _image_settings(
+    folder: str | os.PathLike[str], processor: dict[str, Any], known: dict[str, Any]
+) -> dict[str, Any] | None:
     """Settings of the image processor: from `processor_config.json` or `preprocessor_config.json`; where a trainer
     saved neither, from the model's configuration. None if the model has no vision, or nothing says that it has."""
     above = {"spatial_merge_size": processor["spatial_merge_size"]} if "spatial_merge_size" in processor else {}

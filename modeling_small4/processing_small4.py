@@ -237,7 +237,9 @@ class Small4Processor(ProcessorFilesMixin):
             None if chat_template is None and self.chat_template is None else self._resolve_chat_template(chat_template)
         )
 
-    def _render_other(self, template: Any, mode: Any, effort: Any, variables: dict[str, Any], **arguments: Any) -> Any:
+    def _render_other(
+        self, template: str | None, mode: str | None, effort: str | None, variables: dict[str, Any], **arguments: Any
+    ) -> Any:
         """transformers' way with a template that is not ours; what users typed is escaped before it is rendered."""
         special = self.tokenizer.special
         for name in ("conversation", "tools", "documents"):

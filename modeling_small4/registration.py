@@ -45,13 +45,13 @@ class PublishedForCausalLM(Small4ForCausalLM):
     config_class = Mistral3Config
 
     @classmethod
-    def from_pretrained(cls, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, config: PreTrainedConfig = None, **kwargs: Any) -> Any:
         """As `Small4ForCausalLM.from_pretrained`; the result is of that class."""
         given = {} if config is None else {"config": _ours(config)}
         return Small4ForCausalLM.from_pretrained(*args, **given, **kwargs)
 
     @classmethod
-    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
         return Small4ForCausalLM._from_config(_ours(config), **kwargs)
 
 

@@ -5,9 +5,11 @@ device or an offload could leave wrong. This file holds no weights.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+
+from .configuration_small4 import Small4TextConfig, Small4VisionConfig
 
 
 class Positions(NamedTuple):
@@ -23,7 +25,7 @@ class Positions(NamedTuple):
     query_scale: torch.Tensor | None
 
 
-def text_positions(config: Any, position_ids: torch.Tensor) -> Positions:
+def text_positions(config: Small4TextConfig, position_ids: torch.Tensor) -> Positions:
     """Rotary angles and query scale of the decoder.
 
     Args:
@@ -34,7 +36,7 @@ def text_positions(config: Any, position_ids: torch.Tensor) -> Positions:
     return Positions(angles.cos(), angles.sin(), long_position_query_scale(config, position_ids))
 
 
-def inverse_frequencies(config: Any, device: torch.device | None = None) -> torch.Tensor:
+def inverse_frequencies(config: Small4TextConfig, device: torch.device | None = None) -> torch.Tensor:
     """Radians per position of each rotated pair, float32 `[qk_rope_head_dim / 2]`.
 
     With `rope_type="yarn"`: "NTK-by-parts" interpolation (YaRN, arXiv:2309.00071, section 3.2). Pairs that turn more
@@ -60,7 +62,7 @@ def inverse_frequencies(config: Any, device: torch.device | None = None) -> torc
     return kept / rope["factor"] * slowed + kept * (1 - slowed)
 
 
-def long_position_query_scale(config: Any, position_ids: torch.Tensor) -> torch.Tensor | None:
+def long_position_query_scale(config: Small4TextConfig, position_ids: torch.Tensor) -> torch.Tensor | None:
     """Factor on whole queries, `1 + beta * ln(1 + floor(position / original context))`: 1 within the original context.
 
     Positions below 0, which some callers give padding, scale by 1. Source: `llama_4_scaling` in the release's
@@ -92,7 +94,9 @@ def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def image_positions(config: Any, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def image_positions(
+    config: Small4VisionConfig, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """2-D rotary angles of the vision tower (Pixtral, arXiv:2410.07073): even frequencies turn with the row, odd with
     the column.
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from transformers.generation.streamers import BaseStreamer
 
+from .processing_small4 import Small4Processor
+from .tokenization_small4 import Small4Tokenizer
+
 
 class Small4Streamer(BaseStreamer):
     """Yields `(channel, text)`, channel being "thinking", "content" or "tool_calls", and never half a character.
@@ -21,8 +24,8 @@ class Small4Streamer(BaseStreamer):
         timeout: seconds to wait for the next piece before `queue.Empty` is raised; None waits for ever.
     """
 
-    def __init__(self, tokenizer: Any, timeout: float | None = None) -> None:
-        self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    def __init__(self, tokenizer: Small4Tokenizer | Small4Processor, timeout: float | None = None) -> None:
+        self._tokenizer: Small4Tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # type: ignore[assignment]
         self._timeout = timeout
         self._queue: Queue[tuple[str, str] | None] = Queue()
         self._reader: Any = None

@@ -5,9 +5,10 @@ tokens are set between. A prompt string is encoded by `tokenizer(text)`; in it, 
 escaped (`chat_text`). Must not know: pixels (the processor brings each image's ids), model classes.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
     padding_side = "left"
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Self:
         """As transformers'. Raises ValueError or OSError that names the file for one that is damaged."""
         folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
         if folder is None:
@@ -146,13 +147,13 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         ]
         return prompts, batched
 
-    def is_own_template(self, template: Any) -> bool:
+    def is_own_template(self, template: str | None) -> bool:
         """Whether chats are laid out by our own code: there is no template, or it is the one that says the same in
         Jinja.
         """
         return template is None or template == self._own_template
 
-    def reasoning_variables(self, mode: Any, effort: Any) -> dict[str, str]:
+    def reasoning_variables(self, mode: str | None, effort: str | None) -> dict[str, str]:
         """The mode under both of its names, for a template that is not ours; nothing if none was given."""
         mode = resolve_reasoning_mode(mode, effort)
         return {} if mode is None else {"reasoning_mode": mode, "reasoning_effort": mode}
@@ -167,7 +168,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         texts = [self.prompt_text(pieces) for pieces in prompts]
         return self(texts if batched else texts[0], **({"add_special_tokens": False} | options))
 
-    def reasoning_mode(self, mode: Any, effort: Any, others: dict[str, Any]) -> str | None:
+    def reasoning_mode(self, mode: str | None, effort: str | None, others: dict[str, Any]) -> str | None:
         """The mode to write into a prompt, None where the tokenizer knows no settings.
 
         `others` are further template variables: `enable_thinking`, with which transformers' server says the same, is

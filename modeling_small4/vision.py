@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import eager_attention
+from .configuration_small4 import Small4VisionConfig
 from .cpu_matmul import linear
 from .moe import Small4MLP
 from .rope import image_positions, rotate_halves
@@ -25,7 +26,7 @@ class Small4VisionAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Small4VisionConfig) -> None:
         super().__init__()
         self.config = config
         self.head_dim, self.scaling = config.head_dim, config.head_dim**-0.5
@@ -73,7 +74,7 @@ def _stack_padded(weights: tuple[torch.Tensor, ...]) -> torch.Tensor:
 class Small4VisionLayer(GradientCheckpointingLayer):
     """Pre-norm block of the tower."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Small4VisionConfig) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention = Small4VisionAttention(config)
@@ -91,7 +92,7 @@ class Small4VisionLayer(GradientCheckpointingLayer):
 class Small4VisionBlocks(nn.Module):
     """The stack of blocks, a module of its own for the sake of the release's parameter names."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Small4VisionConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Small4VisionLayer(config) for _ in range(config.num_hidden_layers))
 
@@ -109,7 +110,7 @@ def embed_patches(patch_conv: nn.Conv2d, pixel_values: torch.Tensor, grids: list
 
 
 def patch_positions(
-    config: Any, grids: list[tuple[int, int]], device: torch.device
+    config: Small4VisionConfig, grids: list[tuple[int, int]], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary angles of every patch, by row and column within its own image. See `image_positions`."""
     rows = torch.cat([torch.arange(h, device=device).repeat_interleave(w) for h, w in grids])
@@ -153,7 +154,7 @@ def patch_grids(
 class Small4PatchMerger(nn.Module):
     """Merges each square of `spatial_merge_size ** 2` patches into one vector."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Small4VisionConfig) -> None:
         super().__init__()
         width, self.merge = config.vision_config.hidden_size, config.spatial_merge_size
         self.merging_layer = nn.Linear(width * self.merge**2, width, bias=False)
@@ -173,7 +174,7 @@ class Small4PatchMerger(nn.Module):
 class Small4MultiModalProjector(nn.Module):
     """Norm, patch merger and two linear layers into the text model's width."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Small4VisionConfig) -> None:
         super().__init__()
         vision_width, text_width, bias = (
             config.vision_config.hidden_size,

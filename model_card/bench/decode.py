@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, Mistral4Config
+from transformers.cache_utils import Cache
 from transformers.models.mistral4.modeling_mistral4 import Mistral4Model
 
 from model_card.bench.harness import Run, interleaved, options, peak_bytes, read, relative_error, report
 from modeling_small4 import LatentCache, Small4TextConfig, Small4TextModel
+from modeling_small4.modeling_small4 import Small4ForCausalLM
 
 VOCABULARY = 1024  # the embedding is no part of what is measured
 
@@ -64,7 +66,7 @@ def filled(ours: Small4TextModel, context: int, batch: int = 1) -> tuple[LatentC
     return mine, theirs
 
 
-def step(model: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+def step(model: Small4ForCausalLM, ids: torch.Tensor, cache: Cache) -> torch.Tensor:
     """Output of new tokens behind a cache, which is left as it was."""
     seen = cache.get_seq_length()
     positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
@@ -73,7 +75,7 @@ def step(model: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
     return output
 
 
-def prefill(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def prefill(model: Small4ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """Output of a prompt, its cache made and dropped."""
     return model(input_ids=ids, use_cache=True).last_hidden_state
 

@@ -31,6 +31,7 @@ from transformers import Mistral3ForConditionalGeneration
 from model_card.bench import llama_engine, vllm_engine
 from model_card.evals.record import provenance, write
 from modeling_small4 import Small4ForCausalLM, Small4Processor, demo_checkpoint
+from modeling_small4.configuration_small4 import Small4Config
 
 QUESTIONS = ("What is 348 + 276?", "Compute 9021 - 478.", "37 + 5 = ?", "What is 1204 minus 96?")
 SHAPES = (("red", "ellipse"), ("blue", "rectangle"), ("green", "ellipse"))
@@ -57,7 +58,7 @@ class Question:
         return {"before": self.ids[:first], "image": image, "after": self.ids[last:]}
 
 
-def prompts(processor: Any) -> list[list[int]]:
+def prompts(processor: Small4Processor) -> list[list[int]]:
     """Each question in both reasoning modes, as ids."""
     chats = ([{"role": "user", "content": text}] for text in QUESTIONS)
     return [
@@ -67,7 +68,7 @@ def prompts(processor: Any) -> list[list[int]]:
     ]
 
 
-def long_prompts(processor: Any, original: int) -> list[list[int]]:
+def long_prompts(processor: Small4Processor, original: int) -> list[list[int]]:
     """Prompts that end beyond the original context, where positions are interpolated and queries scaled; none if that
     is too long here.
     """
@@ -82,7 +83,7 @@ def long_prompts(processor: Any, original: int) -> list[list[int]]:
     return [processor.apply_chat_template(chat, reasoning_mode=mode, tokenize=True)[0] for mode in ("none", "high")]
 
 
-def pictures(processor: Any) -> list[Question]:
+def pictures(processor: Small4Processor) -> list[Question]:
     """Questions about drawn shapes, of a size that no engine resizes: whole squares of 28 pixels, and more than eight
     of them.
     """
@@ -99,7 +100,7 @@ def pictures(processor: Any) -> list[Question]:
     return out
 
 
-def questions(processor: Any, config: Any) -> dict[str, list[Question]]:
+def questions(processor: Small4Processor, config: Small4Config) -> dict[str, list[Question]]:
     """All that is asked, by kind."""
     original = config.text_config.rope_parameters.get("original_max_position_embeddings", LONGEST)
     out = {
@@ -111,7 +112,7 @@ def questions(processor: Any, config: Any) -> dict[str, list[Question]]:
 
 
 @torch.no_grad()
-def continued(model: Any, ids: list[int], **images: torch.Tensor) -> Answer:
+def continued(model: Small4ForCausalLM, ids: list[int], **images: Any) -> Answer:
     """Greedy tokens of a model in this process, with the log-probability of each. No reasoning mode: the bare model."""
     out = model.generate(
         torch.tensor([ids]), **images, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True,
@@ -162,7 +163,7 @@ class Comparison:
             self.results[f"{engine}, {kind}"] = difference(a, b) | {"version": number}
 
 
-def _here(model: Any, question: Question) -> Answer:
+def _here(model: Small4ForCausalLM, question: Question) -> Answer:
     return continued(model, question.ids, **question.pixels)
 
 

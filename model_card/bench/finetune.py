@@ -31,6 +31,7 @@ from model_card.demo_recipe.tasks.judge import correct
 from model_card.evals.record import provenance, write
 from model_card.evals.scores import share
 from modeling_small4 import Small4DataCollator, demo_checkpoint, lora_targets
+from modeling_small4.modeling_small4 import Small4ForCausalLM
 from modeling_small4.training.evaluation import parsed_answers
 
 RATES = {"full": 1.5e-4, "lora": 2e-3}
@@ -72,7 +73,12 @@ def own_rows(collator: Small4DataCollator, kinds: set[str], seed: int) -> Iterat
 
 
 def train(
-    model: Any, collator: Small4DataCollator, rows: list[dict[str, Any]], batch: int, rate: float, folder: str
+    model: Small4ForCausalLM,
+    collator: Small4DataCollator,
+    rows: list[dict[str, Any]],
+    batch: int,
+    rate: float,
+    folder: str,
 ) -> float:
     """Train in place, each step in two halves, shorter rows and longer ones; returns the seconds it took."""
     text = model.config.get_text_config()
@@ -91,7 +97,7 @@ def train(
     return time.perf_counter() - started
 
 
-def verdicts(model: Any, collator: Small4DataCollator, rows: list[dict[str, Any]]) -> list[bool]:
+def verdicts(model: Small4ForCausalLM, collator: Small4DataCollator, rows: list[dict[str, Any]]) -> list[bool]:
     """Which rows the model answers rightly; rows of the new operation carry their answer, others the row they are made
     of.
     """

@@ -19,7 +19,9 @@ from model_card.bench.random_schemas import random_schema
 from modeling_small4 import Small4ForCausalLM, Small4Processor, demo_checkpoint
 
 
-def ask(model: Any, processor: Any, schemas: list[Any], mode: str, sampled: bool, tokens: int) -> list[list[int]]:
+def ask(
+    model: Small4ForCausalLM, processor: Small4Processor, schemas: list[Any], mode: str, sampled: bool, tokens: int
+) -> list[list[int]]:
     """Ids of the answers, one for each schema, of one call."""
     chats = [[{"role": "user", "content": f"Answer {index} in JSON."}] for index in range(len(schemas))]
     inputs = processor.apply_chat_template(
@@ -33,7 +35,7 @@ def ask(model: Any, processor: Any, schemas: list[Any], mode: str, sampled: bool
     return out[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def verdict(processor: Any, schema: Any, ids: list[int]) -> str:
+def verdict(processor: Small4Processor, schema: Any, ids: list[int]) -> str:
     """ "valid", or what is wrong."""
     text = processor.parse_response(ids)["content"]
     if processor.tokenizer.eos_token_id not in ids:
@@ -45,7 +47,7 @@ def verdict(processor: Any, schema: Any, ids: list[int]) -> str:
     return "does not fit" if errors else "valid"
 
 
-def overhead(model: Any, processor: Any, runs: int) -> dict[str, float]:
+def overhead(model: Small4ForCausalLM, processor: Small4Processor, runs: int) -> dict[str, float]:
     """Milliseconds of a token within a JSON string, with a grammar and without, and the median ratio of paired runs."""
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": "Hello."}],
@@ -54,10 +56,15 @@ def overhead(model: Any, processor: Any, runs: int) -> dict[str, float]:
     pairs = []
     for _ in range(runs + 1):
         times = []
-        for extra in ({}, {"grammar": {"type": "object"}}):
+        for grammar in (None, {"type": "object"}):
             began = time.perf_counter()
             out = model.generate(
-                **inputs, max_new_tokens=128, min_new_tokens=100, tokenizer=processor, reasoning_mode="none", **extra
+                **inputs,
+                max_new_tokens=128,
+                min_new_tokens=100,
+                tokenizer=processor,
+                reasoning_mode="none",
+                grammar=grammar,
             )
             times.append((time.perf_counter() - began) * 1e3 / (out.shape[1] - inputs["input_ids"].shape[1]))
         pairs.append(times)

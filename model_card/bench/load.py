@@ -38,7 +38,7 @@ def make(folder: Path, text: dict[str, Any], vision: dict[str, Any] | None) -> i
     return sum(file.stat().st_size for file in (folder / "ours").glob("*.safetensors"))
 
 
-def load(side: str, folder: Path, dtype: str) -> Any:
+def load(side: str, folder: Path, dtype: str) -> Small4ForCausalLM:
     """The model of one side."""
     if side == "ours":
         return Small4ForCausalLM.from_pretrained(folder / side, dtype=dtype).eval()

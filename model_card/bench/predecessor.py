@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, MistralConfig, MistralModel
+from transformers.cache_utils import Cache
 
 from model_card.bench.decode import VOCABULARY, filled, prefill, random_state, step
 from model_card.bench.harness import interleaved, options, read, relative_error, report
 from modeling_small4 import LatentCache, Small4TextConfig, Small4TextModel
 from modeling_small4.cpu_matmul import linear
+from modeling_small4.modeling_small4 import Small4ForCausalLM
 
 SMALL3 = {
     "hidden_size": 5120, "intermediate_size": 32768, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -79,7 +81,7 @@ def dense_cache(model: MistralModel, context: int, batch: int) -> DynamicCache:
     return cache
 
 
-def check(model: Any, cache: Any, device: torch.device, what: str) -> None:
+def check(model: Small4ForCausalLM, cache: Cache, device: torch.device, what: str) -> None:
     """The last tokens of a text behind a cache of the others equal those of the whole text at once."""
     ids = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0)).to(device)
     whole = model(input_ids=ids, use_cache=False).last_hidden_state[:, -8:]

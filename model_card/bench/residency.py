@@ -57,7 +57,7 @@ def resident_bytes() -> int:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
 
 
-def load(folder: Path, share: float | None) -> Any:
+def load(folder: Path, share: float | None) -> Small4ForCausalLM:
     """With a share of the experts in memory; None: accelerate's disk offload of every layer."""
     if share is None:
         homes = {"model.language_model.embed_tokens": "cpu", "model.language_model.layers": "disk",

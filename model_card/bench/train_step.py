@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def build(side: str, args: argparse.Namespace, sizes: dict[str, Any]) -> Any:
+def build(side: str, args: argparse.Namespace, sizes: dict[str, Any]) -> Small4ForCausalLM:
     """A text model of one side; the weights are the same for both."""
     config = Small4Config(text_config=sizes, vision_config=None)
     with torch.device("meta"):

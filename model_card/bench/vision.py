@@ -19,6 +19,7 @@ from transformers import PixtralVisionConfig, PixtralVisionModel
 from model_card.bench.decode import random_state
 from model_card.bench.harness import interleaved, options, peak_bytes, read, relative_error, report
 from modeling_small4 import Small4VisionConfig, Small4VisionModel
+from modeling_small4.modeling_small4 import Small4ForCausalLM
 
 SHARED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 
@@ -37,7 +38,7 @@ def build(args: argparse.Namespace, **sizes: int) -> tuple[Small4VisionModel, Pi
     return ours.eval(), host.eval()
 
 
-def encode(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+def encode(model: Small4ForCausalLM, pixels: torch.Tensor) -> torch.Tensor:
     """`[1, patches of all images, width]`."""
     sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
     return model(pixels, image_sizes=sizes).last_hidden_state

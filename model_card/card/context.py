@@ -66,7 +66,7 @@ def _weights() -> str:
     return sha256(demo_checkpoint() / "model.safetensors")
 
 
-def facts(config: Any) -> dict[str, Any]:
+def facts(config: Small4Config) -> dict[str, Any]:
     """Sizes of a model, by arithmetic: parameters, those that work on a token, bytes of weights and of the cache per
     token.
     """

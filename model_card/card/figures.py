@@ -7,12 +7,16 @@ The same results give the same bytes. Pictures of benchmarks are in `plots`. Mus
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_card.card.results import Results
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 COLOURS = {"none": "#9aa5b1", "high": "#d9480f"}  # of the reasoning modes
-BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # a legend right of its axes
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # a legend right of its axes
 DPI = 144
 
 
@@ -35,7 +39,7 @@ def draw(results: Results, out: Path) -> list[Path]:
     ]
 
 
-def accuracy(figure: Any, names: list[str], tasks: Any) -> None:
+def accuracy(figure: "Figure", names: list[str], tasks: Any) -> None:
     """Bars by task and mode, with 95 % intervals."""
     axes = figure.subplots()
     for place, (mode, colour) in enumerate(COLOURS.items()):
@@ -48,7 +52,7 @@ def accuracy(figure: Any, names: list[str], tasks: Any) -> None:
     axes.legend(title="reasoning mode", **BESIDE)
 
 
-def thinking_budget(figure: Any, budgets: Any) -> None:
+def thinking_budget(figure: "Figure", budgets: Any) -> None:
     """Accuracy against `max_thinking_tokens`, one line for each task; the last point has no limit."""
     axes = figure.subplots()
     limits: list[str] = []
@@ -64,7 +68,7 @@ def thinking_budget(figure: Any, budgets: Any) -> None:
     axes.legend(**BESIDE)
 
 
-def retrieval(figure: Any, lengths: Any) -> None:
+def retrieval(figure: "Figure", lengths: Any) -> None:
     """Accuracy of retrieval against the length of the text, by mode."""
     axes, names = figure.subplots(), list(lengths)
     for mode, colour in COLOURS.items():
@@ -78,7 +82,7 @@ def retrieval(figure: Any, lengths: Any) -> None:
     axes.legend(title="reasoning mode", **BESIDE)
 
 
-def expert_use(figure: Any, names: list[str], use: Any) -> None:
+def expert_use(figure: "Figure", names: list[str], use: Any) -> None:
     """A heatmap for each layer: experts across, tasks down, shade the share of what the router chose."""
     layers, experts = len(use[names[0]]), len(use[names[0]][0])
     shares = [[[use[name][layer][e] for e in range(experts)] for name in names] for layer in range(layers)]
@@ -101,7 +105,7 @@ def _with_errors(scores: list[Any]) -> tuple[list[float], list[list[float]]]:
     return shares, [down, [max(0.0, high - share) for share, high in zip(shares, bounds[1], strict=True)]]
 
 
-def _percent(axes: Any) -> None:
+def _percent(axes: "Axes") -> None:
     axes.set_ylim(0, 105)
     axes.set_ylabel("held-out accuracy, %")
     axes.grid(axis="y", alpha=0.3)

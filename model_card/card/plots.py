@@ -9,7 +9,11 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 HERE = Path(__file__).resolve().parent.parent
 OURS, THEIRS = "#d9480f", "#495057"  # the same side has the same colour in all pictures
@@ -36,12 +40,12 @@ def draw(results: Path, out: Path) -> list[Path]:
     return drawn
 
 
-def decode_time(axes: Any, rows: Rows) -> None:
+def decode_time(axes: "Axes", rows: Rows) -> None:
     """Milliseconds of one layer's decode step against context."""
     _lines(axes, rows, "context", "ms", "context, tokens", "one layer, one token: milliseconds")
 
 
-def decode_memory(axes: Any, rows: Rows) -> None:
+def decode_memory(axes: "Axes", rows: Rows) -> None:
     """Memory of one layer's decode step against context: the cache, and what a step takes besides."""
     rows = [row for row in rows if "context" in row]
     contexts = [row["context"] for row in rows]
@@ -51,12 +55,12 @@ def decode_memory(axes: Any, rows: Rows) -> None:
     _lines(axes, rows, "context", "peak_bytes", "context, tokens", "one layer: MiB besides weights and cache", 2**-20)
 
 
-def prefill_time(axes: Any, rows: Rows) -> None:
+def prefill_time(axes: "Axes", rows: Rows) -> None:
     """Milliseconds of one layer against the length of the prompt."""
     _lines(axes, rows, "length", "ms", "prompt, tokens", "one layer, whole prompt: milliseconds")
 
 
-def experts_time(axes: Any, rows: Rows) -> None:
+def experts_time(axes: "Axes", rows: Rows) -> None:
     """Milliseconds of a layer's routed experts against tokens, by implementation."""
     names = {"ours": OURS, "eager": THEIRS, "grouped_mm": "#1971c2", "batched_mm": "#2f9e44"}
     for name, colour in names.items():
@@ -65,7 +69,7 @@ def experts_time(axes: Any, rows: Rows) -> None:
     _label(axes, "tokens", "experts of one layer: milliseconds")
 
 
-def vision_memory(axes: Any, rows: Rows) -> None:
+def vision_memory(axes: "Axes", rows: Rows) -> None:
     """Memory of the vision tower against the number of images of one size, the smallest measured."""
     side = min(row["side"] for row in rows)
     rows = [row for row in rows if row["side"] == side]
@@ -81,7 +85,7 @@ PLOTS: dict[str, tuple[str, Callable[[Any, Rows], None]]] = {
 }
 
 
-def _lines(axes: Any, rows: Rows, x: str, y: str, horizontal: str, vertical: str, unit: float = 1.0) -> None:
+def _lines(axes: "Axes", rows: Rows, x: str, y: str, horizontal: str, vertical: str, unit: float = 1.0) -> None:
     """Both sides where they were measured."""
     for side, colour in (("ours", OURS), ("transformers", THEIRS)):
         known = [row for row in rows if x in row and f"{side}_{y}" in row]
@@ -90,7 +94,7 @@ def _lines(axes: Any, rows: Rows, x: str, y: str, horizontal: str, vertical: str
     _label(axes, horizontal, vertical)
 
 
-def _label(axes: Any, horizontal: str, vertical: str) -> None:
+def _label(axes: "Axes", horizontal: str, vertical: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel(horizontal)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 from modeling_small4 import Small4DataCollator
+from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.reasoning import END_THINK, THINK
 from modeling_small4.training.collator import IGNORED
 
@@ -88,7 +89,14 @@ class Parts(TorchDataset):
     """
 
     def __init__(
-        self, rows: Dataset, image_processor: Any, pad: int, stage: Any, seed: int, member: int = 0, members: int = 1
+        self,
+        rows: Dataset,
+        image_processor: Small4ImageProcessor,
+        pad: int,
+        stage: Any,
+        seed: int,
+        member: int = 0,
+        members: int = 1,
     ) -> None:
         self.rows, self.image_processor, self.pad = rows, image_processor, pad
         self.size, self.parts, self.steps = stage.rows_per_step, stage.parts_per_step, stage.steps
@@ -134,7 +142,7 @@ def cost(row: dict[str, Any]) -> float:
     return length + length**2 / 3000 + TOKENS_PER_PICTURE * len(row["images"])
 
 
-def collate(rows: Sequence[dict[str, Any]], pad: int, image_processor: Any) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[dict[str, Any]], pad: int, image_processor: Small4ImageProcessor) -> dict[str, torch.Tensor]:
     """`input_ids`, `attention_mask`, `labels` `[rows, longest]`, all pictures of the rows, prepared, and `position_ids`
     where rows have gaps; among long rows gaps are left out."""
     length = max(len(row["input_ids"]) for row in rows)

@@ -9,13 +9,14 @@ embeddings. All of it is trained on, like any weight.
 """
 
 import math
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from model_card.demo_recipe.recipe import demo_config
 from modeling_small4 import Small4ForCausalLM
+from modeling_small4.attention import Small4Attention
 
 TOKENS_BACK = (1, 2, 3)
 FREQUENCIES = 4  # the fastest of the rotary frequencies: together they tell neighbours apart
@@ -40,14 +41,14 @@ def new_model(vocab_size: int) -> Small4ForCausalLM:
     model.lm_head.weight.copy_(HEAD_SCALE * embeddings)
     shared = nn.functional.normalize(torch.randn(embeddings.shape[1]), dim=0)
     embeddings.add_(COMMON * math.sqrt(len(shared)) * shared)
-    first, *others = (layer.self_attn for layer in model.model.language_model.layers)
+    first, *others = (cast(Small4Attention, layer.self_attn) for layer in model.model.language_model.layers)
     look_back(first, shared, model.config.text_config.rope_parameters["rope_theta"])
     for attention in others:
         match_and_copy(attention)
     return model
 
 
-def look_back(attention: Any, shared: torch.Tensor, theta: float) -> None:
+def look_back(attention: Small4Attention, shared: torch.Tensor, theta: float) -> None:
     """Let head `i` look `TOKENS_BACK[i]` tokens back: its rotary query and the rotary key, both made from the `shared`
     part of embeddings `[hidden]`, agree in all `FREQUENCIES` where the distance is that, and only there."""
     keys = attention.kv_a_proj_with_mqa.weight[-attention.rope :]
@@ -64,7 +65,7 @@ def look_back(attention: Any, shared: torch.Tensor, theta: float) -> None:
             query[attention.nope + 2 * i + 1] = -QUERY_GAIN * math.sin(angle) * seen
 
 
-def match_and_copy(attention: Any) -> None:
+def match_and_copy(attention: Small4Attention) -> None:
     """Make a head's unrotated queries and keys the same map, and its output the transpose of its values, at the size it
     had.
     """

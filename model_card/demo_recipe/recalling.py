@@ -7,7 +7,6 @@ words.
 """
 
 import random
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from model_card.demo_recipe.muon import Muon, parameter_groups
 from model_card.demo_recipe.recipe import Recalling
 from model_card.demo_recipe.team import Team
 from model_card.demo_recipe.vocabulary import NUM_SPECIAL
+from modeling_small4.modeling_small4 import Small4ForCausalLM
 
 # Control ids that stand between the two halves of a row, one for each sort of row; they mean other things later.
 LOOK_UP, COPY, BACKWARDS = 4, 5, 6
@@ -27,7 +27,7 @@ PRINTABLE = [NUM_SPECIAL + byte for byte in range(32, 127)]
 Row = tuple[list[int], list[int]]
 
 
-def learn_to_recall(model: Any, recipe: Recalling, seed: int, team: Team | None = None) -> None:
+def learn_to_recall(model: Small4ForCausalLM, recipe: Recalling, seed: int, team: Team | None = None) -> None:
     """Train the text model in place; each member of a team draws rows of its own."""
     team = team or Team()
     rng = random.Random(f"recall-{seed}-{team.rank}")
@@ -49,7 +49,7 @@ def learn_to_recall(model: Any, recipe: Recalling, seed: int, team: Team | None 
             print({"recall": step, "size": round(size, 2), "loss": round(loss.item(), 3)}, flush=True)
 
 
-def told(model: Any, rows: list[Row]) -> torch.Tensor:
+def told(model: Small4ForCausalLM, rows: list[Row]) -> torch.Tensor:
     """Mean cross-entropy of the labels."""
     length = max(len(ids) for ids, _ in rows)
     ids, labels = (

@@ -28,6 +28,8 @@ from transformers import (
     AttentionMaskInterface,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -57,7 +59,11 @@ class AnswerTrainer(Trainer):
     team = Team()
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Small4ForCausalLM,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """This batch's share of the step's loss: gradients of all batches and members add up."""
         labels, mask, total = inputs.pop("labels")[:, 1:], inputs.pop("attention_mask"), inputs.pop("total")
@@ -83,7 +89,7 @@ class Export(TrainerCallback):
     def __init__(self, out: Path) -> None:
         self.out = out
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         export(kwargs["model"], self.out)
 
 
@@ -127,7 +133,7 @@ def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None
 
 def learn(team: Team, out: Path, recipe: Recipe) -> None:
     """One member's whole training; member 0 writes."""
-    processor = Small4Processor.from_pretrained(out)
+    processor: Any = Small4Processor.from_pretrained(out)
     set_seed(recipe.seed)
     model = new_model(len(processor.tokenizer)).to("cuda" if torch.cuda.is_available() else "cpu")
     work: dict[str, Callable[[], None]] = {
@@ -156,7 +162,7 @@ WIDE_VALUES = "wide_values"  # the name under which transformers knows it
 
 
 def wide_values(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     """sdpa with values padded to the width of keys: otherwise torch has no fused kernel for it, and long rows take ten
     times as long.
@@ -167,7 +173,13 @@ def wide_values(
 
 
 def talk(
-    model: Any, processor: Small4Processor, out: Path, stage: Stage, name: str, seed: int, team: Team | None = None
+    model: Small4ForCausalLM,
+    processor: Small4Processor,
+    out: Path,
+    stage: Stage,
+    name: str,
+    seed: int,
+    team: Team | None = None,
 ) -> None:
     """One stage of chats, in place."""
     team, folder = team or Team(), out / "run" / name
@@ -178,11 +190,13 @@ def talk(
     AttentionInterface.register(WIDE_VALUES, wide_values)
     AttentionMaskInterface.register(WIDE_VALUES, sdpa_mask)
     model.set_attn_implementation({"text_config": WIDE_VALUES})
+    images = processor.image_processor
+    assert images is not None  # the demo has a tower
     trainer = AnswerTrainer(
         model=model,
         optimizers=(Muon(groups, team=team, max_norm=1.0), None),
         args=arguments(folder, stage, seed, team),
-        train_dataset=Parts(rows, processor.image_processor, 11, stage, seed, team.rank, team.size),
+        train_dataset=Parts(rows, images, 11, stage, seed, team.rank, team.size),
         data_collator=lambda items: items[0],
         callbacks=[Export(out)] if team.rank == 0 else [],
     )
@@ -191,7 +205,7 @@ def talk(
     trainer.train(resume_from_checkpoint=last)
 
 
-def export(model: Any, out: Path) -> None:
+def export(model: Small4ForCausalLM, out: Path) -> None:
     """Save a bfloat16 copy's config and weights into `out`, beside tokenizer and processor."""
     weights = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     fresh = demo_config(model.config.text_config.vocab_size)  # the trainer edits the model's own

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from model_card.demo_recipe.batches import chat, tools
+from modeling_small4.modeling_small4 import Small4ForCausalLM
+from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import thought_length
 from modeling_small4.training.evaluation import new_tokens
 
@@ -16,7 +19,12 @@ BATCH_TOKENS = 16384  # prompt tokens of a batch, padding included
 
 
 def measured_answers(
-    model: Any, processor: Any, rows: Sequence[dict[str, Any]], batch: int, mode: str, budget: int | None = None
+    model: Small4ForCausalLM,
+    processor: Small4Processor,
+    rows: Sequence[dict[str, Any]],
+    batch: int,
+    mode: str,
+    budget: int | None = None,
 ) -> list[dict[str, Any]]:
     """What the model says to each row's question.
 
@@ -47,7 +55,7 @@ def measured_answers(
     return out
 
 
-def prompt(row: dict[str, Any], processor: Any, mode: str) -> str:
+def prompt(row: dict[str, Any], processor: Small4Processor, mode: str) -> str:
     """The row's question as the processor lays it out, which still knows its pictures."""
     return processor.apply_chat_template(
         chat(row)[:-1], tools=tools(row), tokenize=False, reasoning_mode=mode, add_generation_prompt=True
@@ -68,7 +76,7 @@ def alike(lengths: Sequence[int], batch: int) -> Iterator[list[int]]:
         yield members
 
 
-def read(ids: list[int], processor: Any, settings: Any) -> dict[str, Any]:
+def read(ids: list[int], processor: Small4Processor, settings: GenerationConfig) -> dict[str, Any]:
     """The message, the tokens of its thought and all tokens up to the end of the turn."""
     known = settings.reasoning_token_ids
     ids = ids[: ids.index(settings.eos_token_id) + 1] if settings.eos_token_id in ids else ids

@@ -27,6 +27,8 @@ from model_card.evals.expert_use import expert_use
 from model_card.evals.record import provenance, write
 from model_card.evals.scores import share, summary, valid_calls
 from modeling_small4 import demo_checkpoint
+from modeling_small4.modeling_small4 import Small4ForCausalLM
+from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import REASONING_MODES
 
 BUDGETS: tuple[int | None, ...] = (0, 8, 16, 32, 64, 128, None)
@@ -40,7 +42,7 @@ def held_out(task: str, mode: str, count: int, **draw: Any) -> list[dict[str, An
     return list(dataset("held_out", count, HELD_OUT_SEED, tasks={task: 1.0}, modes={mode: 1.0}, **draw))
 
 
-def by_task(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
+def by_task(model: Small4ForCausalLM, processor: Small4Processor, args: argparse.Namespace) -> dict[str, Any]:
     """`tasks`: scores by task and mode; `kinds`: the same by kind of problem within a task; `tool_calls`: by mode, of
     the answers that should call tools, how many are `valid` (allowed by the schemas) and `right` (the calls that were
     wanted)."""
@@ -68,7 +70,7 @@ def by_task(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, A
     return {"tasks": tasks, "kinds": kinds, "tool_calls": calls}
 
 
-def by_length(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
+def by_length(model: Small4ForCausalLM, processor: Small4Processor, args: argparse.Namespace) -> dict[str, Any]:
     """Retrieval by length of the text in tokens, and mode. Longer texts have fewer rows: `args.long_tokens` tokens in
     all.
     """
@@ -81,7 +83,7 @@ def by_length(model: Any, processor: Any, args: argparse.Namespace) -> dict[str,
     return out
 
 
-def by_budget(model: Any, processor: Any, args: argparse.Namespace) -> dict[str, Any]:
+def by_budget(model: Small4ForCausalLM, processor: Small4Processor, args: argparse.Namespace) -> dict[str, Any]:
     """Scores by task and `max_thinking_tokens` ("none" for no limit), in mode `high`."""
     out: dict[str, Any] = defaultdict(dict)
     for task in args.budget_tasks:

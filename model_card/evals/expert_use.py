@@ -7,10 +7,14 @@ import torch
 
 from model_card.demo_recipe.batches import chat, tools
 from model_card.evals.answers import alike
+from modeling_small4.modeling_small4 import Small4ForCausalLM
+from modeling_small4.processing_small4 import Small4Processor
 
 
 @torch.inference_mode()
-def expert_use(model: Any, processor: Any, rows: Sequence[dict[str, Any]], batch: int = 16) -> list[list[float]]:
+def expert_use(
+    model: Small4ForCausalLM, processor: Small4Processor, rows: Sequence[dict[str, Any]], batch: int = 16
+) -> list[list[float]]:
     """Share of each expert in what a layer's router chooses, from `router_logits` over whole chats with their reference
     answers.
 

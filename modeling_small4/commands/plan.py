@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(_as_json(config, made, foretold)) if args.json else _as_text(config, made, foretold))
 
 
-def _configuration(model: str | None) -> Any:
+def _configuration(model: str | None) -> Small4Config:
     from transformers import AutoConfig
 
     if model is None:
@@ -95,14 +95,14 @@ def _configuration(model: str | None) -> Any:
     return Small4Config.from_pretrained(model)
 
 
-def stored_precision(config: Any) -> str:
+def stored_precision(config: Small4Config) -> str:
     """The precision that a configuration says its weights are stored in; FP8, the release's, where it says none."""
     entry = getattr(config, "quantization_config", None)
     words = str(entry if isinstance(entry, dict) else getattr(entry, "entry", {}))
     return next((held for word, held in (("nvfp4", "nvfp4"), ("pack-quantized", "int4")) if word in words), "fp8")
 
 
-def _as_json(config: Any, made: Plan, foretold: Speed | None = None) -> dict[str, Any]:
+def _as_json(config: Small4Config, made: Plan, foretold: Speed | None = None) -> dict[str, Any]:
     copies, contexts = replicas(config, made)
     return made.to_dict() | {
         "weights": weight_bytes(config, made.request.precision),
@@ -117,7 +117,7 @@ def _as_json(config: Any, made: Plan, foretold: Speed | None = None) -> dict[str
     }
 
 
-def _as_text(config: Any, made: Plan, foretold: Speed | None = None) -> str:
+def _as_text(config: Small4Config, made: Plan, foretold: Speed | None = None) -> str:
     request, weights = made.request, weight_bytes(config, made.request.precision)
     lines = [
         f"{made.machine.name}, {request.precision} weights, {request.batch} x {request.context:,} tokens",
@@ -159,7 +159,7 @@ def _options(other: Any) -> str:
     return "".join(f" --{name.replace('_', '-')} {value}" for name, value in changed.items())
 
 
-def _verdict(config: Any, made: Plan) -> list[str]:
+def _verdict(config: Small4Config, made: Plan) -> list[str]:
     if not made.fits:
         worst = min(made.loads, key=lambda load: load.free)
         return [f"does not fit: device {worst.device.name} lacks {describe_bytes(-worst.free)}"]
@@ -220,16 +220,16 @@ def _shortened(device_map: dict[str, Any]) -> str:
     return "{" + ", ".join(words) + "}"
 
 
-def table(config: Any, context: int = 262144) -> str:
+def table(config: Small4Config, context: int = 262144) -> str:
     """What fits on `EXAMPLES` and on the release's own machines, as Markdown."""
     return _markdown(config, _rows(config, context), context)
 
 
-def _table_as_json(config: Any, context: int) -> str:
+def _table_as_json(config: Small4Config, context: int) -> str:
     return json.dumps({"machines": _rows(config, context), "release": release_table(config, context)})
 
 
-def _rows(config: Any, context: int) -> list[dict[str, Any]]:
+def _rows(config: Small4Config, context: int) -> list[dict[str, Any]]:
     rows = []
     for devices in EXAMPLES:
         row: dict[str, Any] = {"devices": devices}
@@ -239,7 +239,7 @@ def _rows(config: Any, context: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(config: Any, machine: Machine, precision: str, context: int) -> dict[str, Any]:
+def _cell(config: Small4Config, machine: Machine, precision: str, context: int) -> dict[str, Any]:
     """The longest context that fits, and how many of them."""
     for tokens in (context, *(c for c in (65536, 16384, 4096) if c < context)):
         made = plan(config, machine, precision, context=tokens)
@@ -249,7 +249,7 @@ def _cell(config: Any, machine: Machine, precision: str, context: int) -> dict[s
     return {"context": 0, "contexts": 0, "layout": made.layout, "offloads": made.offloads}
 
 
-def _markdown(config: Any, rows: list[dict[str, Any]], context: int) -> str:
+def _markdown(config: Small4Config, rows: list[dict[str, Any]], context: int) -> str:
     names = {"bfloat16": "BF16", "fp8": "FP8", "nvfp4": "NVFP4", "int4": "4 bit"}
     sizes = {p: describe_bytes(sum(weight_bytes(config, p).values())) for p in names}
     lines = ["| machine | " + " | ".join(f"{name}, {sizes[p]}" for p, name in names.items()) + " |", "|---" * 5 + "|"]

@@ -9,21 +9,22 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from ..cache import LatentCache, LatentLayer
+from ..configuration_small4 import Small4Config
 
 FORMAT = "small4-prefix-1"
 SAMPLE = 64  # elements at either end of a tensor that tell weights apart
 
 
 def prefix_key(
-    config: Any, ids: list[int], pixels: torch.Tensor | None, sizes: torch.Tensor | None
+    config: Small4Config, ids: list[int], pixels: torch.Tensor | None, sizes: torch.Tensor | None
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """One number for each token of a prompt, the same for the same beginning only: its id, or what an image shows; and
     where the tokens of each image begin and end.
@@ -45,7 +46,7 @@ def prefix_key(
     return key, spans
 
 
-def save_prefix(path: Path, key: list[int], cache: Any, model: Any) -> None:
+def save_prefix(path: Path, key: list[int], cache: LatentCache, model: PreTrainedModel) -> None:
     """Writes what a cache holds of `key`. The file is complete or not there.
 
     Raises:
@@ -68,7 +69,7 @@ def save_prefix(path: Path, key: list[int], cache: Any, model: Any) -> None:
         raise
 
 
-def load_prefix(path: Path, model: Any) -> tuple[list[int], LatentCache]:
+def load_prefix(path: Path, model: PreTrainedModel) -> tuple[list[int], LatentCache]:
     """The tokens of a file and a cache that holds them.
 
     Raises:
@@ -98,7 +99,7 @@ def load_prefix(path: Path, model: Any) -> tuple[list[int], LatentCache]:
     return key, cache
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(model: PreTrainedModel) -> str:
     """Tells weights apart by the ends of every tensor, its shape and its dtype, and by the configuration of the text
     model.
     """
@@ -115,5 +116,5 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _device_of(model: Any, layer: int) -> torch.device:
+def _device_of(model: PreTrainedModel, layer: int) -> torch.device:
     return next(model.model.language_model.layers[layer].parameters()).device

@@ -17,6 +17,7 @@ from ..image_sources import ImageAccess, load_image
 from ..modeling_small4 import Small4ForCausalLM
 from ..processing_small4 import Small4Processor
 from ..reasoning import END_THINK, THINK, thought_length
+from ..tokenization_small4 import Small4Tokenizer
 from .prefix import load_prefix, prefix_key, save_prefix
 
 Show = Callable[[str, str], None]
@@ -154,7 +155,7 @@ class Session:
 class _Streamer(BaseStreamer):
     """Reads tokens as they come and shows each piece of text that has become certain."""
 
-    def __init__(self, tokenizer: Any, prompt: list[int], show: Show) -> None:
+    def __init__(self, tokenizer: Small4Tokenizer, prompt: list[int], show: Show) -> None:
         self.reader, self.show, self.begun = tokenizer.response_reader(prompt), show, False
 
     def put(self, value: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..configuration_small4 import Small4Config
 from .hardware import GPUS, Device, Machine, parse_machine
 from .layout import Plan, Request, plan
 from .sizes import BITS
@@ -31,18 +32,18 @@ class Alternative:
         return {"change": self.change, "devices": self.devices, "layout": self.plan.layout} | asdict(self.request)
 
 
-def alternatives(config: Any, made: Plan) -> list[Alternative]:
+def alternatives(config: Small4Config, made: Plan) -> list[Alternative]:
     """What fits, when `made` does not; what is cheaper and fits as well, when it does. The least change first."""
     found = _cheaper(config, made) if made.fits else _smaller(config, made)
     return [a for a in found if a.plan.fits]
 
 
-def _try(config: Any, machine: Machine, request: Request, change: str) -> Alternative:
+def _try(config: Small4Config, machine: Machine, request: Request, change: str) -> Alternative:
     fields = asdict(request)
     return Alternative(change, machine.name, request, plan(config, machine, fields.pop("precision"), **fields))
 
 
-def _cheaper(config: Any, made: Plan) -> Iterator[Alternative]:
+def _cheaper(config: Small4Config, made: Plan) -> Iterator[Alternative]:
     """Fewer GPUs of the kind, then still fewer with a lower precision."""
     most = len(made.machine.gpus)
     for precision in (made.request.precision, *_lower(made)):
@@ -53,7 +54,7 @@ def _cheaper(config: Any, made: Plan) -> Iterator[Alternative]:
             yield found
 
 
-def _smaller(config: Any, made: Plan) -> Iterator[Alternative]:
+def _smaller(config: Small4Config, made: Plan) -> Iterator[Alternative]:
     """One change at a time: precision, cache, batch, context, then more hardware."""
     machine, request = made.machine, made.request
     for precision in _lower(made):
@@ -73,7 +74,7 @@ def _smaller(config: Any, made: Plan) -> Iterator[Alternative]:
     yield from _more(config, made)
 
 
-def _more(config: Any, made: Plan) -> Iterator[Alternative]:
+def _more(config: Small4Config, made: Plan) -> Iterator[Alternative]:
     """More main memory for the same GPUs, or more GPUs of the kind; then what less of them would do with the fewest
     bits.
     """
@@ -179,7 +180,7 @@ def _exported(made: Plan) -> str:
     )
 
 
-def replicas(config: Any, made: Plan) -> tuple[int, int]:
+def replicas(config: Small4Config, made: Plan) -> tuple[int, int]:
     """How to serve the most sequences of the asked context: `(copies of the model, sequences of all together)` with
     GPUs dealt evenly.
     """
@@ -192,7 +193,7 @@ def replicas(config: Any, made: Plan) -> tuple[int, int]:
     return max(options, key=lambda option: option[1])
 
 
-def release_table(config: Any, context: int = 262144) -> list[dict[str, Any]]:
+def release_table(config: Small4Config, context: int = 262144) -> list[dict[str, Any]]:
     """The release's table of infrastructure, with what the arithmetic says of each.
 
     Minimum: 4x H100 or 1x DGX B200. Recommended: 4x H200 or 2x DGX B200.
@@ -219,7 +220,7 @@ def release_table(config: Any, context: int = 262144) -> list[dict[str, Any]]:
     return rows
 
 
-def _reason(config: Any, devices: str, row: dict[str, Any], context: int) -> str:
+def _reason(config: Small4Config, devices: str, row: dict[str, Any], context: int) -> str:
     """Why this machine: the smallest that holds the unquantized weights, or what it has room for beyond that."""
     machine = parse_machine(devices)
     fewest = next(

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from math import ceil
 from typing import Any
 
+from ..configuration_small4 import Small4Config
 from .hardware import Device, Machine, parse_machine
 from .sizes import LONG, PRECISIONS, Tensor, Work, activation_bytes, cache_bytes, expanded_bytes, tensors
 
@@ -108,7 +109,9 @@ class Plan:
         }  # fmt: skip
 
 
-def plan(config: Any, devices: str | Machine, precision: str = "fp8", *, layout: str = "auto", **asked: int) -> Plan:
+def plan(
+    config: Small4Config, devices: str | Machine, precision: str = "fp8", *, layout: str = "auto", **asked: int
+) -> Plan:
     """Lay `Small4ForCausalLM(config)` over a machine.
 
     Args:
@@ -150,7 +153,7 @@ def _check(request: Request, layout: str) -> None:
             raise ValueError(f"{name}={getattr(request, name)} cannot be planned; it must be 1 or more.")
 
 
-def undivided(config: Any, machine: Machine, layout: str) -> str | None:
+def undivided(config: Small4Config, machine: Machine, layout: str) -> str | None:
     """Why heads or experts cannot be cut for this machine, or None."""
     text, ranks = config.text_config, len(machine.gpus)
     if not machine.alike:
@@ -161,7 +164,7 @@ def undivided(config: Any, machine: Machine, layout: str) -> str | None:
     return f"{bad}={cut[bad]} does not divide among {ranks} GPUs" if bad else None
 
 
-def _sharded(config: Any, machine: Machine, request: Request, layout: str) -> Plan:
+def _sharded(config: Small4Config, machine: Machine, request: Request, layout: str) -> Plan:
     """Every rank alike: its share of heads and experts, the whole of what is small, and the whole latent cache, which
     heads share.
     """
@@ -176,7 +179,7 @@ def _sharded(config: Any, machine: Machine, request: Request, layout: str) -> Pl
     return Plan(machine, request, layout, loads, distributed=distributed)
 
 
-def _is_cut(config: Any, tensor: Tensor) -> bool:
+def _is_cut(config: Small4Config, tensor: Tensor) -> bool:
     """Whether the model's own tensor-parallel plan cuts this tensor; embedding and head are cut along the
     vocabulary.
     """
@@ -187,7 +190,7 @@ def _is_cut(config: Any, tensor: Tensor) -> bool:
     return next(styles, None) in ("colwise", "rowwise", "packed_colwise")
 
 
-def _mapped(config: Any, machine: Machine, request: Request) -> Plan:
+def _mapped(config: Small4Config, machine: Machine, request: Request) -> Plan:
     """Whole modules in the order they run in: balanced over the GPUs (or in main memory) if those suffice, else GPUs
     first, then main memory, then disk. What waits there is run by the first device, which keeps its cache too."""
     work = _activations(config, request, 1, fused=not machine.gpus)
@@ -276,7 +279,7 @@ def _as_plan(
     return Plan(machine, request, "device_map", tuple(loads), device_map=names)
 
 
-def _units(config: Any, request: Request) -> Iterator[_Unit]:
+def _units(config: Small4Config, request: Request) -> Iterator[_Unit]:
     inner, layers = "model.language_model", config.text_config.num_hidden_layers
     names = ["model.vision_tower", "model.multi_modal_projector"] if config.vision_config is not None else []
     names += [f"{inner}.embed_tokens", *(f"{inner}.layers.{i}" for i in range(layers)), f"{inner}.norm", "lm_head"]
@@ -289,7 +292,7 @@ def _units(config: Any, request: Request) -> Iterator[_Unit]:
         yield _Unit(name, weights[name], _cache(config, request) // layers if ".layers." in name else 0)
 
 
-def _cache(config: Any, request: Request) -> int:
+def _cache(config: Small4Config, request: Request) -> int:
     """All layers. Eight bits also store two bfloat16 scales per token and layer."""
     if request.cache_bits == 16:
         return cache_bytes(config, request.context, request.batch)
@@ -297,7 +300,7 @@ def _cache(config: Any, request: Request) -> int:
     return cache_bytes(config, request.context, request.batch, 1) + 4 * tokens
 
 
-def _activations(config: Any, request: Request, shards: int, fused: bool) -> int:
+def _activations(config: Small4Config, request: Request, shards: int, fused: bool) -> int:
     """The most while reading a prompt in chunks (at its end, or just before attention goes block by block), generating
     and looking; and what is expanded of weights."""
     chunk = min(request.chunk, request.context)

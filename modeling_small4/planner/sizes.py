@@ -8,9 +8,9 @@ that).
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any
 
 from ..attention_blocks import BLOCK, LONG
+from ..configuration_small4 import Small4Config, Small4TextConfig
 
 BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4.5, "int4": 4.125}  # of a weight, scales included
 PRECISIONS = tuple(BITS)
@@ -62,7 +62,7 @@ class Tensor:
         }[precision]
 
 
-def tensors(config: Any) -> Iterator[Tensor]:
+def tensors(config: Small4Config) -> Iterator[Tensor]:
     """Every parameter of `Small4ForCausalLM(config)`, named as there; a tied head is left out."""
     text, inner = config.text_config, "model.language_model"
     wide = (text.vocab_size, text.hidden_size)
@@ -76,7 +76,7 @@ def tensors(config: Any) -> Iterator[Tensor]:
         yield Tensor("lm_head.weight", "head", wide)
 
 
-def _layer(text: Any, index: int, prefix: str) -> Iterator[Tensor]:
+def _layer(text: Small4TextConfig, index: int, prefix: str) -> Iterator[Tensor]:
     width, attention = text.hidden_size, f"{prefix}.self_attn"
     yield Tensor(f"{prefix}.input_layernorm.weight", "norms", (width,))
     yield Tensor(f"{prefix}.post_attention_layernorm.weight", "norms", (width,))
@@ -99,7 +99,7 @@ def _layer(text: Any, index: int, prefix: str) -> Iterator[Tensor]:
     yield from _feed_forward(text, index, f"{prefix}.mlp")
 
 
-def _feed_forward(text: Any, index: int, prefix: str) -> Iterator[Tensor]:
+def _feed_forward(text: Small4TextConfig, index: int, prefix: str) -> Iterator[Tensor]:
     width = text.hidden_size
     if index < text.first_k_dense_replace:
         yield from _gated(prefix, "dense layers", width, text.intermediate_size, "linear")
@@ -119,7 +119,7 @@ def _gated(prefix: str, part: str, width: int, inner: int, kind: str) -> Iterato
     yield Tensor(f"{prefix}.down_proj.weight", part, (width, inner), kind)
 
 
-def _vision(config: Any) -> Iterator[Tensor]:
+def _vision(config: Small4Config) -> Iterator[Tensor]:
     vision, tower = config.vision_config, "model.vision_tower"
     width, patch = vision.hidden_size, vision.patch_size
     yield Tensor(f"{tower}.patch_conv.weight", "vision", (width, vision.num_channels, patch, patch))
@@ -141,7 +141,7 @@ def _vision(config: Any) -> Iterator[Tensor]:
             yield Tensor(f"{projector}.{name}.bias", "projector", (out,))
 
 
-def weight_bytes(config: Any, precision: str = "bfloat16") -> dict[str, int]:
+def weight_bytes(config: Small4Config, precision: str = "bfloat16") -> dict[str, int]:
     """Bytes of all weights by part, in `precision`."""
     parts: dict[str, int] = {}
     for tensor in tensors(config):
@@ -149,7 +149,7 @@ def weight_bytes(config: Any, precision: str = "bfloat16") -> dict[str, int]:
     return parts
 
 
-def expanded_bytes(config: Any, precision: str) -> int:
+def expanded_bytes(config: Small4Config, precision: str) -> int:
     """Bytes of what is expanded of weights that are held as stored: one piece, and for good `kv_b_proj`, which decoding
     on the latents reads.
     """
@@ -159,7 +159,7 @@ def expanded_bytes(config: Any, precision: str) -> int:
     return PIECE_BYTES + 2 * sum(t.count for t in ups)
 
 
-def cache_bytes(config: Any, context: int, batch: int = 1, element: int = 2) -> int:
+def cache_bytes(config: Small4Config, context: int, batch: int = 1, element: int = 2) -> int:
     """Bytes of the latent cache of all layers. Per token and layer `kv_lora_rank + qk_rope_head_dim` numbers of
     `element` bytes.
     """
@@ -187,7 +187,7 @@ class Work:
         return 1 < self.chunk < self.context and self.chunk * self.context >= LONG
 
 
-def activation_bytes(config: Any, work: Work) -> dict[str, int]:
+def activation_bytes(config: Small4Config, work: Work) -> dict[str, int]:
     """Most bytes alive at one time inside one decoder layer, for the logits, and inside the tower; they do not add up,
     the largest counts.
 
@@ -222,7 +222,7 @@ def activation_bytes(config: Any, work: Work) -> dict[str, int]:
     return parts
 
 
-def _attention_bytes(text: Any, work: Work, new: int, heads: int) -> int:
+def _attention_bytes(text: Small4TextConfig, work: Work, new: int, heads: int) -> int:
     e, value, latent = work.element, text.v_head_dim, text.kv_lora_rank + text.qk_rope_head_dim
     queries = (
         e * new * (heads * (2 * text.qk_head_dim + value) + latent + 4 * text.hidden_size)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..configuration_small4 import Small4Config
 from ..experts_speed import hit_rate, measured_memory
 from .hardware import Machine
 from .layout import Plan
@@ -68,7 +69,7 @@ def rates_of(machine: Machine) -> Rates:
     return Rates(gpu=memory * 1e9 * REACHED, gpu_flops=flops * 1e12 * REACHED)
 
 
-def speed(config: Any, made: Plan, rates: Rates | None = None) -> Speed | None:
+def speed(config: Small4Config, made: Plan, rates: Rates | None = None) -> Speed | None:
     """Foretell decoding of one sequence at half the plan's context, and reading of a prompt in its chunks; None where
     the plan does not fit.
 
@@ -103,7 +104,7 @@ def speed(config: Any, made: Plan, rates: Rates | None = None) -> Speed | None:
 _ACTIVE = ("attention", "shared experts", "routed experts", "dense layers", "router")
 
 
-def _parts(config: Any) -> list[str]:
+def _parts(config: Small4Config) -> list[str]:
     return list(dict.fromkeys(tensor.part for tensor in tensors(config)))
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..tokenization_small4 import Small4Tokenizer
 from .errors import ApiError
 from .jobs import Event, Finish, Job
 from .sampling import Reported
@@ -98,7 +99,7 @@ class Usage:
         }
 
 
-def token_report(tokenizer: Any, report: Reported) -> dict[str, Any]:
+def token_report(tokenizer: Small4Tokenizer, report: Reported) -> dict[str, Any]:
     """A token's log probability in the form of the chat API."""
 
     def one(token: int, logprob: float) -> dict[str, Any]:

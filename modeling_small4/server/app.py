@@ -19,9 +19,12 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from ..commands.session import load
 from ..image_sources import ImageAccess
+from ..modeling_small4 import Small4ForCausalLM
+from ..processing_small4 import Small4Processor
 from .answering import Listener, line
 from .asking import Asker, Limits
 from .chat_api import ChatAnswers, chat_jobs
@@ -64,7 +67,7 @@ class Options:
 class Api:
     """Answers requests; one for each server."""
 
-    def __init__(self, model: Any, processor: Any, options: Options) -> None:
+    def __init__(self, model: Small4ForCausalLM, processor: Small4Processor, options: Options) -> None:
         self.options, self.tokenizer = options, processor.tokenizer
         self.engine = Engine(model, self.tokenizer, options.rows, options.waiting, options.prefix_bytes)
         context = model.config.get_text_config().max_position_embeddings
@@ -182,7 +185,7 @@ class _Stream(StreamingResponse):
         super().__init__(lines, media_type="text/event-stream", headers={"cache-control": "no-cache"})
         self.ended = ended
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:

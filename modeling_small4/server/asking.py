@@ -11,6 +11,8 @@ from ..chat_tools import tool_definitions
 from ..commands.prefix import prefix_key
 from ..grammar import Grammar, read_choice
 from ..image_sources import ImageAccess
+from ..modeling_small4 import Small4ForCausalLM
+from ..processing_small4 import Small4Processor
 from ..reasoning import END_INST, END_TOOL_RESULTS
 from .errors import ApiError, blamed_on
 from .fields import ChatLikeFields, CommonFields, CompletionFields
@@ -52,7 +54,9 @@ class Asker:
         mode: of reasoning, for requests that do not say; None: the checkpoint's own.
     """
 
-    def __init__(self, model: Any, processor: Any, limits: Limits, mode: str | None = None) -> None:
+    def __init__(
+        self, model: Small4ForCausalLM, processor: Small4Processor, limits: Limits, mode: str | None = None
+    ) -> None:
         self.model, self.processor, self.limits, self.mode = model, processor, limits, mode
         self.tokenizer = processor.tokenizer
 

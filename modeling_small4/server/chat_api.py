@@ -8,6 +8,7 @@ from typing import Any
 
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from ..tokenization_small4 import Small4Tokenizer
 from .answering import Listener, Usage, Whole, line, token_report, whole_answers
 from .asking import Asker
 from .conversation import from_messages
@@ -40,7 +41,7 @@ def chat_jobs(asker: Asker, fields: ChatFields, listener: Listener) -> list[Job]
 class ChatAnswers:
     """Builds the answers to one request."""
 
-    def __init__(self, model: str, tokenizer: Any, fields: ChatFields) -> None:
+    def __init__(self, model: str, tokenizer: Small4Tokenizer, fields: ChatFields) -> None:
         self.model, self.tokenizer, self.fields = model, tokenizer, fields
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 

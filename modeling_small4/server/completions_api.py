@@ -10,6 +10,7 @@ from typing import Any
 
 from openai.types import Completion
 
+from ..tokenization_small4 import Small4Tokenizer
 from .answering import Listener, Usage, line, token_report, whole_answers
 from .asking import Asker
 from .errors import ApiError
@@ -41,7 +42,7 @@ def completion_jobs(asker: Asker, fields: CompletionFields, listener: Listener) 
 class CompletionAnswers:
     """Builds the answers to one request."""
 
-    def __init__(self, model: str, tokenizer: Any, fields: CompletionFields) -> None:
+    def __init__(self, model: str, tokenizer: Small4Tokenizer, fields: CompletionFields) -> None:
         self.model, self.tokenizer, self.fields = model, tokenizer, fields
         self.id, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
 

@@ -4,13 +4,15 @@ Knows nothing of queues, of threads, or of who waits for an answer.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ..cache import LatentCache
+from ..configuration_small4 import Small4Config
 from ..generation_grammar import GrammarProcessor, GrammarRow
+from ..modeling_small4 import Small4ForCausalLM
 from ..reasoning import ARGS, END_THINK, THINK, TOOL_CALLS
+from ..tokenization_small4 import Small4Tokenizer
 from .jobs import Job
 from .prefixes import PrefixStore
 from .ragged import RaggedBatch
@@ -45,7 +47,7 @@ class Reading:
 class Decoder:
     """A model and its tokenizer, with the prefixes of prompts that were read before."""
 
-    def __init__(self, model: Any, tokenizer: Any, prefixes: PrefixStore) -> None:
+    def __init__(self, model: Small4ForCausalLM, tokenizer: Small4Tokenizer, prefixes: PrefixStore) -> None:
         self.model, self.tokenizer, self.prefixes = model, tokenizer, prefixes
         self.eos = _eos_of(model, tokenizer)
         self._closed = {flag: self._closed_ids(flag) for flag in (False, True)}
@@ -138,7 +140,7 @@ class Decoder:
         return torch.tensor(sorted(closed), dtype=torch.long)
 
 
-def _copied(cache: LatentCache, config: Any) -> LatentCache:
+def _copied(cache: LatentCache, config: Small4Config) -> LatentCache:
     out = LatentCache(config)
     for mine, theirs in zip(out.layers, cache.layers, strict=True):
         mine.device, mine.length = theirs.device, theirs.length
@@ -146,7 +148,7 @@ def _copied(cache: LatentCache, config: Any) -> LatentCache:
     return out
 
 
-def _eos_of(model: Any, tokenizer: Any) -> set[int]:
+def _eos_of(model: Small4ForCausalLM, tokenizer: Small4Tokenizer) -> set[int]:
     eos = model.generation_config.eos_token_id
     found = {eos} if isinstance(eos, int) else set(eos or ())
     return found | {tokenizer.eos_token_id}

@@ -9,10 +9,11 @@ import sys
 import threading
 import traceback
 from collections import deque
-from typing import Any
 
 import torch
 
+from ..modeling_small4 import Small4ForCausalLM
+from ..tokenization_small4 import Small4Tokenizer
 from .decoding import Answer, Decoder, Reading
 from .jobs import Counts, Event, Finish, Job, QueueFullError
 from .prefixes import PrefixStore
@@ -30,7 +31,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, rows: int = 32, waiting: int = 256, prefix_bytes: int = 2**31
+        self,
+        model: Small4ForCausalLM,
+        tokenizer: Small4Tokenizer,
+        rows: int = 32,
+        waiting: int = 256,
+        prefix_bytes: int = 2**31,
     ) -> None:
         self.rows, self.waiting = rows, waiting
         self.prefixes, self.counts = PrefixStore(prefix_bytes), Counts()

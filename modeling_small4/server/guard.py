@@ -7,7 +7,8 @@ import hmac
 import ipaddress
 import json
 from dataclasses import dataclass
-from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError
 
@@ -71,10 +72,10 @@ class Access:
 class Guard:
     """Wraps an ASGI application."""
 
-    def __init__(self, app: Any, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -90,7 +91,7 @@ class Guard:
             await send({"type": "http.response.body"})
             return
 
-        async def send_allowed(message: Any) -> None:
+        async def send_allowed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *allowed, (b"x-content-type-options", b"nosniff")]
             await send(message)
@@ -103,7 +104,7 @@ class Guard:
         await self.app(scope, receive, send_allowed)
 
 
-async def refuse(error: ApiError, send: Any) -> None:
+async def refuse(error: ApiError, send: Send) -> None:
     """Sends a refusal."""
     body = json.dumps(error.body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

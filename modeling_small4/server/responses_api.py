@@ -11,6 +11,7 @@ from typing import Any
 
 from openai.types.responses import Response
 
+from ..tokenization_small4 import Small4Tokenizer
 from .answering import Listener, Usage, line, token_report
 from .asking import Asker
 from .conversation import from_input
@@ -53,7 +54,7 @@ class _Item:
 class ResponseAnswers:
     """Builds the answer to one request."""
 
-    def __init__(self, model: str, tokenizer: Any, fields: ResponsesFields, body: dict[str, Any]) -> None:
+    def __init__(self, model: str, tokenizer: Small4Tokenizer, fields: ResponsesFields, body: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.fields = model, tokenizer, fields
         self.head = self._head(body)
         self.items: list[dict[str, Any]] = []

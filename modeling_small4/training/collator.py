@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from ..image_sources import ImageAccess
+from ..processing_small4 import Small4Processor
 from ..reasoning import END_THINK, IMG, IMG_BREAK, IMG_END, THINK, resolve_reasoning_mode
+from ..tokenization_small4 import Small4Tokenizer
 
 IGNORED = -100
 _OVERLONG = ("error", "truncate")
@@ -49,7 +51,7 @@ class Small4DataCollator:
             or leaves nothing to train on.
     """
 
-    processor: Any
+    processor: Small4Processor | Small4Tokenizer
     train_thinking: bool = True
     last_turn_only: bool = False
     padding_side: str = "right"
@@ -70,7 +72,9 @@ class Small4DataCollator:
         if self.packing and self.pad_to_multiple_of is not None:
             raise ValueError("packing leaves no padding; give packing or pad_to_multiple_of, not both.")
         self.reasoning_mode = resolve_reasoning_mode(self.reasoning_mode)
-        self._tokens = getattr(self.processor, "tokenizer", self.processor)
+        self._tokens: Small4Tokenizer = getattr(  # type: ignore[assignment]
+            self.processor, "tokenizer", self.processor
+        )
         # Where `Trainer` is given no `processing_class`, it saves what stands under this name in its folders: images
         # included.
         self.tokenizer = self.processor

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .collator import Small4DataCollator
 
@@ -44,7 +44,7 @@ class AnswerCallback(TrainerCallback):
         self.name, self.batch_size = name, batch_size
         self.generation = {"do_sample": False} | generation
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         answers = parsed_answers(kwargs["model"], self.collator, self.rows, self.batch_size, **self.generation)
         scores = [float(self.score(row, message)) for row, message in zip(self.rows, answers, strict=True)]
         result = {f"eval_{self.name}": sum(scores) / max(len(scores), 1)}
@@ -56,7 +56,7 @@ class AnswerCallback(TrainerCallback):
 
 @torch.no_grad()
 def parsed_answers(
-    model: Any,
+    model: PreTrainedModel,
     collator: Small4DataCollator,
     rows: Sequence[Mapping[str, Any]],
     batch_size: int = 32,
@@ -80,6 +80,6 @@ def parsed_answers(
     return messages
 
 
-def new_tokens(model: Any, inputs: Mapping[str, Any], **generation: Any) -> torch.Tensor:
+def new_tokens(model: PreTrainedModel, inputs: Mapping[str, Any], **generation: Any) -> torch.Tensor:
     """What `generate` adds to the prompts of a batch, int64 `[rows, new]`."""
     return model.generate(**inputs, **generation)[:, inputs["input_ids"].shape[1] :]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..moe import Small4TopkRouter
@@ -52,7 +52,7 @@ class ExpertLoad:
         for place, (_, router) in enumerate(routers):
             self.hooks.append(router.register_forward_hook(lambda m, i, out, place=place: self._count(place, out[2])))
 
-    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: TrainingArguments, kwargs: dict[str, Any]) -> None:
         mask, given = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
         given = kwargs.get("input_ids") if given is None else given
         self.padding = None
@@ -127,11 +127,25 @@ class ExpertLoadCallback(TrainerCallback):
         self.history: list[torch.Tensor] = []
         self.warned: set[tuple[int, int]] = set()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel = None,
+        **kwargs: Any,
+    ) -> None:
         self.load = ExpertLoad(model, training_only=True)
         self.layers = self.load.layers
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if self.load is None or logs is None or "loss" not in logs:
             return
         counts = self.load.take()
@@ -149,7 +163,9 @@ class ExpertLoadCallback(TrainerCallback):
             state.log_history[-1].update(values)
         self._warn(counts, loads)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.load is not None:
             self.load.remove()
             self.load = None

@@ -7,6 +7,7 @@ the caller needs.
 
 from typing import Any
 
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -26,7 +27,7 @@ LORA_TARGETS = {
 }
 
 
-def lora_targets(name: str = "attention", vision: bool = False, model: Any = None) -> dict[str, Any]:
+def lora_targets(name: str = "attention", vision: bool = False, model: PreTrainedModel = None) -> dict[str, Any]:
     """Arguments for `peft.LoraConfig`: `LoraConfig(r=16, lora_alpha=32, **lora_targets("all+experts"))`.
 
     Args:
@@ -54,7 +55,7 @@ def lora_targets(name: str = "attention", vision: bool = False, model: Any = Non
     return targets
 
 
-def _check_experts(model: Any) -> None:
+def _check_experts(model: PreTrainedModel) -> None:
     held = {type(p.data).__name__ for name, p in model.named_parameters() if name.endswith(tuple(EXPERTS))}
     if not held:
         raise ValueError(
