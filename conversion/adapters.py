@@ -109,7 +109,7 @@ def _read_adapter(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
     return folder, settings
 
 
-def _check_base(ours: Any, base: Path) -> bool:
+def _check_base(ours: object, base: Path) -> bool:
     """Whether the base is text-only, after checking that it is the same model computed alike."""
     file = base / "config.json"
     if not isinstance(ours, Small4Config):

@@ -5,7 +5,6 @@ a pickle.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from .checkpoint import CheckpointError, read_headers, read_json
 
@@ -44,7 +43,7 @@ def weight_files(folder: Path, index: str, pattern: str) -> list[Path]:
     return [folder / name for name in found]
 
 
-def _indexed(folder: Path, index: Path, mapping: Any) -> list[Path]:
+def _indexed(folder: Path, index: Path, mapping: object) -> list[Path]:
     if not isinstance(mapping, dict) or not mapping:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     for tensor, name in mapping.items():

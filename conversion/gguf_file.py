@@ -225,6 +225,6 @@ def _fact(facts: dict[str, Any], key: str, file: Path) -> Any:
     return facts[key]
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> Any:
     """A float32 number as it was once written: 1e-06 for 9.99999997e-07."""
     return float(f"{value:.7g}") if isinstance(value, float) else value

@@ -193,14 +193,14 @@ def _read(params: dict[str, Any], key: _Key, file: Path) -> Any:
     return float(value) if key.kind is float else value
 
 
-def _get(tree: dict[str, Any], path: str, default: Any = None) -> Any:
+def _get(tree: dict[str, Any], path: str, default: object = None) -> Any:
     *parents, last = path.split(".")
     for parent in parents:
         tree = tree.get(parent) if isinstance(tree.get(parent), dict) else {}  # type: ignore[assignment]
     return tree.get(last, default)
 
 
-def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+def _set(tree: dict[str, Any], path: str, value: object) -> None:
     *parents, last = path.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})

@@ -30,7 +30,7 @@ LATENT_NORM_EPS = 1e-6
 
 
 def eager_attention(
-    module: Any,
+    module: object,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -122,7 +122,7 @@ class Small4Attention(nn.Module):
         return linear(self.o_proj, output.flatten(2)), weights
 
     def attend(
-        self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
+        self, query: torch.Tensor, tokens: torch.Tensor, mask: object, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The one switch: queries `[B, H, Q, nope + rope]` over all tokens `[B, 1, L, R + rope]`; output
         `[B, Q, H, value_dim]`.
@@ -242,7 +242,7 @@ class Small4Attention(nn.Module):
 
     def _attend(
         self,
-        module: Any,
+        module: object,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -254,7 +254,7 @@ class Small4Attention(nn.Module):
         return interface(module, query, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
 
-def four_dimensional_mask(mask: Any, implementation: str, dtype: torch.dtype) -> Any:
+def four_dimensional_mask(mask: object, implementation: str, dtype: torch.dtype) -> Any:
     """Bring a caller's own 4-D mask into the form that the attention implementation reads; anything else is returned as
     it is.
 

@@ -37,7 +37,7 @@ class PagedBatch:
     keys: list[int] | None = None
 
     @classmethod
-    def of(cls, pages: Any, mask: Any, kwargs: dict[str, Any]) -> "PagedBatch":
+    def of(cls, pages: object, mask: object, kwargs: dict[str, Any]) -> "PagedBatch":
         """From what transformers' manager hands to a forward; `mask` is None with flash attention."""
         if mask is None:
             return cls(pages)
@@ -117,7 +117,7 @@ class LatentBatchingManager(ContinuousBatchingManager):
         model: PreTrainedModel,
         generation_config: GenerationConfig,
         continuous_batching_config: ContinuousBatchingConfig,
-        hints: Any = None,
+        hints: object = None,
     ) -> None:
         settings = copy(continuous_batching_config)
         if "flash" not in model.config._attn_implementation:

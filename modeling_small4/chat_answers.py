@@ -18,7 +18,7 @@ class Source(Protocol):
 
     @property
     def control_ids(self) -> dict[str, int]: ...
-    def events(self, source: Any) -> Events: ...
+    def events(self, source: object) -> Events: ...
 
 
 class Decoded(str):
@@ -60,7 +60,7 @@ class TokenReader:
             start = answer_start(events)
             self._take(events[start:] if start else [])
 
-    def feed(self, source: Any) -> list[tuple[str, str]]:
+    def feed(self, source: object) -> list[tuple[str, str]]:
         """Takes ids (list, array, tensor) or text."""
         if isinstance(source, Decoded):
             return self._take(source.events)
@@ -89,7 +89,7 @@ class TokenReader:
         return out
 
 
-def read(tokenizer: Source, answer: Any, prefix: Any = None) -> dict[str, Any]:
+def read(tokenizer: Source, answer: object, prefix: object = None) -> dict[str, Any]:
     """One whole answer, ids or text, as a message. Without a prefix it may be a whole sequence, its prompt included."""
     if prefix is None:
         answer = tokenizer.events(answer)

@@ -7,7 +7,7 @@ from .reasoning import IMG
 
 
 def place_images(
-    texts: list[str], images: Any, special: SpecialTokens, in_places: bool = False
+    texts: list[str], images: object, special: SpecialTokens, in_places: bool = False
 ) -> tuple[list[str], list[Any]]:
     """Prompt strings with a place (`[IMG]`) for each image, and the images in the order of their places.
 
@@ -32,7 +32,7 @@ def place_images(
     return texts, fill(places, groups)
 
 
-def fill(places: list[list[Any]], images: Any) -> list[Any]:
+def fill(places: list[list[Any]], images: object) -> list[Any]:
     """An image for each place.
 
     Args:
@@ -87,7 +87,7 @@ def _groups(images: Any, count: int) -> list[list[Any]] | None:
     return [flatten(group) for group in images] if nested and len(images) == count else None
 
 
-def _one_each(images: Any, count: int) -> list[list[Any]]:
+def _one_each(images: object, count: int) -> list[list[Any]]:
     """Images of texts that have no places for them."""
     flat = flatten(images)
     if len(flat) != count:

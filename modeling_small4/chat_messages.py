@@ -79,7 +79,7 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     return [_read_message(message, index) for index, message in enumerate(messages)]
 
 
-def is_batch(conversation: Any) -> bool:
+def is_batch(conversation: object) -> bool:
     """Whether this is a list of conversations, not one."""
     return (
         isinstance(conversation, Sequence)
@@ -89,7 +89,7 @@ def is_batch(conversation: Any) -> bool:
     )
 
 
-def read_objects(value: Any) -> Any:
+def read_objects(value: object) -> Any:
     """Conversations with every message object in them as a dict: dataclasses, pydantic models, and lists of messages
     that are an attribute `messages` of something, as transformers takes them. What is none of these, an image say,
     stays as it is."""
@@ -178,7 +178,7 @@ def check_function_name(name: str) -> None:
         raise ValueError(f"The function name {name!r} must be 1 to 64 of the characters a-z, A-Z, 0-9, _ and -.")
 
 
-def _read_message(message: Any, index: int) -> Message:
+def _read_message(message: object, index: int) -> Message:
     if not isinstance(message, Mapping):
         raise ValueError(f"Message {index} must be a dict with 'role' and 'content', but is {type(message).__name__}.")
     role = "system" if message.get("role") == "developer" else message.get("role")
@@ -249,7 +249,7 @@ def _read_reasoning(message: Mapping[str, Any]) -> Thought | None:
     return Thought(given[0], closed=message.get("reasoning_closed") is not False)
 
 
-def _read_content(content: Any, role: str) -> str | list[Chunk] | None:
+def _read_content(content: object, role: str) -> str | list[Chunk] | None:
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, Mapping) or not isinstance(content, Sequence):
@@ -257,7 +257,7 @@ def _read_content(content: Any, role: str) -> str | list[Chunk] | None:
     return [_read_chunk(chunk, role) for chunk in content]
 
 
-def _read_chunk(chunk: Any, role: str) -> Chunk:
+def _read_chunk(chunk: object, role: str) -> Chunk:
     if not isinstance(chunk, Mapping):
         raise ValueError(f"a content chunk must be a dict with a 'type', but is {type(chunk).__name__}.")
     kind = chunk.get("type")
@@ -306,7 +306,7 @@ def _read_call(call: Any) -> ToolCall:
     return ToolCall(call_id, name, _arguments(function), incomplete)
 
 
-def _reads_as(text: Any, arguments: Any) -> bool:
+def _reads_as(text: object, arguments: object) -> bool:
     """Whether JSON text is another spelling of a call's arguments, and not a remnant of what was changed since."""
     if not isinstance(text, str):
         raise ValueError(f"'arguments_text' must be a string, but is {type(text).__name__}.")

@@ -122,7 +122,7 @@ def render(pieces: Sequence[Piece], special: SpecialTokens) -> PromptText:
     return prompt
 
 
-def escape_all(value: Any, special: SpecialTokens) -> Any:
+def escape_all(value: object, special: SpecialTokens) -> Any:
     """Messages or tools with every text in them escaped, for a template that is not ours; images are left as they
     are.
     """

@@ -75,7 +75,7 @@ def _in_range(name: str, least: float, most: float, optional: bool, config: PreT
     return (optional and value is None) or is_number(value, least, most)
 
 
-def is_number(value: Any, least: float, most: float) -> bool:
+def is_number(value: object, least: float, most: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
@@ -104,7 +104,7 @@ def warn_of_misspellings(config: PreTrainedConfig, unknown: dict[str, Any]) -> N
             )
 
 
-def _is_dtype(value: Any) -> bool:
+def _is_dtype(value: object) -> bool:
     return value is None or re.fullmatch(r"(torch\.)?(auto|bfloat16|float\d+(_\w+)?)", str(value)) is not None
 
 
@@ -239,7 +239,7 @@ def refusing(cls: type[Any]) -> type[Any]:
     construct = cls.__init__
 
     @wraps(construct)
-    def checked(self: Any, *args: Any, **fields: Any) -> None:
+    def checked(self: object, *args: Any, **fields: Any) -> None:
         try:
             construct(self, *args, **fields)
         except (ValueError, ImportError):

@@ -67,7 +67,7 @@ def as_small4(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "model_type": "small4"}
 
 
-def sub_config(given: Any, name: str, model_types: tuple[str, ...]) -> Any:
+def sub_config(given: object, name: str, model_types: tuple[str, ...]) -> Any:
     """Accept `None`, a dict or one of our configurations; re-read those of transformers; refuse another model's."""
     ok = given is None or isinstance(given, (dict, PreTrainedConfig))
     require(ok, name, given, "it must be an object" + (" or None" if name == "vision_config" else ""))

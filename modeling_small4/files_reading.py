@@ -172,13 +172,13 @@ def _damaged_tensor(file: Path) -> str | None:
     return None
 
 
-def _begin(entry: Any) -> int:
+def _begin(entry: object) -> int:
     """Where a tensor begins; -1 for an entry that does not say."""
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     return offsets[0] if isinstance(offsets, list) and len(offsets) == 2 and _whole(offsets) else -1
 
 
-def _whole(numbers: Any) -> bool:
+def _whole(numbers: object) -> bool:
     return isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
 
 

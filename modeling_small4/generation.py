@@ -48,7 +48,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         reasoning_mode: Modes = None,
         max_thinking_tokens: int | None = None,
         preset: str | None = None,
-        grammar: Any = None,
+        grammar: object = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' `generate`, with four more arguments.
@@ -162,7 +162,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         self,
         generation_config: GenerationConfig | None = None,
         continuous_batching_config: ContinuousBatchingConfig | None = None,
-        workload_hints: Any = None,
+        workload_hints: object = None,
     ) -> Any:
         """transformers' manager for continuous batching, holding latents; refused like `generate_batch`."""
         _refuse_continuous_batching(GenerateCall.of({"generation_config": generation_config}, self.generation_config))
@@ -324,7 +324,7 @@ def _modes_of_rows(mode: Modes, rows: int) -> list[str | None]:
     return [check_reasoning_mode(each) for each in mode]
 
 
-def _check_budget(budget: Any) -> None:
+def _check_budget(budget: object) -> None:
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
         raise ValueError(
             f"max_thinking_tokens is {budget!r}, but it must be a whole number of tokens, 0 or more; leave it out "

@@ -162,7 +162,7 @@ class GenerateCall:
                 self.arguments[name] = length + added
 
 
-def _grammars_of_rows(grammar: Any, rows: int) -> list[Grammar | None]:
+def _grammars_of_rows(grammar: object, rows: int) -> list[Grammar | None]:
     """One grammar for each row; a list of texts is one grammar, of choices."""
     if not isinstance(grammar, (list, tuple)) or all(isinstance(each, str) for each in grammar):
         return [Grammar.read(grammar)] * rows

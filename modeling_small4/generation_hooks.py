@@ -13,7 +13,6 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.candidate_generator import CandidateGenerator
-from transformers.generation.configuration_utils import GenerationMode
 
 from .cache import FIRST_TOKENS, LatentCache, given_cache
 from .configuration_small4 import Small4Config
@@ -69,7 +68,7 @@ class Small4PrefillMixin:
         self,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-        generation_mode: GenerationMode,
+        generation_mode: Any,
         batch_size: int,
         max_cache_length: int,
     ) -> None:

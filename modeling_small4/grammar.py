@@ -46,7 +46,7 @@ class Grammar:
     reserve: int = 0
 
     @classmethod
-    def read(cls, value: Any) -> "Grammar":
+    def read(cls, value: object) -> "Grammar":
         """A grammar from the forms that `generate(grammar=...)` takes.
 
         Raises:
@@ -76,7 +76,7 @@ class Grammar:
         return getattr(cls, kind)(value[kind], **rest)
 
     @classmethod
-    def json_schema(cls, schema: Any, lenient: bool = False) -> "Grammar":
+    def json_schema(cls, schema: object, lenient: bool = False) -> "Grammar":
         """JSON that fits a schema (a dict, or a pydantic class), spelled as `json.dumps` does; see `prepare_schema`."""
         if isinstance(schema, type) and hasattr(schema, "model_json_schema"):
             schema = schema.model_json_schema()
@@ -149,7 +149,7 @@ class Grammar:
     def tools(
         cls,
         tools: Sequence[Any],
-        tool_choice: Any = "auto",
+        tool_choice: object = "auto",
         parallel_tool_calls: bool = True,
         content: "Grammar | None" = None,
     ) -> "Grammar":
@@ -312,7 +312,7 @@ def _inline(schema: dict[str, Any]) -> str:
     return f"%json {json.dumps(schema)}"
 
 
-def read_choice(choice: Any, names: list[str]) -> tuple[str, list[str]]:
+def read_choice(choice: object, names: list[str]) -> tuple[str, list[str]]:
     """What a `tool_choice` says: ("none" | "auto" | "required" | "named", the tools allowed).
 
     Raises:
@@ -339,7 +339,7 @@ def read_choice(choice: Any, names: list[str]) -> tuple[str, list[str]]:
     return mode, wanted
 
 
-def _named(choice: Any) -> str:
+def _named(choice: object) -> str:
     """The name in `{"type": "function", "function": {"name": ...}}` or `{"type": "function", "name": ...}`."""
     if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
         function = choice.get("function", choice)
@@ -351,7 +351,7 @@ def _named(choice: Any) -> str:
     )
 
 
-def _is_strict(tool: Any) -> bool:
+def _is_strict(tool: object) -> bool:
     function = tool.get("function") if isinstance(tool, Mapping) else None
     return isinstance(function, Mapping) and function.get("strict") is True
 
@@ -371,6 +371,6 @@ def _line(text: str) -> str:
     return _short(" ".join(text.split()), 300)
 
 
-def _short(value: Any, most: int = 80) -> str:
+def _short(value: object, most: int = 80) -> str:
     text = value if isinstance(value, str) and most > 80 else repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."

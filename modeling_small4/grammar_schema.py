@@ -29,7 +29,7 @@ _MAP = ("properties", "patternProperties", "$defs", "definitions", "dependentSch
 _BESIDE = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties", "additionalProperties", "unevaluatedProperties")
 
 
-def prepare_schema(schema: Any, verdict: Verdict, where: str = "schema", lenient: bool = False) -> dict[str, Any]:
+def prepare_schema(schema: object, verdict: Verdict, where: str = "schema", lenient: bool = False) -> dict[str, Any]:
     """A schema as the engine is given it.
 
     Properties that `properties` does not name are left out of answers, unless the schema mentions
@@ -70,7 +70,7 @@ def largest_part(schema: Schema) -> int:
     return max((_least(part, schema, 8) for part, _ in _everything(schema, "")), default=0)
 
 
-def _least(schema: Any, root: Schema, depth: int) -> int:
+def _least(schema: object, root: Schema, depth: int) -> int:
     """Characters of a short instance, references followed `depth` levels down."""
     if not isinstance(schema, Mapping) or depth == 0:
         return 2
@@ -109,7 +109,7 @@ def _check_plain_json(schema: Any, where: str) -> None:
         raise ValueError(f"{where} is not JSON: {error}.") from None
 
 
-def _definite(schema: Any, closing: bool) -> Any:
+def _definite(schema: object, closing: bool) -> Any:
     """A copy without unknown formats and keywords that ask for nothing, its objects closed where that changes nothing
     said.
     """
@@ -199,14 +199,14 @@ def _endless(root: dict[str, Any], where: str) -> str | None:
     return next(path for part, path in _everything(root, where) if part.get("$ref", None) in references - ending)
 
 
-def _everything(schema: Any, where: str) -> Iterator[tuple[Schema, str]]:
+def _everything(schema: object, where: str) -> Iterator[tuple[Schema, str]]:
     if isinstance(schema, Mapping):
         yield schema, where
         for child, path in _children(schema, where):
             yield from _everything(child, path)
 
 
-def _target(root: Any, reference: str) -> Any:
+def _target(root: object, reference: str) -> Any:
     """What a reference within the schema points to; True, which allows anything, for one that points elsewhere."""
     if not reference.startswith("#"):
         return True
@@ -222,7 +222,7 @@ def _target(root: Any, reference: str) -> Any:
     return part
 
 
-def _ends(schema: Any, ending: set[str]) -> bool:
+def _ends(schema: object, ending: set[str]) -> bool:
     """Whether some instance ends, given that of references only those in `ending` have one that does."""
     if not isinstance(schema, Mapping):
         return True
@@ -247,6 +247,6 @@ def _ends(schema: Any, ending: set[str]) -> bool:
     return all(_ends(each, ending) for each in [*fixed[: int(least)], rest])
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -96,12 +96,12 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
         """(rows, columns) of image tokens for an upright image of `width` x `height` pixels."""
         return ImageSettings.of(self, {}).token_grid(width, height)
 
-    def process_image(self, image: Any, access: ImageAccess | None = None) -> torch.Tensor:
+    def process_image(self, image: object, access: ImageAccess | None = None) -> torch.Tensor:
         """One image -> float32 [3, height, width], height and width multiples of `patch_size * spatial_merge_size`."""
         return torch.from_numpy(_process([open_image(image, access or self._access)], ImageSettings.of(self, {}))[0][0])
 
     def preprocess(
-        self, images: Any, return_tensors: str | None = "pt", access: ImageAccess | None = None, **kwargs: Any
+        self, images: object, return_tensors: str | None = "pt", access: ImageAccess | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Images, nested in any way, to one batch in reading order.
 
@@ -126,7 +126,7 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
             return BatchFeature({"pixel_values": values, "image_sizes": torch.from_numpy(sizes)})
         return BatchFeature({"pixel_values": pixels, "image_sizes": sizes}, tensor_type=return_tensors)
 
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
+    def fetch_images(self, image_url_or_urls: object) -> Any:
         """Images for one source or a nested list of them, under the same limits as everywhere."""
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(source) for source in image_url_or_urls]

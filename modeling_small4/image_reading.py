@@ -80,7 +80,7 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image.convert(image.mode[:-1]), image.getchannel("A")
 
 
-def _with_alpha(image: Image.Image, transparent: Any) -> Image.Image:
+def _with_alpha(image: Image.Image, transparent: object) -> Image.Image:
     """An image in which one colour is transparent; Pillow keeps that of 16-bit images with 16 bits, but their pixels
     with 8.
     """
@@ -90,7 +90,7 @@ def _with_alpha(image: Image.Image, transparent: Any) -> Image.Image:
     return image.convert("RGBA" if image.mode == "RGB" else "LA")
 
 
-def _scaled(image: Image.Image, transparent: Any) -> tuple[Image.Image, Image.Image | None]:
+def _scaled(image: Image.Image, transparent: object) -> tuple[Image.Image, Image.Image | None]:
     """Grey of 16 bits or floats as grey of 8 bits."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())

@@ -128,7 +128,7 @@ def _three(name: str, value: Any) -> tuple[float, ...]:
     return values
 
 
-def _channels_last(name: str, value: Any) -> bool:
+def _channels_last(name: str, value: object) -> bool:
     if value is None:
         return False
     try:

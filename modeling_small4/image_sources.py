@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -45,12 +44,12 @@ class ImageAccess:
     timeout: float = 10.0
 
 
-def load_image(source: Any, access: ImageAccess | None = None) -> Image.Image:
+def load_image(source: object, access: ImageAccess | None = None) -> Image.Image:
     """A decoded PIL image from any allowed source; see `open_image`."""
     return decoded(open_image(source, access))
 
 
-def open_image(source: Any, access: ImageAccess | None = None, channels: str | None = None) -> Image.Image:
+def open_image(source: object, access: ImageAccess | None = None, channels: str | None = None) -> Image.Image:
     """A PIL image from any allowed source, its size checked and, where it is encoded, not yet decoded.
 
     Args:

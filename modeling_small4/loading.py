@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from transformers import GenerationConfig
 from transformers.core_model_loading import WeightConverter
-from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel
-from transformers.quantizers.base import HfQuantizer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .experts_memory import parse_memory
@@ -114,7 +114,7 @@ class Small4LoadingMixin:
 
     @classmethod
     def maybe_distribute_model(
-        cls, model: PreTrainedModel, distributed_config: Any, mesh_manager: Any
+        cls, model: PreTrainedModel, distributed_config: object, mesh_manager: object
     ) -> PreTrainedModel:
         """transformers' cut of a model over processes, pipeline stages included.
 
@@ -133,9 +133,9 @@ class Small4LoadingMixin:
     @staticmethod
     def _load_pretrained_model(
         model: PreTrainedModel,
-        state_dict: Any,
+        state_dict: dict[str, torch.Tensor] | None,
         checkpoint_files: list[str] | None,
-        load_config: LoadStateDictConfig,
+        load_config: Any,
         *args: Any,
         **kwargs: Any,
     ) -> Any:

@@ -2,7 +2,7 @@
 
 import torch
 from transformers import PreTrainedModel
-from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers import HfQuantizer
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
-from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers import HfQuantizer
 
 
 def scale_spreaders(quantizer: HfQuantizer | None) -> list[WeightConverter]:

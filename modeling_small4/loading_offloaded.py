@@ -14,7 +14,6 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import apply_renamings
-from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from .experts_files import LayerFiles, Stored, WatchedFile, folder_of, read_header
@@ -41,7 +40,7 @@ class Asked:
 
 
 def offload_experts(
-    model: PreTrainedModel, files: list[str] | None, load_config: LoadStateDictConfig, asked: Asked
+    model: PreTrainedModel, files: list[str] | None, load_config: Any, asked: Asked
 ) -> dict[str, Any] | None:
     """Put `Small4OffloadedExperts` into a model that has no weights yet.
 
@@ -98,9 +97,7 @@ def _foretold(store: ExpertStore, others: int, chosen: int) -> str:
     return f"about {1 / seconds:.2g} tokens/s (memory {host / 1e9:.1f} GB/s, disk {disk / 1e9:.1f} GB/s)"
 
 
-def _obstacle(
-    modules: Mapping[str, nn.Module], files: list[str] | None, load_config: LoadStateDictConfig, asked: Asked
-) -> str | None:
+def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_config: Any, asked: Asked) -> str | None:
     """Why experts of this model cannot be offloaded, or None."""
     quantizer = load_config.hf_quantizer
     config: Any = getattr(quantizer, "quantization_config", None)

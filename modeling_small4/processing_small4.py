@@ -60,7 +60,7 @@ class Small4Processor(ProcessorFilesMixin):
         conversation: Sequence[Any],
         chat_template: str | None = None,
         tools: Sequence[Any] | None = None,
-        documents: Any = None,
+        documents: object = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         return_assistant_tokens_mask: bool = False,
@@ -72,7 +72,7 @@ class Small4Processor(ProcessorFilesMixin):
         sanitize_control_tokens: bool = False,
         reasoning_mode: str | None = None,
         reasoning_effort: str | None = None,
-        images: Any = None,
+        images: object = None,
         image_access: ImageAccess | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -136,7 +136,7 @@ class Small4Processor(ProcessorFilesMixin):
 
     def __call__(
         self,
-        images: Any = None,
+        images: object = None,
         text: str | Sequence[str] | None = None,
         image_access: ImageAccess | None = None,
         **kwargs: Any,
@@ -292,7 +292,12 @@ class Small4Processor(ProcessorFilesMixin):
         return texts
 
     def _encode(
-        self, prompts: list[list[Piece]], images: Any, access: ImageAccess | None, masks: bool, options: dict[str, Any]
+        self,
+        prompts: list[list[Piece]],
+        images: object,
+        access: ImageAccess | None,
+        masks: bool,
+        options: dict[str, Any],
     ) -> BatchFeature:
         """Laid-out conversations, each text encoded on its own."""
         options = self._options(options)
@@ -375,7 +380,9 @@ class Small4Processor(ProcessorFilesMixin):
             num_image_tokens=[rows * (columns + 1) for rows, columns in grids], num_image_patches=[1] * len(grids)
         )
 
-    def parse_response(self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None) -> Any:
+    def parse_response(
+        self, response: object, schema: object = None, *, prefix: object = None, tools: object = None
+    ) -> Any:
         """An answer, ids or text, as a message; see `Small4Tokenizer.parse_response`."""
         return self.tokenizer.parse_response(response, schema, prefix=prefix, tools=tools)
 

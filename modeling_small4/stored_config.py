@@ -44,7 +44,7 @@ class Small4StoredConfig(FineGrainedFP8Config):
         weights = [group.get("weights") for group in entries if isinstance(group, dict)]
         return [each for each in weights if isinstance(each, dict) and each.get("type") == "int"]
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         """As of a dictionary: transformers asks for `quant_method` so."""
         return getattr(self, name, default)
 
@@ -65,7 +65,7 @@ class Small4StoredConfig(FineGrainedFP8Config):
     __hash__ = None  # type: ignore[assignment]
 
 
-def stored_entry(entry: Any) -> Any:
+def stored_entry(entry: object) -> Any:
     """A `quantization_config` as read from `config.json`, made a `Small4StoredConfig` unless it is transformers' own
     business.
     """

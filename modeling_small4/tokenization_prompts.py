@@ -41,7 +41,7 @@ class PromptTokenizer(TokenizersBackend):
         self._built = True
 
     def _encode_plus(
-        self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any
+        self, text: Any, text_pair: object = None, add_special_tokens: bool = True, **kwargs: Any
     ) -> BatchEncoding:
         unknown = sorted(key for key in kwargs if key not in CALL_OPTIONS and not key.endswith("_strategy"))
         if unknown:
@@ -66,7 +66,7 @@ class PromptTokenizer(TokenizersBackend):
     def _adds_bos(self) -> bool:
         return self._tokenizer.num_special_tokens_to_add(False) > 0
 
-    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+    def _add_tokens(self, new_tokens: object, special_tokens: bool = False) -> int:
         added = super()._add_tokens(new_tokens, special_tokens)
         if "_built" in self.__dict__:
             self._set_escapes()
@@ -149,7 +149,7 @@ class PromptTokenizer(TokenizersBackend):
         return self._plain.token_bytes(token or "")
 
 
-def _readable(text: Any) -> Any:
+def _readable(text: object) -> Any:
     """The text as the tokenizers library takes it, which knows no halves of surrogate pairs."""
     if not isinstance(text, str):
         return text

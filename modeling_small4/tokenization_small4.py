@@ -64,7 +64,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         self,
         conversation: Sequence[Any],
         tools: Sequence[Any] | None = None,
-        documents: Any = None,
+        documents: object = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
@@ -125,7 +125,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         self,
         conversation: Sequence[Any],
         tools: Sequence[Any] | None,
-        documents: Any,
+        documents: object,
         mode: str | None,
         add_generation_prompt: bool,
         continue_final_message: bool | str,
@@ -277,7 +277,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
     def _own_template(self) -> str:
         return own_template(self.init_kwargs.get("reasoning_settings"))
 
-    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+    def _decode(self, token_ids: object, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
         if skip_special_tokens:
             return text
@@ -285,7 +285,9 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         events = [(control, v if control else v.decode("utf-8", "replace")) for control, v in self.events(ids)]
         return Decoded.of(text, events) if "".join(value for _, value in events) == text else text
 
-    def parse_response(self, response: Any, schema: Any = None, *, prefix: Any = None, tools: Any = None) -> Any:
+    def parse_response(
+        self, response: object, schema: object = None, *, prefix: Any = None, tools: object = None
+    ) -> Any:
         """Reads what the model generated into a message: `role`, `reasoning_content`, `content`, `tool_calls`.
 
         Args:
@@ -311,7 +313,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         messages = [read(self, answer, start) for answer, start in zip(answers, prefixes, strict=True)]
         return messages if batched else messages[0]
 
-    def response_reader(self, prefix: Any = None) -> TokenReader:
+    def response_reader(self, prefix: object = None) -> TokenReader:
         """A reader to be fed with ids or text as they are generated, for streaming."""
         return TokenReader(self, prefix)
 

@@ -205,3 +205,22 @@ def test_mypy() -> None:
     pytest.importorskip("mypy")
     done = python("-m", "mypy")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def annotations(tree: ast.AST) -> list[ast.expr]:
+    """All annotations of a file: of parameters, results and variables."""
+    found: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found += [node.returns, *(each.annotation for each in ast.walk(node.args) if isinstance(each, ast.arg))]
+        elif isinstance(node, ast.AnnAssign):
+            found.append(node.annotation)
+    return [each for each in found if each is not None]
+
+
+def test_few_annotations_are_bare_any() -> None:
+    files = [path for name in ("modeling_small4", "conversion", "model_card") for path in (ROOT / name).rglob("*.py")]
+    found = [each for path in files for each in annotations(ast.parse(path.read_text("utf-8")))]
+    bare = sum(isinstance(each, ast.Name) and each.id == "Any" for each in found)
+    print(f"{bare} of {len(found)} annotations are bare Any: {bare / len(found):.1%}")
+    assert bare < 0.05 * len(found)

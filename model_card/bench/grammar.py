@@ -37,7 +37,7 @@ class LLGuidance:
         self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(wrapper()))
         self.mask = torch.zeros(1, -(-len(tokens) // 32), dtype=torch.int32)
 
-    def compile(self, schema: Any) -> Any:
+    def compile(self, schema: object) -> Any:
         grammar = self.library.LLMatcher.grammar_from_json_schema(json.dumps(schema))
         matcher = self.library.LLMatcher(self.tokenizer, grammar, log_level=0)
         if matcher.is_error():
@@ -71,10 +71,10 @@ class XGrammar:
         self.mask = xgrammar.allocate_token_bitmask(1, len(tokens))
         self.eos = eos
 
-    def compile(self, schema: Any) -> Any:
+    def compile(self, schema: object) -> Any:
         return self.compiler.compile_json_schema(json.dumps(schema), strict_mode=False)
 
-    def start(self, compiled: Any) -> Any:
+    def start(self, compiled: object) -> Any:
         return self.library.GrammarMatcher(compiled)
 
     def fill(self, matcher: Any) -> None:

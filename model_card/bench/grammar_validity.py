@@ -35,7 +35,7 @@ def ask(
     return out[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def verdict(processor: Small4Processor, schema: Any, ids: list[int]) -> str:
+def verdict(processor: Small4Processor, schema: object, ids: list[int]) -> str:
     """ "valid", or what is wrong."""
     text = processor.parse_response(ids)["content"]
     if processor.tokenizer.eos_token_id not in ids:

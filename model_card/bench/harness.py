@@ -135,7 +135,7 @@ def store(out: Path | None, result: dict[str, Any]) -> None:
     print(json.dumps(stored))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return value if isinstance(value, (bool, int, float, str, list)) else str(value).removeprefix("torch.")
 
 

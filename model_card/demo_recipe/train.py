@@ -63,7 +63,7 @@ class AnswerTrainer(Trainer):
         model: Small4ForCausalLM,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """This batch's share of the step's loss: gradients of all batches and members add up."""
         labels, mask, total = inputs.pop("labels")[:, 1:], inputs.pop("attention_mask"), inputs.pop("total")
@@ -162,7 +162,7 @@ WIDE_VALUES = "wide_values"  # the name under which transformers knows it
 
 
 def wide_values(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: object, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     """sdpa with values padded to the width of keys: otherwise torch has no fused kernel for it, and long rows take ten
     times as long.

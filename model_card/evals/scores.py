@@ -58,7 +58,7 @@ def valid_calls(row: dict[str, Any], message: dict[str, Any]) -> bool:
     )
 
 
-def _fits(arguments: Any, schema: dict[str, Any]) -> bool:
+def _fits(arguments: object, schema: dict[str, Any]) -> bool:
     properties = schema["properties"]
     if not isinstance(arguments, dict) or set(arguments) - set(properties) or set(schema["required"]) - set(arguments):
         return False

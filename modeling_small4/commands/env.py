@@ -174,7 +174,7 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(f"{name:<24}{value or '-'}" for name, value in rows)
 
 
-def _line(part: Any) -> str:
+def _line(part: object) -> str:
     """The values of a part in one line."""
     if not isinstance(part, dict):
         return str(part)

@@ -130,7 +130,7 @@ class Api:
         self._check_model(body.get("model"))
         return body
 
-    def _check_model(self, name: Any) -> None:
+    def _check_model(self, name: object) -> None:
         if name not in (None, "", self.options.name):
             said = name[:80] if isinstance(name, str) else type(name).__name__
             raise ApiError(
@@ -212,7 +212,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def as_json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON answer, in ASCII, so that half a surrogate pair that a client sent does not break it."""
     return Response(json.dumps(value), status, headers, "application/json")
 

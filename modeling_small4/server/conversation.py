@@ -121,7 +121,7 @@ def _call(call: Any, at: str) -> dict[str, Any]:
     return out | {"function": {"name": name, "arguments": arguments}}
 
 
-def _content(content: Any, role: str, at: str) -> Any:
+def _content(content: object, role: str, at: str) -> Any:
     """A string, or a list of the chat format's chunks."""
     if isinstance(content, str):
         return content
@@ -134,7 +134,7 @@ def _content(content: Any, role: str, at: str) -> Any:
     return [_part(part, role, f"{at}[{index}]") for index, part in enumerate(content)]
 
 
-def _part(part: Any, role: str, at: str) -> dict[str, Any]:
+def _part(part: object, role: str, at: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(part, dict) or not isinstance(kind, str):
         raise ApiError(f"{at} must be an object with a type.", at)
@@ -167,7 +167,7 @@ def _image(part: dict[str, Any], at: str) -> str:
     return f"data:;base64,{value}" if key == "base64" and not value.startswith("data:") else value
 
 
-def _thinking(value: Any, at: str) -> str:
+def _thinking(value: object, at: str) -> str:
     """Text, or Mistral's list of text parts."""
     if isinstance(value, list):
         return "".join(_string(part.get("text") if isinstance(part, dict) else None,
@@ -175,7 +175,7 @@ def _thinking(value: Any, at: str) -> str:
     return _string(value, f"{at}.thinking")
 
 
-def _thinking_block(block: Any, at: str) -> str:
+def _thinking_block(block: object, at: str) -> str:
     if not isinstance(block, dict):
         raise ApiError(f"{at} must hold objects.", at)
     return _string(block.get("thinking", ""), at)
@@ -223,13 +223,13 @@ def _join(message: dict[str, Any], more: dict[str, Any]) -> None:
         message["prefix"] = True
 
 
-def _string(value: Any, at: str) -> str:
+def _string(value: object, at: str) -> str:
     if not isinstance(value, str):
         raise ApiError(f"{at} must be a string, but is {'missing' if value is None else repr(value)[:60]}.", at)
     return value
 
 
-def _list(value: Any, at: str) -> list[Any]:
+def _list(value: object, at: str) -> list[Any]:
     if not isinstance(value, list):
         raise ApiError(f"{at} must be an array.", at)
     return value

@@ -201,7 +201,7 @@ def _path(parts: list[Any]) -> str | None:
     return out or None
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 

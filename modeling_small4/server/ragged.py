@@ -33,7 +33,7 @@ class RaggedBatch(PagedBatch):
         attend: Attend,
         query: torch.Tensor,
         tokens: torch.Tensor,
-        mask: Any,
+        mask: object,
         layer_idx: int,
         kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -8,8 +8,8 @@ import codecs
 import json
 import secrets
 import string
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..reasoning import ARGS, END_THINK, THINK, TOOL_CALLS
 from .sampling import Reported
@@ -54,7 +54,7 @@ class Reader:
     def __init__(
         self,
         control: dict[int, str],
-        token_bytes: Any,
+        token_bytes: Callable[[int], bytes],
         eos: set[int],
         stops: list[str],
         begun: list[int],
