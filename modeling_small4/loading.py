@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import FineGrainedFP8Config
 from .experts_memory import parse_memory
 from .files_reading import check_json, check_weights, folder_of, naming, read_json
 from .files_saving import refuse_links
+from .loading_cuts import gathered, with_stored
 from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
 from .loading_layouts import refuse_other_layouts, refuse_unconverted
@@ -119,16 +120,31 @@ class Small4LoadingMixin:
         """transformers' cut of a model over processes, pipeline stages included.
 
         Raises:
-            ValueError: Weights that are held as stored would have to be cut: there is no rule for their scales.
+            ValueError: A weight that is held as stored would have to be cut where scales, blocks or packed words do not
+                end.
         """
-        cuts = [name for name in ("tp_size", "ep_size", "fsdp_size") if (getattr(distributed_config, name, 1) or 1) > 1]
-        if cuts and _stored(model):
+        sizes = [getattr(distributed_config, name, 1) or 1 for name in ("fsdp_size", "dp_replicate_size")]
+        if max(sizes) > 1 and _stored(model):
             raise ValueError(
-                f"{', '.join(cuts)} cannot cut weights that are held as stored. Load with dequantize=True to cut "
-                "expanded "
-                "weights, or use pp_size, which gives each process whole layers."
+                "fsdp_size cannot cut weights that are held as stored. Load with dequantize=True to cut expanded "
+                "weights, or use tp_size, ep_size or pp_size."
             )
         return distribute(super().maybe_distribute_model, model, distributed_config, mesh_manager)  # type: ignore[misc]
+
+    def _resolve_parallel_plans(self, distributed_config: Any) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """transformers' plans for this model, with a rule for every tensor of a weight that is held as stored."""
+        tensor, expert, data = super()._resolve_parallel_plans(distributed_config)  # type: ignore[misc]
+        if _stored(self):
+            tensor = with_stored(self, tensor, distributed_config.tp_size)  # type: ignore[arg-type]
+            expert = with_stored(self, expert, distributed_config.ep_size)  # type: ignore[arg-type]
+        return tensor, expert, data
+
+    def gather_sharded_state_dict_for_save(
+        self, model_to_save: PreTrainedModel, state_dict: dict[str, torch.Tensor], *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """transformers' collecting of what processes hold, for saving."""
+        host = super().gather_sharded_state_dict_for_save  # type: ignore[misc]
+        return gathered(lambda tensors: host(model_to_save, tensors, *args, **kwargs), state_dict)
 
     @staticmethod
     def _load_pretrained_model(
@@ -145,21 +161,26 @@ class Small4LoadingMixin:
             published_names() + _converters(load_config.hf_quantizer) + load_config.weight_mapping
         )
         if state_dict is None and all(file.endswith(".safetensors") for file in checkpoint_files or ()):
-            with about(model.config._name_or_path):
-                tensors, changed = tensors_of(checkpoint_files or ())
-                refuse_codes(model, tensors, load_config.hf_quantizer)
-            state_dict = tensors if changed else None
+            state_dict = _unfused(model, checkpoint_files or [], load_config, _asked.get())
         if (asked := _asked.get()) is not None and state_dict is None:
             state_dict = offload_experts(model, checkpoint_files, load_config, asked)
-        elif asked is not None and asked.memory is not None:
-            raise ValueError(
-                "expert_memory cannot be used: the checkpoint has one tensor for each expert. Convert it first: "
-                f"small4 convert {model.config._name_or_path} DST"
-            )
         out = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         model._weight_conversions = []  # what is saved from now on are the model's own tensors under their own names
         choose_experts_implementation(model, load_config.hf_quantizer)
         return out
+
+
+def _unfused(model: PreTrainedModel, files: list[str], load_config: Any, asked: Asked | None) -> dict[str, Any] | None:
+    """All tensors of the files by our names, where the files have other ones; each is read when it is indexed."""
+    with about(model.config._name_or_path):
+        tensors, changed = tensors_of(files)
+        refuse_codes(model, tensors, load_config.hf_quantizer)
+        if changed and asked is not None and asked.memory is not None:
+            raise ValueError(
+                "expert_memory cannot be used: the checkpoint has one tensor for each expert. Convert it first: "
+                "small4 convert SRC DST"
+            )
+    return dict(tensors) if changed else None
 
 
 def _expert_memory(given: dict[str, str | int] | str | int | bool | None, kwargs: dict[str, Any]) -> Asked | None:

@@ -50,7 +50,7 @@ def distribute(host: Callable[..., Any], model: PreTrainedModel, config: Any, me
     """
     if mesh is None:
         return host(model, config, mesh)
-    model._tp_plan = _of_this_model(model, model.tp_plan)
+    model._tp_plan, model._ep_plan = _of_this_model(model, model.tp_plan), _of_this_model(model, model.ep_plan)
     if config.pp_size == 1:
         return host(model, config, mesh)
     layers = model.config.get_text_config().num_hidden_layers
@@ -121,7 +121,7 @@ def _passing_on(model: PreTrainedModel, stage: Stage, layers: int) -> Callable[.
         cache = given.get("cache")
         if isinstance(cache, Cache):
             del cache.layers[layers:]
-        weight = next(model.parameters())
+        weight = next(p for name, p in model.named_parameters() if name.endswith("layernorm.weight"))  # no codes
         where = {"device": weight.device, "dtype": weight.dtype}
         if not stage.pp_is_first_stage:
             received = stage.communicate("recv_forward", shape=_shape(model, given), **where)

@@ -52,12 +52,14 @@ class Fused:
         return self._pieces[0][0].get_dtype()
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        out = torch.empty(self._shape, dtype=DTYPES[self.get_dtype()])
-        places = out.view(len(self._pieces), len(self._pieces[0]), -1)
-        for expert, matrices in enumerate(self._pieces):
+        cut = isinstance(index, tuple) and len(index) > 0 and isinstance(index[0], slice)
+        wanted = self._pieces[index[0]] if cut else self._pieces  # a process with some of the experts reads no others
+        out = torch.empty(len(wanted), *self._shape[1:], dtype=DTYPES[self.get_dtype()])
+        places = out.view(len(wanted), len(self._pieces[0]), -1)
+        for expert, matrices in enumerate(wanted):
             for half, matrix in enumerate(matrices):
                 places[expert, half] = matrix[...].flatten()
-        return out[index]
+        return out[(slice(None), *index[1:]) if cut else index]
 
 
 def tensors_of(files: Sequence[str]) -> tuple[dict[str, Tensor], bool]:

@@ -85,6 +85,8 @@ def wrong_scales(path: str, tensors: Mapping[str, torch.Tensor | None]) -> list[
     """What is wrong with the scales among the tensors of a module, a sentence each."""
     out = []
     for name, tensor in tensors.items():
+        if tensor is not None and hasattr(tensor, "to_local"):
+            tensor = tensor.to_local()
         if tensor is None or tensor.is_meta or not name.endswith((*SCALES[:3], *INPUT_SCALES)):
             continue
         if not all(_finite(part) for part in (tensor if tensor.ndim == 3 else [tensor])):

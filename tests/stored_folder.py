@@ -25,7 +25,7 @@ E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 E2M1 = torch.cat([E2M1, -E2M1])
 
 
-def config(form: str, vision: bool = True) -> Small4Config:
+def config(form: str, vision: bool = True, sizes: dict[str, int] | None = None) -> Small4Config:
     """Widths that divide into the groups of the form, and where blocks do not need it, not."""
     width = 128 if form in ("int4 64", "int4 128") else 160
     text = {
@@ -38,7 +38,7 @@ def config(form: str, vision: bool = True) -> Small4Config:
         "original_max_position_embeddings": 32,
                             "llama_4_scaling_beta": 0.1},
     }  # fmt: skip
-    return Small4Config(text_config=text, vision_config=VISION if vision else None)
+    return Small4Config(text_config=text | (sizes or {}), vision_config=VISION if vision else None)
 
 
 def entry(form: str) -> dict[str, object]:
@@ -74,10 +74,10 @@ class Folders:
     numbers: Tensors
 
 
-def write(folder: Path, form: str, seed: int = 0, vision: bool = True) -> Folders:
+def write(folder: Path, form: str, seed: int = 0, vision: bool = True, sizes: dict[str, int] | None = None) -> Folders:
     """Write `folder / "stored"` and `folder / "expanded"`."""
     torch.manual_seed(seed)
-    model = Small4ForCausalLM(config(form, vision)).to(torch.bfloat16)
+    model = Small4ForCausalLM(config(form, vision, sizes)).to(torch.bfloat16)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(2.5)  # logits far from uniform

@@ -228,7 +228,13 @@ def test_bitsandbytes_says_that_it_leaves_the_experts(tmp_path: Path, caplog: py
     from transformers.utils import logging
 
     # Its CPU kernel wants multiples of 32 rows, and of 64 columns.
-    wide = {"q_lora_rank": 64, "kv_lora_rank": 64, "qk_rope_head_dim": 32, "v_head_dim": 32, "moe_intermediate_size": 64}
+    wide = {
+        "q_lora_rank": 64,
+        "kv_lora_rank": 64,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 32,
+        "moe_intermediate_size": 64,
+    }
     sizes = wide | {"intermediate_size": 128, "first_k_dense_replace": 1}
     Case(seed=5, text=sizes).models()[0].to(torch.bfloat16).save_pretrained(tmp_path / "base")
     logging.enable_propagation()

@@ -16,7 +16,6 @@ from oracle import Case, image_inputs
 from safetensors.torch import load_file
 from stored_folder import FORMS, Folders
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
-from transformers.distributed import DistributedConfig
 
 from modeling_small4 import Small4ForCausalLM, Small4Model
 from modeling_small4.stored_layers import Small4StoredExperts, Small4StoredLinear
@@ -269,13 +268,6 @@ def test_device_maps(folders: Folders, held: Any, tmp_path: Path, options: dict[
         {n: t for n, t in saved_tensors(tmp_path / "saved").items() if n in stored},
         {n: folders.tensors[n] for n in stored},
     )
-
-
-@pytest.mark.parametrize("cut", ["tp_size", "ep_size", "fsdp_size"])
-def test_cuts_through_scales_are_refused(held: Any, cut: str) -> None:
-    asked = DistributedConfig(**({"tp_size": 2} if cut == "ep_size" else {}), **{cut: 2})
-    with pytest.raises(ValueError, match=rf"{cut}.* cannot cut weights that are held as stored. Load with dequantize"):
-        Small4ForCausalLM.maybe_distribute_model(held, asked, object())
 
 
 def test_the_model_without_a_head(folders: Folders, whole: Any) -> None:

@@ -1,0 +1,68 @@
+"""One of the processes of `test_stored_parallel`, started by torchrun: loads stored weights in every layout, and each
+rank writes down how they compare with one process, and what it holds.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from oracle import Case, image_inputs
+from parallel_worker import local
+from transformers.distributed import DistributedConfig
+
+from modeling_small4 import Small4ForCausalLM
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tensor": {"tp_size": 2},
+    "tensor and expert": {"tp_size": 2, "ep_size": 2},
+    "pipeline": {"pp_size": 2},
+}
+GREEDY: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}
+
+
+def padded() -> dict[str, torch.Tensor]:
+    ids = torch.randint(1000, 1100, (2, 30), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def compare(folder: Path, whole: Any, layout: dict[str, Any]) -> dict[str, Any]:
+    """Differences of logits relative to the largest, whether greedy tokens are alike, and what this rank holds."""
+    try:
+        spread = Small4ForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, distributed_config=DistributedConfig(**layout)
+        )
+    except ValueError as error:
+        return {"refused": str(error)}
+    out: dict[str, Any] = {}
+    for name, given in {"padded": padded(), "images": image_inputs(Case(seed=3), [(56, 84)])}.items():
+        rows = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
+        expected = whole(**given).logits[rows]
+        out[name] = ((spread(**given).logits[rows] - expected).abs().max() / expected.abs().max()).item()
+        out[f"{name} greedy"] = torch.equal(spread.generate(**given, **GREEDY), whole.generate(**given, **GREEDY))
+    held = {name: local(parameter) for name, parameter in spread.named_parameters()}
+    out["shapes"] = {name: list(tensor.shape) for name, tensor in held.items()}
+    out["bytes"] = sum(tensor.nbytes for name, tensor in held.items() if ".mlp.experts." in name)
+    if "tp_size" in layout:
+        spread.save_pretrained(folder.parents[1] / "saved" / f"{folder.name}, {len(layout)}")
+    return out
+
+
+def main() -> None:
+    folders, report = Path(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for folder in sorted(folders.iterdir()):
+        whole = Small4ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        results[folder.name] = {name: compare(folder, whole, layout) for name, layout in LAYOUTS.items()}
+    report.with_suffix(f".{os.environ['RANK']}.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
