@@ -90,6 +90,11 @@ OVERRIDDEN = (
         "pipeline stages of a model whose base is not the decoder itself", "cls model distributed_config mesh_manager",
     ),
     Row(
+        "transformers.distributed.mixin:DistributedMixin._resolve_parallel_plans",
+        "a rule for every code and scale of a stored weight: layers differ, and rules of the plan name no layer",
+        "self distributed_config",
+    ),
+    Row(
         "transformers.distributed.pipeline_parallel:PipelineStage.find_rank_for_key", "the same: where a tensor "
             "belongs",
         "self key num_layers base_model_prefix",
