@@ -1,5 +1,5 @@
-"""Checkpoints of Small 4 in and out: `convert` between three layouts, `verify` that two are the same.
+"""Reads and writes checkpoints of Small 4: `convert` changes the layout, `verify` compares two checkpoints.
 
-Installed as `small4_conversion`. It may import `modeling_small4`; nothing there imports it, but for the command line,
+Installed as `small4_conversion`. It may import `modeling_small4`; nothing there imports it except the command line,
 lazily.
 """

@@ -1,4 +1,4 @@
-"""LoRA adapters out of this package: merged into a checkpoint of any layout, or alone for transformers' own classes.
+"""Exports LoRA adapters: merged into a checkpoint of any layout, or alone for transformers' own classes.
 
     merge_adapter("adapter", Path("merged"), to="mistral")               # or "transformers", "small4"
     export_adapter("adapter", Path("adapter-hf"), base=Path("base-hf"))  # base-hf: small4 convert BASE base-hf --to
@@ -39,8 +39,8 @@ def merge_adapter(
     is what it is merged and written in ("auto": the base's own, and bfloat16 for FP8).
 
     Raises:
-        CheckpointError: The adapter or its base is not there or not of this model, or `out` is taken. Nothing is left
-            then.
+        CheckpointError: The adapter or its base is missing or belongs to another model, or `out` exists. Nothing is
+            left behind.
         ValueError: PEFT is missing.
     """
     peft = _peft()
@@ -62,14 +62,13 @@ def export_adapter(adapter: str | Path, out: Path, base: Path) -> None:
     """Write an adapter for transformers' own class on `base`, the base checkpoint in transformers' layout, with equal
     results.
 
-    Names follow transformers' class, and the targets are spelled out. What no adapter can carry is checked: that both
-    sides scale attention scores alike.
+    Names follow transformers' class, and the targets are spelled out. An adapter cannot change how attention scores are
+    scaled, so this checks that both sides scale them alike.
 
     Raises:
-        CheckpointError: `base` is no transformers folder, has other sizes, or transformers would scale its attention
-            scores otherwise (as it does with the published config.json: convert the base with
-                `small4 convert BASE OUT --to transformers`, which says the scale
-            explicitly); or `out` exists.
+        CheckpointError: `base` is not a transformers folder, has other sizes, or transformers would scale its attention
+            scores differently (as it does with the published config.json: convert the base with `small4 convert BASE
+            OUT --to transformers`, which writes the scale explicitly); or `out` exists.
     """
     folder, settings = _read_adapter(adapter)
     check_destination(out, base, overwrite=False)
@@ -110,7 +109,7 @@ def _read_adapter(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _check_base(ours: object, base: Path) -> bool:
-    """Whether the base is text-only, after checking that it is the same model computed alike."""
+    """Whether the base is text-only, after checking that it is the same model with the same computation."""
     file = base / "config.json"
     if not isinstance(ours, Small4Config):
         raise CheckpointError(f"the adapter's base is a {type(ours).__name__}, not a Small 4 of this package")

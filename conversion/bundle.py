@@ -1,7 +1,6 @@
-"""What goes into a checkpoint folder beside weights and configuration: tokenizer and processor files, and the model's
-code.
+"""What a checkpoint folder holds beside weights and configuration: tokenizer and processor files, and the model's code.
 
-Knows file names; what is in a tokenizer is the business of `tokenizer.py`.
+Knows file names; the contents of tokenizer files are in `tokenizer.py`.
 """
 
 import errno
@@ -68,9 +67,9 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
         write_processor(tekken, folder, _image_sizes(source))
     except OSError:
         raise
-    except Exception as error:  # the libraries that read it raise whatever they stumble over
+    except Exception as error:  # the libraries that read it raise many kinds of errors
         reason = " ".join(str(error).split())
-        if "os error 28" in reason:  # how the tokenizers library words a full disk
+        if "os error 28" in reason:  # how the tokenizers library reports a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise CheckpointError(
             reason if str(tekken) in reason else f"{tekken}: is no Tekken tokenizer ({reason})"
@@ -115,7 +114,7 @@ def _copy_tokenizer(origin: Path, folder: Path, note: Callable[[str], None]) -> 
 
 
 def _name_host_processor(folder: Path, sizes: dict[str, int] | None) -> None:
-    """Let transformers' own tokenizer and Pixtral processor read the folder in place of ours."""
+    """Name transformers' own tokenizer and Pixtral processor in the folder instead of ours."""
     content = read_json(folder / "tokenizer_config.json")
     content |= {"tokenizer_class": "TokenizersBackend", "processor_class": "PixtralProcessor"}
     if sizes is None:
@@ -158,7 +157,7 @@ def copy_code(folder: Path) -> None:
 
 
 def reachable(package: Path, names: set[str]) -> set[str]:
-    """The modules of a flat package that `names` import, directly or not."""
+    """The modules of a flat package that `names` import, directly or indirectly."""
     seen: set[str] = set()
     while todo := names - seen:
         for name in todo:
@@ -168,7 +167,7 @@ def reachable(package: Path, names: set[str]) -> set[str]:
 
 
 def imports_of(module: Path) -> set[str]:
-    """The neighbours that a module of a flat package imports."""
+    """The modules of the same package that a module of a flat package imports."""
     text = module.read_text(encoding="utf-8", errors="replace")
     return set(re.findall(r"^\s*from\s+\.(\w+)\s+import", text, re.MULTILINE))
 

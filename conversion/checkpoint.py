@@ -50,19 +50,17 @@ _WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line that names the file and, where there is one, the
+    """A checkpoint that cannot be used. The message is one line that names the file and, if it concerns one, the
     tensor.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message, 600))  # names and values out of a damaged file may be of any length
+        super().__init__(one_line(message, 600))  # names and values from a damaged file may have any length
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where some values lie on disk: `shape` of `dtype` (safetensors' spelling), `nbytes` from byte `start` of
-    `file`.
-    """
+    """Where values are on disk: `shape` and `dtype` (safetensors' spelling), `nbytes` from byte `start` of `file`."""
 
     file: Path
     tensor: str
@@ -91,7 +89,7 @@ def width(dtype: str) -> int:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError for anything else, also for a repeated key."""
+    """The object in a JSON file. Raises CheckpointError for anything else, including repeated keys."""
     try:
         return files_reading.read_json(file, strict=True)
     except ValueError as error:
@@ -228,7 +226,7 @@ def header_bytes(entries: list[tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
-    """Write everything from byte `position` on; `os.write` may stop early."""
+    """Write everything, starting at byte `position`; `os.write` may stop early."""
     os.lseek(descriptor, position, os.SEEK_SET)
     view = memoryview(data)
     while view:

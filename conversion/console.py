@@ -1,5 +1,5 @@
-"""What both commands share on the terminal: `--json` and a progress bar. Errors in one line are
-`modeling_small4.commands.terminal`'s.
+"""What both commands share on the terminal: `--json` and a progress bar. One-line errors are in
+`modeling_small4.commands.terminal`.
 """
 
 import argparse
@@ -17,8 +17,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows bytes done of bytes in all on standard error, if that is a terminal; the bar goes when
-    done.
+    """A function that shows the bytes done, and of how many, on standard error if that is a terminal. The bar
+    disappears at the end.
     """
     with tqdm(desc=label, unit="B", unit_scale=True, leave=False, file=sys.stderr, disable=None) as bar:
 

@@ -1,7 +1,8 @@
-"""`small4 convert`: a checkpoint of any layout into a folder of another, streaming, whole or not at all.
+"""`small4 convert`: streams a checkpoint of any layout into a folder of another layout, which appears whole or not at
+all.
 
 Order of work: read and check everything that can be checked, plan, then write beside the destination and rename. Knows
-the files of a folder; names, tensors and configurations are the business of its neighbours.
+the files of a folder; names, tensors and configurations are in other files.
 """
 
 import argparse
@@ -39,8 +40,9 @@ _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert. shard_size in bytes; softmax_scale None means: as the source says, released for transformers
-    folders; revision of a source on the Hub, None means its main branch."""
+    """How to convert. shard_size is in bytes. softmax_scale None means as the source says, and "released" for
+    transformers folders. revision is that of a source on the Hub; None means its main branch.
+    """
 
     to: str = "small4"
     dtype: str = "keep"
@@ -53,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion came to. errors: where weights were quantized, the relative error of each by its raw name."""
+    """The result of a conversion. errors: if weights were quantized, the relative error of each, by its raw name."""
 
     tensors: int
     bytes: int
@@ -100,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `small4 convert`; returns 0.
+    """Run `small4 convert`; returns 0.
 
     Raises:
         ValueError, OSError: What `convert` raises.
@@ -141,12 +143,12 @@ def convert(
 ) -> Summary:
     """Convert the checkpoint `src` (a folder or a Hub repository) into the folder `dst`.
 
-    note: told what was decided, in sentences. progress: told bytes done and in all.
+    note: called with a sentence for each decision. progress: called with the bytes done and the bytes in all.
 
     Raises:
-        CheckpointError: The source is damaged or cannot be said in the target layout, or the destination is taken.
-            Nothing is left.
-        OSError: The disk is full or fails. Nothing is left.
+        CheckpointError: The source is damaged or cannot be expressed in the target layout, or the destination exists.
+            Nothing is left behind.
+        OSError: The disk is full or fails. Nothing is left behind.
     """
     options = options or Options()
     if options.with_code and options.to != "small4":
@@ -176,7 +178,7 @@ def convert(
 
 @contextmanager
 def _full_disk_named(dst: Path) -> Iterator[None]:
-    """A full disk is the destination's, whichever file the system names."""
+    """Turns the error of a full disk into one that names the destination, whichever file the system named."""
     try:
         yield
     except OSError as error:
@@ -199,9 +201,8 @@ def _warnings(planned: Plan) -> list[str]:
     out = []
     if planned.layout == "transformers" and planned.held:
         out.append(
-            "transformers (up to 5.24) drops the experts' scales when it dequantizes FP8 (on CPU and older GPUs) and "
-            "computes garbage; "
-            "use --dtype bfloat16 for it, or load this folder with modeling_small4"
+            "transformers (up to 5.24) drops the experts' scales when it dequantizes FP8 (on CPU and older GPUs), "
+            "so its results are wrong; use --dtype bfloat16 for it, or load this folder with modeling_small4"
         )
     config = planned.source.config
     words = llama_cpp_arguments(config) if planned.layout == "transformers" else ""
@@ -211,7 +212,7 @@ def _warnings(planned: Plan) -> list[str]:
 
 
 def _configuration(planned: Plan) -> dict[str, bytes]:
-    """The configuration files of the output by name; refuses what the target layout cannot say."""
+    """The configuration files of the output by name. Refuses what the target layout cannot express."""
     source, dtype = planned.source, _NAMES[planned.plain_dtype()]
     if planned.layout == "mistral":
         return {"params.json": _params(planned)}
@@ -233,7 +234,7 @@ def _configuration(planned: Plan) -> dict[str, bytes]:
 
 
 def _params(planned: Plan) -> bytes:
-    """params.json: the original's bytes where it still holds, otherwise made from the configuration."""
+    """params.json: the original's bytes if they still apply, otherwise made from the configuration."""
     source = planned.source
     file = source.folder / ("params.json" if source.layout == "mistral" else raw.KEPT)
     params = raw.params_from_config(source.config, source.params, source.config_file) | params_entry(planned)
@@ -258,5 +259,5 @@ def _check_space(dst: Path, needed: int) -> None:
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 5GB, 500MB or a number of bytes")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 5GB, 500MB or a number of bytes")
     return max(1, int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " ")))

@@ -1,5 +1,5 @@
-"""What a written configuration says about quantization: the counterpart of `formats/announced.py`. Knows no tensors'
-bytes.
+"""What a written configuration says about quantization: the counterpart of `formats/announced.py`. Knows no tensor
+data.
 """
 
 from typing import Any
@@ -42,9 +42,9 @@ def quantization_entry(out: Plan) -> dict[str, Any] | None:
 
 
 def params_entry(out: Plan) -> dict[str, Any]:
-    """The keys of params.json that announce what a plan writes; empty where no codes are written.
+    """The keys of params.json that announce what a plan writes; empty if no codes are written.
 
-    FP8 with one scale a tensor is said as the FP8 release says it, everything else as the NVFP4 release does.
+    FP8 with one scale per tensor is announced as the FP8 release does it, everything else as the NVFP4 release does.
     """
     values = list(out.held.values())
     if not values:
@@ -63,7 +63,7 @@ def _static(values: list[Held]) -> bool:
 
 
 def _told(out: Plan) -> dict[str, Any] | None:
-    """What the source announces in the words of compressed-tensors, if all of it is kept as it was."""
+    """The source's announcement in compressed-tensors' terms, if all weights are kept as they were."""
     entry, quantized = out.source.announced.entry, [raw for raw, v in out.source.values.items() if v.quantized]
     same = all(raw in out.held and not out.held[raw].encode for raw in quantized) and len(quantized) == len(out.held)
     return _spelled(entry) if same and "config_groups" in entry else None
@@ -75,7 +75,7 @@ def _spelled(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _original(out: Plan) -> dict[str, Any] | None:
-    """The key and entry of the params.json that the checkpoint once came with, if they say the same."""
+    """The key and entry of the checkpoint's original params.json, if they mean the same."""
     for key in ("quantization_config", "quantization"):
         entry = (out.source.params or {}).get(key)
         if isinstance(entry, dict) and "config_groups" in entry and _spelled(entry) == _told(out):
@@ -84,7 +84,7 @@ def _original(out: Plan) -> dict[str, Any] | None:
 
 
 def _compressed(out: Plan) -> dict[str, Any]:
-    """An entry in the words of compressed-tensors, made from what is written. One scheme for all weights."""
+    """An entry in compressed-tensors' terms, made from what is written. One scheme for all weights."""
     first = next(iter(out.held.values()))
     word, weights = _scheme(first)
     group = {

@@ -1,5 +1,5 @@
-"""A GGUF file, with the one for vision beside it, as a checkpoint: its metadata to our configuration, its tensors to
-headers.
+"""Reads a GGUF file, with the one for vision beside it, as a checkpoint: metadata become our configuration, tensors
+become headers.
 
 Reading needs the package `gguf` (extra `gguf`). Knows llama.cpp's keys; how its types are expanded is in
 `formats/ggml.py`.
@@ -69,7 +69,8 @@ class Content(NamedTuple):
 
 
 def files_of(source: Path) -> list[Path]:
-    """The files of a GGUF checkpoint: all parts of the text model, then the one for vision. Empty if `source` is none.
+    """The files of a GGUF checkpoint: all parts of the text model, then the one for vision. Empty if `source` is not
+    one.
 
     Raises:
         CheckpointError: A folder with several models; one has to be named.
@@ -142,7 +143,7 @@ def _open(file: Path) -> Any:
         raise CheckpointError(f"{file}: missing")
     try:
         return library.GGUFReader(file)
-    except Exception as error:  # the package raises whatever it stumbles over
+    except Exception as error:  # the package raises many kinds of errors
         raise CheckpointError(
             f"{file}: is no GGUF file that can be read ({' '.join(str(error).split())[:200]})"
         ) from None
@@ -226,5 +227,5 @@ def _fact(facts: dict[str, Any], key: str, file: Path) -> Any:
 
 
 def _rounded(value: object) -> Any:
-    """A float32 number as it was once written: 1e-06 for 9.99999997e-07."""
+    """A float32 number as it was originally written: 1e-06 for 9.99999997e-07."""
     return float(f"{value:.7g}") if isinstance(value, float) else value

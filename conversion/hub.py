@@ -1,5 +1,5 @@
-"""A source named on the command line to a folder on disk: as it is, or downloaded from the Hub, only the files that are
-needed.
+"""Finds the folder of a source that is named on the command line: a local one, or one downloaded from the Hub, with
+only the files that are needed.
 """
 
 import sys
@@ -26,7 +26,7 @@ from huggingface_hub.utils import (
 
 from .checkpoint import CheckpointError
 
-# The main release carries two layouts of 119 GB each: never ask for everything.
+# The main release holds two layouts of 119 GB each: never download everything.
 _RAW = (
     "params.json",
     "tekken.json",
@@ -55,13 +55,13 @@ _FUSED = (
 
 
 def resolve(source: str, note: Callable[[str], None], revision: str | None = None) -> Path:
-    """The folder of `source`. A path wins over a repository of the same name.
+    """The folder of `source`. A path takes precedence over a repository of the same name.
 
     revision: branch, tag or commit of a repository; None: its main branch.
 
     Raises:
-        CheckpointError: Neither a folder nor a repository, one without a checkpoint in a known layout, no such
-            revision, or the network fails.
+        CheckpointError: `source` is neither a folder nor a repository, holds no checkpoint in a known layout, has no
+            such revision, or the network fails.
     """
     path = Path(source)
     if path.exists():
@@ -85,7 +85,7 @@ def resolve(source: str, note: Callable[[str], None], revision: str | None = Non
         raise CheckpointError(
             f"{source}: no such folder, and no such repository on the Hub (or it is private)"
         ) from None
-    except Exception as error:  # the client and its HTTP library raise classes of their own
+    except Exception as error:  # the client and its HTTP library raise their own classes
         raise CheckpointError(f"{source}: not read from the Hub ({' '.join(str(error).split())[:300]})") from None
 
 
@@ -107,14 +107,14 @@ def _download(source: str, note: Callable[[str], None], revision: str | None) ->
 
 
 def _wanted(files: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    """The names that are downloaded: only files of the top folder, for in the client's patterns a star also stands for
+    """The names that are downloaded: only files of the top folder, because a star in the client's patterns also matches
     "/".
     """
     return sorted(f for f in files if "/" not in f and "\\" not in f and any(fnmatchcase(f, p) for p in patterns))
 
 
 def _cached(source: str, note: Callable[[str], None], revision: str | None) -> Path:
-    """In offline mode: what an earlier download left. What it lacks is found missing when it is read."""
+    """In offline mode: the cached download. Files that it lacks are reported when they are read."""
     try:
         folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -125,7 +125,7 @@ def _cached(source: str, note: Callable[[str], None], revision: str | None) -> P
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the client's retry messages, and its progress bars where there is no terminal, off standard error."""
+    """Hide the client's retry messages and, where there is no terminal, its progress bars."""
     level, hidden = logging.get_verbosity(), are_progress_bars_disabled()
     logging.set_verbosity_error()
     if not sys.stderr.isatty():

@@ -1,6 +1,4 @@
-"""What llama.cpp has to be told about an exported checkpoint beyond what its converter reads, as GGUF metadata. Knows
-no tensors.
-"""
+"""GGUF metadata that llama.cpp needs for an exported checkpoint beyond what its converter reads. Knows no tensors."""
 
 import math
 
@@ -10,11 +8,11 @@ from modeling_small4.configuration_small4 import Small4Config
 def overrides(config: Small4Config) -> dict[str, float | int]:
     """Metadata with which llama.cpp computes what `config` says, for a GGUF file made of the transformers layout.
 
-    Read and tried with the llama.cpp of llama-cpp-python 0.3.36. It has no word for YaRN without magnitude correction:
-    where `mscale_all_dim` is 0, `llama_context` takes the rotary amplitude 0.1 ln(factor) + 1, and its graph multiplies
-    the softmax scale by the square of it once more. `rope.scaling.attn_factor` multiplies both, so the inverse of that
-    amplitude leaves 1 and 1. And its converter leaves out the query scale of long positions, which
-    `attention.temperature_*` hold.
+    Checked with the llama.cpp of llama-cpp-python 0.3.36. It has no setting for YaRN without magnitude correction:
+    where `mscale_all_dim` is 0, `llama_context` uses the rotary amplitude 0.1 ln(factor) + 1, and its graph also
+    multiplies the softmax scale by its square. `rope.scaling.attn_factor` multiplies both, so the inverse of that
+    amplitude leaves 1 and 1. Its converter also leaves out the query scale of long positions, which is in
+    `attention.temperature_*`.
     """
     text, out = config.text_config, {}
     rope = text.rope_parameters

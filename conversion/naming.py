@@ -1,8 +1,8 @@
-"""The one table of tensor names: what the raw release calls a tensor, what we call it, and which shape it has.
+"""The table of tensor names: the raw release's name of each tensor, our name, and its shape.
 
-Both directions are read from the same rows, so neither can drift. A row is one *leaf*: the smallest piece that stands
-alone in the raw layout. In ours the leaves of a layer's routed experts are slices of two fused tensors. Knows names and
-shapes; it never opens a file and never touches a tensor.
+Both directions are read from the same rows, so they always agree. A row is one *leaf*: the smallest piece that is a
+tensor of its own in the raw layout. In ours the leaves of a layer's routed experts are slices of two fused tensors.
+Knows names and shapes; it never opens a file and never touches a tensor.
 """
 
 import re
@@ -22,7 +22,7 @@ class Leaf:
 
     `index` is empty for a tensor of its own; `(expert,)` for a slice of `down_proj` [E, D, ff]; `(expert, half)` for a
     slice of `gate_up_proj` [E, 2 ff, D], half 0 being the gate rows and 1 the up rows. `linear` marks what the FP8
-    release quantises. `rotary_heads` is above 0 where raw rows come in interleaved rotary pairs per head and ours in
+    release quantizes. `rotary_heads` is above 0 where raw rows are interleaved rotary pairs per head and ours are in
     two halves.
     """
 
@@ -36,7 +36,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight, or all weights of a fused tensor, stand in one layout. `weight` is the name of the plain tensor.
+    """Where a weight, or all weights of a fused tensor, are in one layout. `weight` is the name of the plain tensor.
 
     `index` is that of a `Leaf` where the tensor is fused, else empty; `experts` is then the number of experts in it.
     """
@@ -47,9 +47,7 @@ class Place:
 
     @property
     def matrices(self) -> int:
-        """Matrices of one expert that stand in the fused tensor: 2 for gate and up, 1 for down; 0 where it is not
-        fused.
-        """
+        """Matrices of one expert in the fused tensor: 2 for gate and up, 1 for down; 0 if it is not fused."""
         return len(self.index)
 
     @property
@@ -132,7 +130,7 @@ _VISION_LAYER: _Rows = (
 
 
 def leaves(config: Small4Config) -> Iterator[Leaf]:
-    """Every tensor of a checkpoint with this configuration, in the order in which it is written.
+    """Every tensor of a checkpoint with this configuration, in the order in which they are written.
 
     The slices of one fused tensor follow each other without a gap, in the order of their bytes.
     """
@@ -209,17 +207,17 @@ _UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",
 
 
 def place_raw(leaf: Leaf) -> Place:
-    """Where `leaf` stands in the raw layout."""
+    """The place of `leaf` in the raw layout."""
     return Place(leaf.raw)
 
 
 def place_fused(leaf: Leaf, experts: int) -> Place:
-    """Where `leaf` stands in our layout and in transformers'."""
+    """The place of `leaf` in our layout and in transformers'."""
     return Place(leaf.name, leaf.index, experts if leaf.index else 0)
 
 
 def place_unfused(leaf: Leaf) -> Place:
-    """Where `leaf` stands in a transformers layout with one tensor an expert, as quantizers write it."""
+    """The place of `leaf` in a transformers layout with one tensor per expert, as quantizers write it."""
     if not leaf.index:
         return Place(leaf.name)
     stem, _, projection = leaf.name.rpartition(".")
@@ -247,7 +245,7 @@ _PUBLISHED = (
 
 
 def from_transformers(name: str, text_only: bool) -> str:
-    """Our name of a tensor that a transformers folder calls `name`, in any of its spellings."""
+    """Our name of the tensor that is called `name` in a transformers folder, in any of its spellings."""
     for theirs, ours in _PUBLISHED:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

@@ -1,7 +1,7 @@
-"""Which folders are checkpoints of this model, and which of their files this package may replace or delete: known ones
-only.
+"""Decides which folders are checkpoints of this model, and which of their files may be replaced or deleted: only known
+ones.
 
-Reads names and the head of a configuration. Never deletes anything itself.
+Reads file names and a few keys of the configuration. Never deletes anything itself.
 """
 
 import os
@@ -24,7 +24,7 @@ _RAW_KEYS = {"dim", "n_layers", "kv_lora_rank"}
 
 
 def why_no_checkpoint(folder: Path) -> str | None:
-    """None for a folder that holds a checkpoint of this model; otherwise what speaks against it, for an error
+    """None for a folder that holds a checkpoint of this model; otherwise the reason why it does not, for an error
     message.
     """
     try:
@@ -41,20 +41,20 @@ def why_no_checkpoint(folder: Path) -> str | None:
 
 def is_known(folder: Path, name: str, code: Iterable[str] = ()) -> bool:
     """Whether an entry of a checkpoint folder is a file that conversion writes. `code`: module names of the model's
-    code there.
+    code in it.
     """
     known = name in _TEXTS or _WEIGHTS.fullmatch(name) or (name.endswith(".py") and name[:-3] in code)
     return bool(known) and not stat.S_ISDIR(os.lstat(folder / name).st_mode)
 
 
 def foreign_entries(folder: Path) -> list[str]:
-    """Entries of a checkpoint folder that conversion did not write, sorted; they are to stay as they are."""
+    """Entries of a checkpoint folder that conversion did not write, sorted. They are kept."""
     code = carried_code(folder)
     return sorted(name for name in os.listdir(folder) if not is_known(folder, name, code))
 
 
 def read_as_weights(names: Iterable[str]) -> list[str]:
-    """Those of these names that every reader of a checkpoint folder takes for its weights."""
+    """The names among these that every reader of a checkpoint folder would read as its weights."""
     return [name for name in names if Path(name).match(PATTERN) or Path(name).match(RAW_PATTERN)]
 
 

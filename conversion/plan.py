@@ -2,7 +2,8 @@
 source.
 
 A plan is made from headers alone (and the FP8 scales, a few bytes each), so that everything that cannot work is refused
-before a body is read. Carrying it out holds a few megabytes at a time. Knows no folders and no configuration files.
+before tensor data are read. Carrying it out needs a few megabytes of memory. Knows no folders and no configuration
+files.
 """
 
 import math
@@ -55,7 +56,7 @@ class Plan:
     or one of `quantize.PRECISIONS`.
 
     quantizer: where weights are quantized. outputs: in writing order. remarks: what the user should know. held: the
-    weights whose codes are written, by their raw names.
+    weights that are written as codes, by their raw names.
     """
 
     source: Checkpoint
@@ -97,7 +98,7 @@ def plan(source: Checkpoint, layout: str, dtype: str, reader: Reader) -> Plan:
 
 
 def _place(leaf: Leaf, layout: str, experts: int) -> Place:
-    """Where the output tensor stands that holds `leaf`; equal for all leaves of a fused tensor."""
+    """The place of the output tensor that holds `leaf`; equal for all leaves of a fused tensor."""
     if layout == "mistral":
         return place_raw(leaf)
     place = place_fused(leaf, experts)
@@ -105,7 +106,7 @@ def _place(leaf: Leaf, layout: str, experts: int) -> Place:
 
 
 def _kept(out: Plan, leaf: Leaf) -> Held | None:
-    """The codes of a weight as they are written; None where its numbers are."""
+    """The codes of a weight as they are written; None if it is written as numbers."""
     value = out.source.values[leaf.raw]
     if out.quantizer is not None:
         partner = out.source.values.get(_partner(leaf.raw))
@@ -128,7 +129,7 @@ def _kept(out: Plan, leaf: Leaf) -> Held | None:
 
 
 def _partner(raw: str) -> str:
-    """The raw name of the up projection of a gate projection, and the reverse; empty for others."""
+    """The raw name of the up projection for a gate projection and the other way round; empty for other weights."""
     if ".w1." in raw:
         return raw.replace(".w1.", ".w3.")
     return raw.replace(".w3.", ".w1.") if ".w3." in raw else ""
@@ -140,7 +141,7 @@ def _whole_blocks(leaf: Leaf) -> bool:
 
 
 def _one_kind(out: Plan, members: list[Leaf], held: Sequence[Held | None]) -> None:
-    """All weights of a fused tensor are written alike."""
+    """Write all weights of a fused tensor in one form."""
     values = [out.source.values[leaf.raw] for leaf in members]
     kinds = [
         h.kind() if h else (v.body.dtype if out.dtype == "keep" and not v.quantized else out.plain_dtype())
@@ -177,14 +178,14 @@ def _plain_output(out: Plan, members: list[Leaf], place: Place) -> Output:
 
 
 def _turn(out: Plan, leaf: Leaf) -> partial[torch.Tensor] | None:
-    """The change of rows between interleaved rotary pairs (raw, GGUF) and pairs in two halves (all others)."""
+    """How rows are reordered between interleaved rotary pairs (raw, GGUF) and pairs in two halves (all others)."""
     if not leaf.rotary_heads or out.source.interleaved == (out.layout == "mistral"):
         return None
     return partial(halves_to_interleaved if out.layout == "mistral" else interleaved_to_halves, heads=leaf.rotary_heads)
 
 
 def _held_outputs(out: Plan, held: list[Held], place: Place, reader: Reader) -> list[Output]:
-    """The tensors of a weight, or of all weights of a fused tensor, whose codes are written."""
+    """The output tensors of a weight, or of all weights of a fused tensor, that is written as codes."""
     first, outputs = held[0], []
     encoders = [Encode(value) if value.encode else None for value in held]
     for role, part in first.parts().items():

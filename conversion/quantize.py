@@ -1,7 +1,6 @@
-"""Quantizing while converting: which weights each precision quantizes, as the release does, and the error that it
-makes.
+"""Quantizing while converting: which weights each precision quantizes (as the releases do), and the resulting error.
 
-Rounding to the nearest with good scales, one weight in memory at a time. How numbers become codes is in `formats/`.
+Rounds to nearest with well-chosen scales, one weight in memory at a time. How numbers become codes is in `formats/`.
 """
 
 import math
@@ -34,8 +33,8 @@ class Quantizer:
 
     @classmethod
     def for_leaves(cls, dtype: str, leaves: list[Leaf], layout: str) -> "Quantizer":
-        """The one for these leaves. Raises CheckpointError where `layout` has no reader for the precision, or no weight
-        fits it.
+        """The quantizer for these leaves. Raises CheckpointError if `layout` has no reader for the precision, or no
+        weight fits it.
         """
         if layout == "transformers" and dtype != "fp8":
             raise CheckpointError(
@@ -55,7 +54,7 @@ class Quantizer:
         return "experts." in leaf.raw and leaf.shape[1] % (nvfp4.GROUP if self.dtype == "nvfp4" else self.group) == 0
 
     def quantized(self, value: Values, leaf: Leaf, partner: Values | None) -> Held:
-        """The weight in this precision: as it is stored if it is that already, otherwise quantized while it is written.
+        """The weight in this precision: as it is stored if it already has it, otherwise quantized while it is written.
 
         partner: the up projection of a gate projection, and the reverse.
         """

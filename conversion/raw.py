@@ -1,7 +1,7 @@
 """The raw layout's `params.json` to our configuration and back, from one table of keys.
 
 What the table does not name (unknown keys, token ids, the image size limit) is kept by carrying the original file
-along, and used again as long as the configuration still says the same. Knows no tensors.
+along; it is used again as long as the configuration has not changed. Knows no tensors.
 """
 
 import copy
@@ -95,7 +95,8 @@ def config_from_params(params: dict[str, Any], file: Path) -> Small4Config:
     """Our configuration of a model whose `params.json` holds `params`; `file` is named in errors.
 
     Raises:
-        CheckpointError: A key is missing, of the wrong kind or out of range, or asks for what the model does not have.
+        CheckpointError: A key is missing, of the wrong kind or out of range, or asks for a feature that the model does
+        not have.
     """
     vision = params.get("vision_encoder") is not None
     fields: dict[str, Any] = {"text_config": {}, "vision_config": {} if vision else None}
@@ -115,21 +116,20 @@ def config_from_params(params: dict[str, Any], file: Path) -> Small4Config:
 
 
 def build_config(fields: dict[str, Any], file: Path) -> Small4Config:
-    """`Small4Config` from a dict of its fields (or another layout's config.json); what it refuses names `file`."""
+    """`Small4Config` from a dict of its fields (or another layout's config.json); its errors name `file`."""
     try:
         return Small4Config.from_dict(fields)
-    except Exception as error:  # the strict dataclasses of the host raise several classes of their own
+    except Exception as error:  # transformers' strict dataclasses raise several classes of their own
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from None
 
 
 def params_from_config(config: Small4Config, original: dict[str, Any] | None, file: Path) -> dict[str, Any]:
     """`params.json` of a model with this configuration, without any quantization entry.
 
-    original: the params.json that the checkpoint once came with, kept key for key where the configuration has not
-    changed since.
+    original: the checkpoint's original params.json, kept key for key where the configuration has not changed since.
 
     Raises:
-        CheckpointError: The configuration says something that this layout has no key for.
+        CheckpointError: The configuration has a setting for which this layout has no key.
     """
     vision = config.vision_config is not None
     for field, value in _UNSAID + (_UNSAID_VISION if vision else ()):

@@ -21,7 +21,7 @@ class Shard(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a run of writing came to."""
+    """The result of writing."""
 
     tensors: int
     bytes: int
@@ -30,8 +30,8 @@ class Written(NamedTuple):
 def split(outputs: list[Output], limit: int, stem: str) -> list[Shard]:
     """Fill shards in order up to `limit` bytes each; a tensor above the limit gets a shard of its own.
 
-    Tensors that are computed together stand together. Within a shard wider dtypes come first, so that every body starts
-    at a multiple of its own width.
+    Tensors that are computed together stay together. Within a shard wider dtypes come first, so that the data of every
+    tensor start at a multiple of the dtype's width.
     """
     groups: list[list[Output]] = [[]]
     size = 0
@@ -50,7 +50,7 @@ def split(outputs: list[Output], limit: int, stem: str) -> list[Shard]:
 
 
 def _computed_together(outputs: list[Output]) -> list[list[Output]]:
-    """Runs of tensors that share a step, which therefore go into one file."""
+    """Groups of tensors that share a step and therefore go into one file."""
     runs: list[list[Output]] = []
     for output in outputs:
         if runs and runs[-1][-1].pieces[0].step is output.pieces[0].step:

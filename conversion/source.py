@@ -1,7 +1,7 @@
-"""Opens a checkpoint folder of any layout: finds out which it is, reads its configuration and headers, and checks every
-name, shape and dtype against the table before any body is read. The result answers, leaf by leaf, where the values lie.
+"""Opens a checkpoint folder of any layout: detects the layout, reads configuration and headers, and checks every name,
+shape and dtype against the table before any tensor data are read. The result says where the values of each leaf are.
 
-Never opens a pickle. Knows where values lie; what is done with them is decided elsewhere.
+Never opens a pickle. Knows where values are, not what is done with them.
 """
 
 import re
@@ -23,20 +23,20 @@ from .naming import TOWER, from_transformers, leaves, place_fused, place_raw, pl
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint. `values` holds every leaf of `config` that is there; `problems` is empty unless asked
-    for.
+    """A checked checkpoint. `values` holds every leaf of `config` that was found; `problems` is empty unless they are
+    collected.
     """
 
     folder: Path
     layout: str  # "mistral", "transformers", "small4" or "gguf"
     config: Small4Config
     config_file: Path
-    params: dict[str, Any] | None  # the params.json it has, or once came with
+    params: dict[str, Any] | None  # its params.json, or the original one
     scale_note: str
     values: dict[str, Values]  # by the raw name of the leaf
     announced: Announced
     problems: list[tuple[str, str]] = field(default_factory=list)
-    remarks: tuple[str, ...] = ()  # what the user should know about how it was read
+    remarks: tuple[str, ...] = ()  # notes for the user about how it was read
 
     def precision(self) -> str:
         """How the weights are stored: "fp8", "nvfp4", "int4", several joined by "+", or the dtype of plain numbers
@@ -46,9 +46,7 @@ class Checkpoint:
         return "+".join(kinds) or self.plain_dtype()
 
     def plain_dtype(self) -> str:
-        """The one dtype of everything that is not quantized; of GGUF, which has small tensors in F32, that of the
-        others.
-        """
+        """The dtype of everything that is not quantized; for GGUF, whose small tensors are F32, that of the others."""
         parts = [part for value in self.values.values() for part in value.inner()]
         found = {part.body.dtype for part in parts if not part.quantized}
         if self.layout == "gguf" and (len(found) > 1 or any(part.quantized for part in parts)):
@@ -57,19 +55,19 @@ class Checkpoint:
 
     @property
     def interleaved(self) -> bool:
-        """Whether rows of vision's queries and keys come in rotary pairs, rather than in two halves."""
+        """Whether the rows of vision's queries and keys are rotary pairs, rather than two halves."""
         return self.layout in ("mistral", "gguf")
 
     def scalar_shape(self) -> tuple[int, ...]:
-        """Shape that a single scale has in this checkpoint, [] or [1]: as where it is not fused."""
+        """The shape of a single scale in this checkpoint, [] or [1], as it is where tensors are not fused."""
         own = (v for leaf in leaves(self.config) if not leaf.index and (v := self.values.get(leaf.raw)))
         parts = (p.shape for v in own if (h := v.held()) for p in h.parts().values() if p.shape in ((), (1,)))
         return next(parts, ())
 
 
 def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True) -> Checkpoint:
-    """Open `folder`, in whichever layout it is. If it holds both released layouts, the raw one is taken: it is the
-    lossless one.
+    """Open `folder`, whatever its layout. If it holds both released layouts, the raw one is used, because it is
+    lossless.
 
     rule: how a transformers folder's softmax scale is read, "released" (default) or "transformers".
     strict: raise for tensors that are missing, extra or misshapen; otherwise collect them in `problems`.
@@ -158,13 +156,13 @@ def _open_gguf(files: list[Path], rule: str | None, strict: bool) -> Checkpoint:
 def _refuse_draft(folder: Path, headers: dict[str, Stored]) -> None:
     if any(name.endswith("eagle_linear.weight") for name in headers):
         raise CheckpointError(
-            f"{folder}: is an EAGLE draft (eagle_linear.weight), which decodes beside a model and is none of its own; "
-            "it is used as it is, unconverted"
+            f"{folder}: is an EAGLE draft (eagle_linear.weight), which drafts tokens for another model; "
+            "use it as it is, without converting it"
         )
 
 
 def _leave_out_vision(config: Small4Config, headers: dict[str, Stored]) -> tuple[str, ...]:
-    """mlx-lm keeps the configuration of the tower and drops its tensors: what is left is a text model."""
+    """mlx-lm keeps the configuration of the vision tower and drops its tensors: what is left is a text model."""
     if config.vision_config is None or not mlx.written_by_mlx(headers) or any(n.startswith(TOWER) for n in headers):
         return ()
     config.vision_config = None
@@ -172,7 +170,7 @@ def _leave_out_vision(config: Small4Config, headers: dict[str, Stored]) -> tuple
 
 
 def _read(finder: Finder, config: Small4Config) -> dict[str, Values]:
-    """Every leaf that is there, by its raw name."""
+    """Every leaf that was found, by its raw name."""
     experts = config.text_config.n_routed_experts
     raw_names, mlx_names = finder.layout == "mistral", mlx.written_by_mlx(finder.headers)
     apart = not raw_names and any(re.search(r"\.mlp\.experts\.\d+\.", name) for name in finder.headers)

@@ -1,10 +1,11 @@
-"""A folder that appears whole or not at all: written in a private folder beside its place, then put there in one step.
+"""Writes a folder that appears whole or not at all: it is written in a private folder beside its place, then moved
+there in one step.
 
-Before the private folder (`.small4-*`, mode 0700) a note of its name appears beside it, complete and locked while its
-run lives, and the folder itself carries a mark. So two runs on one destination do not mix, and a later run knows what a
-killed one left, whenever it was killed. Links are not followed, and nothing that conversion did not write is deleted:
-what `--overwrite` finds beside the files of the former checkpoint stays in the folder. Does not know what is written
-into a folder.
+Before the private folder (`.small4-*`, mode 0700) is made, a note with its name is written beside it, locked as long as
+the run is alive, and the folder itself holds a mark. So two runs on one destination do not mix, and a later run
+recognizes what a killed one left behind, at whatever point it was killed. Links are not followed, and nothing that
+conversion did not write is deleted: with `--overwrite`, files that do not belong to the old checkpoint stay in the
+folder. Does not know what is written into a folder.
 """
 
 import errno
@@ -20,17 +21,17 @@ from .checkpoint import CheckpointError
 from .ownership import carried_code, foreign_entries, is_known, read_as_weights, why_no_checkpoint
 
 PREFIX, NOTE, MARK = ".small4-", ".note", "small4-is-writing"
-# What is being written; and what stood at the destination before, or is about to change places with it.
+# The folder being written; and the old one at the destination, which changes places with it.
 _NEW, _FORMER = "new", "former"
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 def check_destination(destination: Path, source: Path, overwrite: bool) -> None:
-    """Refuse a destination that would destroy something. Creates nothing.
+    """Refuse a destination where something would be destroyed. Creates nothing.
 
     Raises:
-        CheckpointError: It exists and `overwrite` is off, is no folder with a checkpoint of this model, cannot be
-            replaced, or holds or is the source.
+        CheckpointError: It exists and `overwrite` is off, is not a checkpoint folder of this model, cannot be replaced,
+            or is or contains the source.
     """
     place = _place(destination)
     _refuse_source(place, destination, source)
@@ -46,12 +47,12 @@ def check_destination(destination: Path, source: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(destination: Path, overwrite: bool, note: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
-    """A new folder to fill. Leaving normally puts it at `destination`; leaving by an exception removes it.
+    """A new folder to fill. It is moved to `destination` at the end, and removed after an exception.
 
-    note: told what stays in the folder that is replaced.
+    note: called with a sentence about the files that stay in the folder that is replaced.
 
     Raises:
-        CheckpointError: Another run is writing the same destination, or it came into being or changed meanwhile.
+        CheckpointError: Another run is writing the same destination, or it was created or changed meanwhile.
     """
     place = _place(destination)
     with private_folder(place) as private:
@@ -67,11 +68,11 @@ def new_folder(destination: Path, overwrite: bool, note: Callable[[str], None] =
 
 @contextmanager
 def private_folder(place: Path, purpose: str = "") -> Iterator[Path]:
-    """A folder of mode 0700 beside `place` that only this run writes; afterwards it is removed with the checkpoint
-    files in its folders.
+    """A folder of mode 0700 beside `place` that only this run writes to. Afterwards it is removed, with the checkpoint
+    files in it.
 
-    purpose: tells runs apart that may work on one place at a time. What a killed run on `place` with this purpose left
-    is removed first.
+    purpose: distinguishes runs that may work on one place at the same time. What a killed run with this purpose left at
+    `place` is removed first.
 
     Raises:
         CheckpointError: Such a run is alive.
@@ -93,13 +94,13 @@ def private_folder(place: Path, purpose: str = "") -> Iterator[Path]:
             _remove(private, place)
             _close_note(note, private, lock)
     finally:
-        for folder in made:  # those with the new folder in them stay
+        for folder in made:  # those that hold the new folder stay
             with suppress(OSError):
                 folder.rmdir()
 
 
 def _place(destination: Path) -> Path:
-    """Where `destination` is, links in its parents resolved; it itself may be a link, which is not followed."""
+    """The path of `destination` with links in its parents resolved. A link in its own place is not followed."""
     if destination.name in ("", ".", ".."):
         return destination.resolve()
     return destination.parent.resolve() / destination.name
@@ -108,7 +109,7 @@ def _place(destination: Path) -> Path:
 def _refuse_source(place: Path, destination: Path, source: Path) -> None:
     origin = source.resolve()
     files = [entry.resolve() for entry in origin.iterdir()] if origin.is_dir() else []
-    for path in (origin, *files):  # a source may consist of links into the destination
+    for path in (origin, *files):  # the files of a source may be links into the destination
         if place == path or place in path.parents:
             raise CheckpointError(f"{destination}: holds the source {source}; choose another folder")
 
@@ -118,7 +119,7 @@ def _is_filled(place: Path) -> bool:
 
 
 def _check_former(place: Path, destination: Path, overwrite: bool) -> None:
-    """Whether a folder with something in it may be replaced."""
+    """Check that a folder that is not empty may be replaced."""
     if not overwrite:
         raise CheckpointError(f"{destination}: exists already; choose another folder or add --overwrite")
     if reason := why_no_checkpoint(place):
@@ -134,7 +135,7 @@ def _check_former(place: Path, destination: Path, overwrite: bool) -> None:
 
 
 def _make_parents(parent: Path) -> list[Path]:
-    """Create missing parent folders; returns those made, innermost first, to be removed if nothing comes of it."""
+    """Create missing parent folders. Returns those made, innermost first, to be removed after a failure."""
     made: list[Path] = []
     for folder in reversed((parent, *parent.parents)):
         if not folder.is_dir():
@@ -150,7 +151,7 @@ def _mark_of(place: Path, purpose: str = "") -> bytes:
 
 
 def _clear_leftovers(place: Path, purpose: str) -> None:
-    """Remove what killed runs on this place left. Raises CheckpointError where such a run is alive."""
+    """Remove what killed runs left at this place. Raises CheckpointError if such a run is alive."""
     content = _mark_of(place, purpose)
     for note in sorted(place.parent.glob(f"{PREFIX}*{NOTE}")):
         lock = _open_note(note, content)
@@ -170,7 +171,7 @@ def _clear_leftovers(place: Path, purpose: str) -> None:
 
 
 def _open_note(note: Path, content: bytes) -> int | None:
-    """A run's note, opened, if it has this content; None for a file that is no such run's, whatever it is called."""
+    """A run's note, opened, if it has this content; None for a file that no such run wrote, whatever its name."""
     try:
         descriptor = os.open(note, os.O_RDWR | systems.NO_FOLLOW)
     except OSError:
@@ -182,8 +183,8 @@ def _open_note(note: Path, content: bytes) -> int | None:
 
 
 def _is_ours(private: Path, content: bytes) -> bool:
-    """Whether the folder that a note names is the run's: it carries the same mark, or nothing but what becomes the
-    mark.
+    """Whether the folder that a note names belongs to the run: it holds the same mark, or only the file that becomes
+    the mark.
     """
     try:
         if not systems.private_to_us(os.lstat(private)):
@@ -200,10 +201,10 @@ def _is_ours(private: Path, content: bytes) -> bool:
 
 
 def _close_note(note: Path, private: Path, lock: int) -> None:
-    """Take the note away, unless the folder is still there; a later run then tries again."""
+    """Remove the note, unless the folder still exists; then a later run tries again."""
     gone = not os.path.lexists(private)
     if gone:
-        with suppress(OSError):  # Windows removes no file that is open
+        with suppress(OSError):  # Windows does not remove open files
             note.unlink()
     os.close(lock)
     if gone:
@@ -212,18 +213,18 @@ def _close_note(note: Path, private: Path, lock: int) -> None:
 
 
 def _restore(private: Path, place: Path) -> None:
-    """After a run that was killed while it replaced a folder: put back what it had taken from its place."""
+    """After a run that was killed while it replaced a folder: move the old folder back to its place."""
     former = private / _FORMER
     if former.is_dir() and not former.is_symlink() and not os.path.lexists(place):
         former.rename(place)
 
 
 def _put_in_place(new: Path, place: Path, destination: Path, overwrite: bool) -> list[str]:
-    """Move `new` to `place`; returns the entries of a former folder that are kept there."""
+    """Move `new` to `place`; returns the entries of the old folder that are kept there."""
     if place.is_dir() and not place.is_symlink():
         new.chmod(stat.S_IMODE(place.stat().st_mode))
     try:
-        new.rename(place)  # succeeds onto nothing and onto an empty folder
+        new.rename(place)  # succeeds if there is nothing, or an empty folder
     except OSError as error:
         if error.errno not in _IN_THE_WAY:
             raise
@@ -235,7 +236,7 @@ def _put_in_place(new: Path, place: Path, destination: Path, overwrite: bool) ->
 
 
 def _replace(new: Path, place: Path, destination: Path) -> list[str]:
-    """Exchange `new` with the folder at `place`, and take into it what is no file of the former checkpoint."""
+    """Exchange `new` with the folder at `place`, and move into it what is not a file of the old checkpoint."""
     _check_former(place, destination, overwrite=True)
     for name in foreign_entries(place):
         if os.path.lexists(new / name):
@@ -246,7 +247,7 @@ def _replace(new: Path, place: Path, destination: Path) -> list[str]:
     _keep_by_link(place, new)
     former = new.rename(new.with_name(_FORMER))
     _change_places(former, place)
-    if why_no_checkpoint(former):  # another folder came to this place since it was looked at
+    if why_no_checkpoint(former):  # another folder was moved here since it was checked
         _change_places(former, place)
         raise CheckpointError(f"{destination}: came into being meanwhile; nothing was replaced")
     systems.sync(place.parent)
@@ -254,12 +255,12 @@ def _replace(new: Path, place: Path, destination: Path) -> list[str]:
 
 
 def _keep_by_link(place: Path, new: Path) -> None:
-    """A second name in the new folder for every file that stays, so that it is never out of its place. Folders cannot
-    have one.
+    """Add a hard link in the new folder for every file that stays, so that it never disappears from its place. Folders
+    cannot have one.
     """
     for name in foreign_entries(place):
         if not stat.S_ISDIR(os.lstat(place / name).st_mode):
-            with suppress(OSError):  # a file system without links: it is moved
+            with suppress(OSError):  # a file system without hard links: it is moved
                 os.link(place / name, new / name, follow_symlinks=False)
 
 
@@ -282,8 +283,8 @@ def _change_places(one: Path, other: Path) -> None:
 
 
 def _remove(private: Path, place: Path) -> None:
-    """Delete a run's folder with what it wrote and the files of the former checkpoint. What cannot be deleted keeps the
-    folder.
+    """Delete a run's folder with what it wrote and the files of the old checkpoint. If something cannot be deleted, the
+    folder stays.
     """
     with suppress(OSError):
         if (former := private / _FORMER).is_dir() and not former.is_symlink():
@@ -302,7 +303,7 @@ def _remove(private: Path, place: Path) -> None:
 def _delete_files(folder: Path, ours: Callable[[str], bool]) -> None:
     for name in sorted(
         os.listdir(folder), key=lambda name: name == "config.json"
-    ):  # last, for it says what code is ours
+    ):  # last, because it lists which code files are ours
         if not stat.S_ISDIR(os.lstat(folder / name).st_mode) and ours(name):
             (folder / name).unlink()
     with suppress(OSError):
@@ -310,7 +311,7 @@ def _delete_files(folder: Path, ours: Callable[[str], bool]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Let a folder, and the files in it, reach the disk."""
+    """Flush a folder, and the files in it, to disk."""
     for entry in folder.iterdir():
         systems.sync(entry)
     systems.sync(folder)

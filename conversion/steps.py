@@ -1,7 +1,7 @@
-"""The steps of a conversion: each reads one weight of the source and makes the bytes of one or several parts of what is
-written.
+"""The steps of a conversion: each reads one weight of the source and makes the bytes of one or several parts of the
+output.
 
-Knows values and bytes; it knows no names.
+Knows values and bytes, not names.
 """
 
 from abc import ABC, abstractmethod
@@ -18,18 +18,16 @@ Bytes = memoryview | bytes
 
 @dataclass(frozen=True, eq=False)
 class Step(ABC):
-    """One step. Two steps are never the same, so a step can be the key of a table."""
+    """One step. Steps compare by identity, so a step can be a dictionary key."""
 
     @abstractmethod
     def run(self, reader: Reader) -> Iterator[tuple[str, Bytes]]:
-        """(role of the part, next bytes of it), a few megabytes at a time; each is valid until the next is asked
-        for.
-        """
+        """(role of the part, its next bytes), a few megabytes at a time; each is valid until the next is requested."""
 
 
 @dataclass(frozen=True, eq=False)
 class Copy(Step):
-    """Stored bytes as they are. scales: they are numbers, all of which must be finite."""
+    """Stored bytes as they are. scales: they are scales, all of which must be finite."""
 
     stored: Stored
     scales: bool = False
@@ -55,8 +53,8 @@ class Literal(Step):
 
 @dataclass(frozen=True, eq=False)
 class Cast(Step):
-    """The numbers of a weight in a plain dtype (quantized ones rounded to bfloat16 first, unless they become float16),
-    its rows in another order where `turn` is given: a function of all rows [out, in].
+    """The numbers of a weight in a plain dtype (quantized ones are rounded to bfloat16 first, unless they become
+    float16), with rows reordered by `turn`, a function of all rows [out, in], if it is given.
     """
 
     values: Values
@@ -79,7 +77,7 @@ class Cast(Step):
 
 @dataclass(frozen=True, eq=False)
 class Encode(Step):
-    """The parts of a held weight that are not stored so but computed."""
+    """The parts of a held weight that are computed rather than stored."""
 
     held: Held
 

@@ -1,5 +1,5 @@
-"""What operating systems do differently with files: locks, reading at a place, exchanging folders, who owns what. Knows
-no checkpoints.
+"""What differs between operating systems: file locks, reading at an offset, exchanging folders, ownership. Knows no
+checkpoints.
 """
 
 import ctypes
@@ -18,12 +18,14 @@ except ImportError:  # everywhere else
     msvcrt = None  # type: ignore[assignment]
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # refuses a link, and does not wait for a pipe
-_BEYOND = 1 << 30  # Windows locks bytes, and nobody could read those: one far behind the content
+_BEYOND = 1 << 30  # Windows locks bytes, which nobody could read then: lock one far behind the content
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE of renameat2(2), and AT_FDCWD
 
 
 def lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed; False if another process has. Without locks in the system, always True."""
+    """Lock an open file until it is closed; False if another process has locked it. Always True on a system without
+    locks.
+    """
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,15 +39,15 @@ def lock(descriptor: int) -> bool:
 
 
 def create_locked(file: Path, content: bytes) -> int:
-    """Create a file, locked; returns its descriptor. Where the system can, it appears with its lock and all of its
-    content at once.
+    """Create a locked file and return its descriptor. Where the system can do that, it appears with its lock and all of
+    its content at once.
 
     Raises:
         OSError: The file exists, or cannot be made.
     """
     unnamed = getattr(os, "O_TMPFILE", None)
     if unnamed is not None and os.path.isdir("/proc/self/fd"):
-        with suppress(OSError):  # a file system without files that have no name
+        with suppress(OSError):  # a file system without unnamed files
             return _create_unseen(file, content, os.O_RDWR | unnamed)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     try:
@@ -73,19 +75,19 @@ def _create_unseen(file: Path, content: bytes, flags: int) -> int:
 
 
 def is_own_file(found: os.stat_result) -> bool:
-    """Whether a plain file is this user's, where a system says so."""
+    """Whether a regular file belongs to this user, on systems that know owners."""
     return stat.S_ISREG(found.st_mode) and (not hasattr(os, "geteuid") or found.st_uid == os.geteuid())
 
 
 def private_to_us(found: os.stat_result) -> bool:
-    """Whether a folder is this user's and closed to others, where a system says so."""
+    """Whether a folder belongs to this user and is closed to others, on systems that know owners."""
     if not stat.S_ISDIR(found.st_mode):
         return False
     return not hasattr(os, "geteuid") or (not found.st_mode & 0o077 and found.st_uid == os.geteuid())
 
 
 def read_at(descriptor: int, buffer: memoryview, place: int) -> int:
-    """Fill `buffer` from byte `place` on; returns how many bytes came."""
+    """Fill `buffer` from byte `place` on; returns how many bytes were read."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, [buffer], place)
     os.lseek(descriptor, place, os.SEEK_SET)
@@ -100,7 +102,7 @@ def open_to_read(file: Path) -> int:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step, so that there is never none; False where the system cannot."""
+    """Exchange two folders in one step, so that there is always one in the place; False if the system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):  # not Linux
@@ -109,7 +111,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Let a file or a folder reach the disk. Where folders cannot be opened, they are left to the system."""
+    """Flush a file or a folder to disk. Where folders cannot be opened, they are left to the system."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, (os.O_RDONLY if os.name != "nt" else os.O_RDWR) | getattr(os, "O_NOFOLLOW", 0))

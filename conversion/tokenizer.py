@@ -1,4 +1,4 @@
-"""Everything about text that a checkpoint folder holds, from a Tekken file: tokenizer, processor, generation settings.
+"""Makes the text files of a checkpoint folder from a Tekken file: tokenizer, processor, generation settings.
 
 Must not know: weights, the model's configuration.
 """
@@ -30,7 +30,7 @@ def write_processor(tekken_json: Path, out: Path, vision: dict[str, Any] | None)
             without vision.
 
     Raises:
-        ValueError: a file of another version, or one that is no Tekken file.
+        ValueError: a file of another version, or one that is not a Tekken file.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_processor(tekken_json: Path, out: Path, vision: dict[str, Any] | None)
 
 
 def read_tokenizer(tekken_json: Path) -> Small4Tokenizer:
-    """The tokenizer of a Tekken file. Raises ValueError for a file that is none, or not of version v15."""
+    """The tokenizer of a Tekken file. Raises ValueError for a file that is not one, or not of version v15."""
     try:
         tekken = json.loads(tekken_json.read_text(encoding="utf-8"))
         version = tekken["config"]["version"]
@@ -76,7 +76,7 @@ def _backend(tekken_json: Path) -> Tokenizer:
 
 
 def _reasoning_settings(tekken: dict[str, Any]) -> dict[str, Any] | None:
-    """Which modes the file allows and which holds when none is asked for; None when it has no such setting."""
+    """The modes that the file allows and its default; None if it has no such setting."""
     builder = (tekken.get("model_settings_builder") or {}).get("reasoning_effort")
     if builder is None:
         return None
@@ -84,7 +84,7 @@ def _reasoning_settings(tekken: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def generation_settings(tokenizer: Small4Tokenizer) -> dict[str, Any]:
-    """What `generation_config.json` holds."""
+    """The contents of `generation_config.json`."""
     return {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -94,7 +94,7 @@ def generation_settings(tokenizer: Small4Tokenizer) -> dict[str, Any]:
 
 
 def reasoning_token_ids(tokenizer: Small4Tokenizer) -> dict[str, int | list[int] | None]:
-    """The ids by which `generate` finds and rewrites a prompt's settings, as it has no tokenizer.
+    """The ids by which `generate`, which has no tokenizer, finds and rewrites a prompt's settings.
 
     Returns:
         The id of each of `REASONING_TOKENS` (None where the vocabulary lacks it), and the ids of the settings texts

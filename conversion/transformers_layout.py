@@ -1,6 +1,6 @@
 """transformers' `config.json` (`mistral3` around `mistral4`, or `mistral4` alone) to our configuration and back.
 
-The one thing that needs a decision is the softmax scale; it is made here, in words. Knows no tensors.
+Only the softmax scale needs a decision; it is made here, with a sentence that explains it. Knows no tensors.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ _TEXT_FIELDS = (
     *("initializer_range", "rms_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id", "attention_bias"),
     *("attention_dropout",),
 )
-# Where PixtralVisionConfig's defaults, which a config.json may leave unsaid, are not ours.
+# Defaults of PixtralVisionConfig, which a config.json may omit, where they differ from ours.
 _PIXTRAL_DEFAULTS = {"image_size": 1024, "patch_size": 16, "hidden_act": "gelu"}
 _VISION_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size"),
@@ -35,15 +35,15 @@ _OUTER_FIELDS = (
 
 
 def config_from_transformers(given: dict[str, Any], rule: str, has_head: bool, file: Path) -> tuple[Small4Config, str]:
-    """Our configuration of a transformers folder, and a sentence on what was decided about the softmax scale.
+    """Our configuration of a transformers folder, and a sentence about the decision on the softmax scale.
 
     rule: "released": the released `config.json` (mscale = mscale_all_dim = 1.0) means no magnitude correction.
     "transformers": read the keys as transformers >= 5.15 does, for models trained under it.
-    has_head: whether the files hold an output head; a `mistral3` config that does not say decides by it, for
-    transformers leaves the key out of what it saves although its default there is a tied head.
+    has_head: whether the files hold an output head. It decides if a `mistral3` config does not say whether the head is
+    tied, because transformers omits the key when it saves, although its default there is a tied head.
 
     Raises:
-        CheckpointError: Another model, or a scale that our configuration has no word for.
+        CheckpointError: Another model, or a scale that our configuration cannot express.
     """
     text = given.get("text_config", given)
     if not isinstance(text, dict) or text.get("model_type") != "mistral4":

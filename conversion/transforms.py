@@ -1,6 +1,6 @@
-"""Each change a tensor goes through between layouts, beside its inverse. Those between precisions are in `formats/`.
+"""Each change of a tensor between layouts, beside its inverse. Changes of precision are in `formats/`.
 
-Everything here works on small pieces handed in by the caller. It knows no names and no files.
+Everything here works on small pieces from the caller. Knows no names and no files.
 """
 
 import torch

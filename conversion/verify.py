@@ -1,9 +1,9 @@
 """`small4 verify`: two checkpoints of any format compared tensor by tensor in real value, a few megabytes at a time.
 
-Real value: quantized weights count as the numbers they stand for. Two quantized checkpoints are compared by code times
-scale, a quantized one against a plain one by the bfloat16 that loading makes of it. Where a checkpoint is a
-quantization of the other, no quantized weight is equal: then each may differ by what its format's rounding makes, and
-everything else must be equal. Writes nothing.
+Real value: quantized weights count as the numbers they represent. Two quantized checkpoints are compared by code times
+scale, a quantized and a plain one by the bfloat16 numbers that loading gives. If one checkpoint is a quantization of
+the other, no quantized weight is equal: then each may differ by its format's rounding, and everything else must be
+equal. Writes nothing.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from .transforms import halves_to_interleaved
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that is not the same. max_abs is the largest absolute difference, None where there is no such number."""
+    """A tensor that differs. max_abs is the largest absolute difference, or None if there is no such number."""
 
     tensor: str
     reason: str
@@ -38,12 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `small4 verify`."""
     parser.add_argument("a", metavar="A", help="a folder or a Hub repository, in any layout")
     parser.add_argument("b", metavar="B", help="the one to compare with")
-    parser.add_argument("--revision", help="branch, tag or commit of what is on the Hub (default: its main branch)")
+    parser.add_argument(
+        "--revision", help="branch, tag or commit of a repository on the Hub (default: its main branch)"
+    )
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `small4 verify`; 0 if the two are equal, 1 otherwise. Raises what `compare_folders` raises."""
+    """Run `small4 verify`; returns 0 if the two are equal, 1 otherwise. Raises what `compare_folders` raises."""
     with progress_bar("comparing") as progress:
         report = compare_folders(args.a, args.b, progress, args.revision)
     if args.json:
@@ -63,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Rounding:
-    """Weights that differ as a quantization of them does. Errors are root-mean-square and relative; `expected` is the
-    largest believed.
+    """Weights that differ by quantization. Errors are root-mean-square and relative; `expected` is the largest that is
+    accepted.
     """
 
     tensors: int
@@ -98,7 +100,7 @@ def compare(
     progress: Callable[[int, int], None] = lambda done, total: None,
     revision: str | None = None,
 ) -> tuple[int, list[Difference]]:
-    """The number of tensors looked at and what differs; see `compare_folders`."""
+    """The number of tensors compared and the differences; see `compare_folders`."""
     report = compare_folders(a, b, progress, revision)
     return report.compared, report.differences
 
@@ -109,12 +111,11 @@ def compare_folders(
     progress: Callable[[int, int], None] = lambda done, total: None,
     revision: str | None = None,
 ) -> Report:
-    """Compare two checkpoints. Differences are listed by the name stored in `a`.
-
-    revision: of what is on the Hub; None: its main branch.
+    """Compare two checkpoints. Differences are listed by the name stored in `a`. revision: of repositories on the Hub;
+    None: their main branch.
 
     Raises:
-        CheckpointError: One of them is no checkpoint, or a file is damaged.
+        CheckpointError: One of them is not a checkpoint, or a file is damaged.
     """
     sides = [open_checkpoint(_folder(source, revision), strict=False) for source in (a, b)]
     found: dict[str, Difference] = {}
@@ -134,14 +135,14 @@ def compare_folders(
 
 
 class _Rounded:
-    """Weights of two formats that are not equal, kept until it is known whether any weight of these formats is."""
+    """Unequal weights of two formats, kept until it is known whether any weight of these formats is equal."""
 
     def __init__(self) -> None:
         self.equal: set[str] = set()
         self.apart: list[tuple[str, float, float, Difference]] = []  # formats, error, expected error
 
     def judge(self, found: dict[str, Difference]) -> dict[str, Rounding]:
-        """Put what is no rounding into `found`; returns the rest by formats."""
+        """Add what cannot be rounding to `found`; returns the rest by formats."""
         errors: dict[str, list[tuple[float, float]]] = {}
         for form, error, expected, difference in self.apart:
             if form in self.equal or not error <= expected:
@@ -209,8 +210,9 @@ def _values(side: Checkpoint, raw: str) -> Values | None:
 
 @dataclass
 class _Gap:
-    """How far two tensors are apart: largest |a - b|, infinite where one is no finite number and the other is not the
-    same; sums of squares of the differences and of the numbers."""
+    """How much two tensors differ: the largest |a - b|, infinite if one is not finite and the other is not the same;
+    the sums of squares of the differences and of the numbers.
+    """
 
     largest: float = 0.0
     apart: float = 0.0
@@ -218,7 +220,7 @@ class _Gap:
 
     @property
     def relative(self) -> float:
-        """Root-mean-square difference, relative to the numbers' size."""
+        """Root-mean-square difference, relative to the root-mean-square of the numbers."""
         return math.sqrt(self.apart / self.size) if self.size else math.inf
 
 
@@ -255,8 +257,8 @@ def _gap(
 
 
 def _rounding(one: Values, other: Values) -> torch.dtype | None:
-    """What quantized numbers are rounded to before they are compared with plain ones; two quantized weights are
-    compared exactly.
+    """The dtype to which quantized numbers are rounded before they are compared with plain ones. Two quantized weights
+    are compared exactly.
     """
     if one.quantized and other.quantized:
         return None
@@ -264,7 +266,7 @@ def _rounding(one: Values, other: Values) -> torch.dtype | None:
 
 
 def _same_codes(reader: Reader, one: Values, other: Values) -> bool:
-    """Whether two leaves hold the same bytes, scales included; the quick answer for most tensors of most
+    """Whether two leaves hold the same bytes, scales included. This is quick and decides most tensors of most
     comparisons.
     """
     if isinstance(one, Plain) and isinstance(other, Plain):
@@ -280,7 +282,7 @@ def _same_part(reader: Reader, one: Stored | None, other: Stored | None) -> bool
 
 
 def _weight_parts(value: Values) -> dict[tuple[str, str], Stored | None]:
-    """What the numbers of a held weight are made of, as it is stored; empty if that is not known by its parts."""
+    """The stored parts from which the numbers of a held weight are made; empty if they are not known."""
     held = value.held()
     if held is None or held.encode:
         return {}
@@ -290,8 +292,8 @@ def _weight_parts(value: Values) -> dict[tuple[str, str], Stored | None]:
 def _compare_activation(
     reader: Reader, sides: list[Checkpoint], raw: str, values: tuple[Values, Values]
 ) -> Iterator[Difference]:
-    """Static scales of inputs, where both sides have the same format. A layout with one for gate and up together holds
-    the larger.
+    """Compare static input scales, if both sides have the same format. A layout with one scale for gate and up together
+    holds the larger.
     """
     if not (values[0].quantized and values[0].form == values[1].form):
         return

@@ -1,4 +1,4 @@
-"""How fast a model decodes whose experts are partly on disk, foretold from bandwidths. Arithmetic, and two short
+"""How fast a model decodes whose experts are partly on disk, estimated from bandwidths. Arithmetic, and two short
 measurements.
 
 Knows no model; the planner has the same for whole machines.

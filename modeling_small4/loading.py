@@ -5,6 +5,7 @@ transformers only warns and leaves missing weights random. This file knows names
 """
 
 import os
+from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
@@ -149,7 +150,7 @@ class Small4LoadingMixin:
     @staticmethod
     def _load_pretrained_model(
         model: PreTrainedModel,
-        state_dict: dict[str, torch.Tensor] | None,
+        state_dict: Mapping[str, Any] | None,
         checkpoint_files: list[str] | None,
         load_config: Any,
         *args: Any,

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 # (what the name of a tensor says, what that is). The first that is met names the checkpoint.
 _FOREIGN = (
-    (re.compile(r"(^|\.)eagle_linear\."), "is an EAGLE draft, which decodes beside a model and is none of its own"),
+    (re.compile(r"(^|\.)eagle_linear\."), "is an EAGLE draft, which drafts tokens for another model"),
     (re.compile(r"^(tok_embeddings\.|layers\.\d+\.attention\.)"), "has the names of Mistral's raw release"),
     (re.compile(r"\.switch_mlp\.|\.self_attn\.embed_q\."), "has the names of MLX"),
     (re.compile(r"\.(qweight|qzeros)$"), "is packed as GPTQ or AWQ"),

@@ -79,12 +79,12 @@ def offload_experts(
         load_config.device_map[""] = torch.device("cpu")
     chosen = model.config.get_text_config().num_experts_per_tok * len(modules)
     logger.warning(
-        f"{store.describe()} They are read from {folder_of(files)} as needed: {_foretold(store, others, chosen)}."
+        f"{store.describe()} They are read from {folder_of(files)} as needed: {_estimated(store, others, chosen)}."
     )
     return _Rest(files, used)
 
 
-def _foretold(store: ExpertStore, others: int, chosen: int) -> str:
+def _estimated(store: ExpertStore, others: int, chosen: int) -> str:
     """How fast a token is likely to be decoded, by what memory and disk do just now. chosen: experts of a token in all
     layers.
     """

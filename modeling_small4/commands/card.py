@@ -1,5 +1,5 @@
-"""`small4 card`: measures again what it is told to, then renders the model card. Both are in `model_card/`, which only
-a clone has.
+"""`small4 card`: measures the requested results again, then renders the model card. Both are in `model_card/`, which
+only a clone has.
 
 Must not know: what the card says, how anything is measured.
 """
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, render, and say what was written.
+    """Measure, render, and print which files were written.
 
     Raises:
         ValueError: No clone is here, a result is unknown, or a number that the card states is not stored.
@@ -67,11 +67,11 @@ def clone() -> Path:
 
 
 def chosen(asked: list[str], measures: dict[str, str]) -> list[str]:
-    """The results to measure, each once; "all" leaves out what needs other programs, whose place stands as VENV in the
-    command.
+    """The results to measure, each once; "all" leaves out those that need other programs (their path stands as VENV in
+    the command).
 
     Raises:
-        ValueError: A name that is none of `measures`, or one that needs other programs.
+        ValueError: A name that is not in `measures`, or one that needs other programs.
     """
     unknown = [name for name in asked if name not in measures and name != "all"]
     if unknown:

@@ -94,17 +94,20 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reasoning-mode", choices=REASONING_MODES, help="think first (high) or answer directly (none)"
     )
-    parser.add_argument("--max-new-tokens", metavar="N", type=_whole(1), help="most tokens, thinking included")
+    parser.add_argument("--max-new-tokens", metavar="N", type=_whole(1), help="token limit, thinking included")
     parser.add_argument("--max-thinking-tokens", metavar="N", type=_whole(0), help="most tokens of thinking")
     parser.add_argument(
-        "--preset", choices=("latency",), help="latency: answer as soon as possible, drafting from the text before"
+        "--preset", choices=("latency",), help="latency: answer as fast as possible, with drafts from the text so far"
     )
     add_expert_memory(parser)
     parser.add_argument("--seed", metavar="N", type=_whole(0), help="makes sampling repeatable")
     parser.add_argument(
-        "--load-prefix", metavar="FILE", type=Path, help="do not read again what this file holds of the same beginning"
+        "--load-prefix",
+        metavar="FILE",
+        type=Path,
+        help="do not read the beginning of the conversation again that this file holds",
     )
-    parser.add_argument("--save-prefix", metavar="FILE", type=Path, help="keep what was read in this file")
+    parser.add_argument("--save-prefix", metavar="FILE", type=Path, help="save what was read to this file")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object for each answer, and nothing else on standard output"
     )
@@ -182,8 +185,8 @@ def _as_json(answer: "Answer") -> dict[str, Any]:
 
 
 class Printer:
-    """Prints pieces as they come; a thought is dim on a terminal, and between the model's own special tokens
-    elsewhere.
+    """Prints pieces as they arrive. A thought is dim on a terminal; elsewhere it stands between the model's special
+    tokens.
     """
 
     def __init__(self, terminal: bool) -> None:

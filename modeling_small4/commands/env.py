@@ -1,7 +1,7 @@
 """`small4 env`: what a bug report needs: versions, system, CPU instructions, memory, devices. Must not know: models,
 checkpoints.
 
-Versions come from package metadata, so that no optional library is imported. A part that cannot be found out says why;
+Versions come from package metadata, so that no optional library is imported. A part that cannot be determined says why;
 the command itself does not fail.
 """
 
@@ -67,7 +67,7 @@ def report() -> dict[str, Any]:
 def _found(part: Callable[[], Any]) -> Any:
     try:
         return part()
-    except Exception as error:  # a broken driver or an odd system belongs into the report
+    except Exception as error:  # a broken driver or an unusual system belongs in the report
         return f"unknown ({type(error).__name__}: {error})"
 
 

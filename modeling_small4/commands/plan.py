@@ -1,6 +1,4 @@
-"""`small4 plan`: arguments and print-out of the planner. Must not know: arithmetic, which is in `sizes`, `memory` and
-`advice`.
-"""
+"""`small4 plan`: the planner's arguments and output. Must not know: arithmetic, which is in `planner/`."""
 
 import argparse
 import json
@@ -52,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="estimate speed from this machine's bandwidths, which takes some seconds to measure",
+        help="estimate speed from this machine's bandwidths, which takes a few seconds to measure",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -75,8 +73,8 @@ def run(args: argparse.Namespace) -> None:
     machine = parse_machine(args.devices) if args.devices else this_machine()
     asked = {name: getattr(args, name) for name in ("context", "batch", "chunk", "images", "cache_bits")}
     made = plan(config, machine, args.dtype or stored_precision(config), layout=args.layout, **asked)
-    foretold = speed(config, made, measure() if args.measure else None)
-    print(json.dumps(_as_json(config, made, foretold)) if args.json else _as_text(config, made, foretold))
+    estimate = speed(config, made, measure() if args.measure else None)
+    print(json.dumps(_as_json(config, made, estimate)) if args.json else _as_text(config, made, estimate))
 
 
 def _configuration(model: str | None) -> Small4Config:
@@ -102,7 +100,7 @@ def stored_precision(config: Small4Config) -> str:
     return next((held for word, held in (("nvfp4", "nvfp4"), ("pack-quantized", "int4")) if word in words), "fp8")
 
 
-def _as_json(config: Small4Config, made: Plan, foretold: Speed | None = None) -> dict[str, Any]:
+def _as_json(config: Small4Config, made: Plan, estimate: Speed | None = None) -> dict[str, Any]:
     copies, contexts = replicas(config, made)
     return made.to_dict() | {
         "weights": weight_bytes(config, made.request.precision),
@@ -110,14 +108,14 @@ def _as_json(config: Small4Config, made: Plan, foretold: Speed | None = None) ->
         "replicas": {"copies": copies, "contexts": contexts},
         "command": command(made),
         "notes": notes(made),
-        "tokens_per_second": foretold and foretold.tokens_per_second,
-        "prompt_tokens_per_second": foretold and foretold.prompt_tokens_per_second,
-        "speed": foretold and foretold.to_dict(),
+        "tokens_per_second": estimate and estimate.tokens_per_second,
+        "prompt_tokens_per_second": estimate and estimate.prompt_tokens_per_second,
+        "speed": estimate and estimate.to_dict(),
         "alternatives": [other.to_dict() for other in alternatives(config, made)],
     }
 
 
-def _as_text(config: Small4Config, made: Plan, foretold: Speed | None = None) -> str:
+def _as_text(config: Small4Config, made: Plan, estimate: Speed | None = None) -> str:
     request, weights = made.request, weight_bytes(config, made.request.precision)
     lines = [
         f"{made.machine.name}, {request.precision} weights, {request.batch} x {request.context:,} tokens",
@@ -140,7 +138,7 @@ def _as_text(config: Small4Config, made: Plan, foretold: Speed | None = None) ->
             + "".join(f"{describe_bytes(size):>10}" for size in sizes)
             + f"{describe_bytes(load.activations):>13}{describe_bytes(load.streamed):>10}{describe_bytes(load.free):>10}"  # noqa: E501
         )
-    lines += ["", *_verdict(config, made), *_speed_words(foretold), *(f"note: {note}" for note in notes(made))]
+    lines += ["", *_verdict(config, made), *_speed_words(estimate), *(f"note: {note}" for note in notes(made))]
     others = alternatives(config, made)
     if others:
         lines += ["", "cheaper, and fits:" if made.fits else "what fits:"]
@@ -176,18 +174,18 @@ def _verdict(config: Small4Config, made: Plan) -> list[str]:
     return out
 
 
-def _speed_words(foretold: Speed | None) -> list[str]:
-    """What is foretold, and from what; nothing where the model does not run."""
-    if foretold is None:
+def _speed_words(estimate: Speed | None) -> list[str]:
+    """The estimate and its source; nothing if the model does not run."""
+    if estimate is None:
         return []
     out = [
-        f"at most about {foretold.tokens_per_second:.2g} tokens/s (bound by {foretold.bound}), "
-        f"{foretold.prompt_tokens_per_second:.2g} tokens/s of a prompt (bound by {foretold.prompt_bound}); from "
-        f"{foretold.rates.source}"
+        f"at most about {estimate.tokens_per_second:.2g} tokens/s (bound by {estimate.bound}), "
+        f"{estimate.prompt_tokens_per_second:.2g} tokens/s of a prompt (bound by {estimate.prompt_bound}); from "
+        f"{estimate.rates.source}"
     ]
-    if foretold.experts.get("disk"):
+    if estimate.experts.get("disk"):
         out.append(
-            f"experts: {foretold.experts['memory']:.0%} in main memory, the others are read from disk as they are "
+            f"experts: {estimate.experts['memory']:.0%} in main memory, the others are read from disk as they are "
             "needed: "
             "Small4ForCausalLM.from_pretrained(MODEL), or --expert-memory SIZE"
         )
@@ -202,7 +200,7 @@ _LAYOUT_WORDS = {
 
 
 def _shortened(device_map: dict[str, Any]) -> str:
-    """The map as Python that can be pasted, runs of layers as comprehensions."""
+    """The device map as Python source that can be pasted, with runs of layers as comprehensions."""
     words: list[str] = []
     run: list[tuple[str, Any]] = []
     for name, home in [*device_map.items(), ("", None)]:
@@ -240,7 +238,7 @@ def _rows(config: Small4Config, context: int) -> list[dict[str, Any]]:
 
 
 def _cell(config: Small4Config, machine: Machine, precision: str, context: int) -> dict[str, Any]:
-    """The longest context that fits, and how many of them."""
+    """The longest context that fits, and how many such sequences fit at once."""
     for tokens in (context, *(c for c in (65536, 16384, 4096) if c < context)):
         made = plan(config, machine, precision, context=tokens)
         if made.fits:
@@ -265,5 +263,5 @@ def _cell_text(precision: str, cell: dict[str, Any]) -> str:
         return "no"
     tokens = f"{cell['context'] // 1024}k"
     text = f"{cell['contexts']} x {tokens}" if cell["contexts"] > 1 else tokens
-    where = "partly in main memory" if precision == "int4" else "weights visit the GPU"
+    where = "partly in main memory" if precision == "int4" else "weights copied to the GPU"
     return f"{text}, {where}" if cell["offloads"] else text

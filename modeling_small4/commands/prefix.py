@@ -1,7 +1,7 @@
-"""What was read of a conversation, on disk: its tokens and their latents, for `--save-prefix` and `--load-prefix`.
+"""The KV cache of a conversation, on disk: its tokens and their latents, for `--save-prefix` and `--load-prefix`.
 
-A file is only of use with the very weights that it was computed with, and says which those are. Must not know:
-messages, terminals.
+A file can only be used with the weights that it was computed with, and it names them. Must not know: messages,
+terminals.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from ..cache import LatentCache, LatentLayer
 from ..configuration_small4 import Small4Config
 
 FORMAT = "small4-prefix-1"
-SAMPLE = 64  # elements at either end of a tensor that tell weights apart
+SAMPLE = 64  # elements at either end of a tensor, by which weights are told apart
 
 
 def prefix_key(
@@ -73,7 +73,7 @@ def load_prefix(path: Path, model: PreTrainedModel) -> tuple[list[int], LatentCa
     """The tokens of a file and a cache that holds them.
 
     Raises:
-        ValueError: the file is none of ours, is damaged, or was computed with other weights.
+        ValueError: the file was not written by `save_prefix`, is damaged, or was computed with other weights.
         OSError: there is no such file.
     """
     if not path.is_file():
@@ -82,19 +82,19 @@ def load_prefix(path: Path, model: PreTrainedModel) -> tuple[list[int], LatentCa
         with safe_open(path, "pt", device="cpu") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} is no file of --save-prefix; save one with this version.")
+                raise ValueError(f"{path} was not written by --save-prefix; save one with this version.")
             if metadata.get("weights") != fingerprint(model):
                 raise ValueError(
-                    f"{path} was saved with another model, or with other weights or another dtype; save it anew."
+                    f"{path} was saved with another model, or with other weights or another dtype; save it again."
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or is no file of --save-prefix ({error}).") from None
+        raise ValueError(f"{path} is damaged, or was not written by --save-prefix ({error}).") from None
     cache, key = LatentCache(model.config), tensors["key"].tolist()
     for index, layer in enumerate(cache.layers):
         tokens = tensors.get(f"layer.{index}")
         if tokens is None or tokens.ndim != 4 or tokens.shape[2] != len(key):
-            raise ValueError(f"{path} is damaged: its layers do not hold the tokens that it names.")
+            raise ValueError(f"{path} is damaged: its layers do not hold the tokens that it lists.")
         layer.update(tokens.to(_device_of(model, index)))
     return key, cache
 

@@ -35,33 +35,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="further name under which clients reach the server",
+        help="another host name under which clients reach the server",
     )
     add(
         "--allowed-origin",
         metavar="ORIGIN",
         action="append",
         default=[],
-        help="other web site whose pages may ask (CORS)",
+        help="another origin whose pages may send requests (CORS)",
     )
     add("--image-host", metavar="NAME", action="append", default=[], help="host from which images may be fetched")
-    add("--reasoning-mode", choices=REASONING_MODES, help="for requests that do not say (default: the checkpoint's)")
-    add("--device", default="auto", help="cpu, cuda:0, ... (default: all GPUs there are, else the CPU)")
+    add(
+        "--reasoning-mode",
+        choices=REASONING_MODES,
+        help="reasoning mode of requests that do not set one (default: the checkpoint's)",
+    )
+    add("--device", default="auto", help="cpu, cuda:0, ... (default: all GPUs, else the CPU)")
     add_expert_memory(parser)
-    add("--max-batch", metavar="N", type=int, default=32, help="most answers decoded at once (default: 32)")
-    add("--max-queue", metavar="N", type=int, default=256, help="most requests that wait (default: 256)")
-    add("--max-n", metavar="N", type=int, default=16, help="most answers to one request (default: 16)")
-    add("--max-images", metavar="N", type=int, default=32, help="most images of one request (default: 32)")
+    add("--max-batch", metavar="N", type=int, default=32, help="how many answers are decoded at once (default: 32)")
+    add("--max-queue", metavar="N", type=int, default=256, help="how many requests may wait (default: 256)")
+    add("--max-n", metavar="N", type=int, default=16, help="how many answers one request may ask for (default: 16)")
+    add("--max-images", metavar="N", type=int, default=32, help="how many images one request may hold (default: 32)")
     add("--max-body", metavar="MIB", type=int, default=64, help="largest request (default: 64 MiB)")
     add("--prefix-cache", metavar="GIB", type=float, default=2.0,
-        help="memory for beginnings of prompts that were read before (default: 2 GiB; 0: none)")  # fmt: skip
+        help="memory for the KV cache of earlier prompts (default: 2 GiB; 0: none)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Serve until interrupted.
 
     Raises:
-        ValueError: A package is missing, a limit is no limit, or the model cannot be served.
+        ValueError: A package is missing, a limit is not positive, or the model cannot be served.
     """
     from transformers.utils import logging
 

@@ -25,7 +25,7 @@ Show = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """A parsed answer and what it took. `complete` is False when it was cut off at the most tokens allowed."""
+    """A parsed answer and its costs. `complete` is False if it was cut off at the token limit."""
 
     message: dict[str, Any]
     prompt_tokens: int
@@ -58,14 +58,14 @@ class Session:
     _cached: list[int] = field(default_factory=list)
 
     def ask(self, text: str, images: Sequence[Path] = (), show: Show = lambda channel, piece: None) -> Answer:
-        """Says `text`, with images from files before it, and returns the answer, which joins the conversation.
+        """Sends `text`, with images from files before it, and returns the answer, which is added to the conversation.
 
         Args:
             show: called with (channel, text) while the answer is generated; channel is "thinking", "content" or
                 "tool_calls".
 
         Raises:
-            ValueError: a file that is no image, or images for a model that has no eyes.
+            ValueError: a file that is not an image, or images for a model without a vision tower.
         """
         content: list[dict[str, Any]] = [
             {"type": "image", "image": load_image(path, ImageAccess(paths=True))} for path in images
@@ -119,20 +119,22 @@ class Session:
         return self._report(prompt, ids[len(prompt) :], streamer, seconds, cached)
 
     def save_prefix(self, path: Path) -> None:
-        """Writes what was read, answers included, for `load_prefix` in another process; raises as
-        `prefix.save_prefix`.
+        """Saves what was read, answers included, for `load_prefix` in another process. Raises what `prefix.save_prefix`
+        raises.
         """
         if self._cache is None:
-            raise ValueError("Nothing was read yet, so there is nothing to save.")
+            raise ValueError("Nothing has been read yet, so there is nothing to save.")
         save_prefix(path, self._cached, self._cache, self.model)
 
     def load_prefix(self, path: Path) -> None:
-        """What a file holds is not read again where the conversation begins with it; raises as `prefix.load_prefix`."""
+        """Loads a saved prefix, which is not read again if the conversation begins with it. Raises what
+        `prefix.load_prefix` raises.
+        """
         self._cached, self._cache = load_prefix(path, self.model)
 
     def _go_back_to(self, prompt: list[int], new: int) -> None:
-        """Keeps of the cache what the new prompt, by its key, begins with; an answer is written back as it was read,
-        mostly.
+        """Crops the cache to what the new prompt, by its key, begins with; usually an answer is encoded as it was
+        generated.
         """
         same = 0
         while same < min(len(prompt) - 1, len(self._cached)) and prompt[same] == self._cached[same]:
@@ -153,13 +155,13 @@ class Session:
 
 
 class _Streamer(BaseStreamer):
-    """Reads tokens as they come and shows each piece of text that has become certain."""
+    """Reads tokens as they arrive and shows each piece of text as soon as it is certain."""
 
     def __init__(self, tokenizer: Small4Tokenizer, prompt: list[int], show: Show) -> None:
         self.reader, self.show, self.begun = tokenizer.response_reader(prompt), show, False
 
     def put(self, value: torch.Tensor) -> None:
-        if self.begun:  # what is put first is the prompt
+        if self.begun:  # the first call brings the prompt
             self._give(self.reader.feed(value.flatten()))
         self.begun = True
 
@@ -174,8 +176,8 @@ class _Streamer(BaseStreamer):
 def load(
     folder: str, device: str = "auto", expert_memory: str | None = None
 ) -> tuple[Small4ForCausalLM, Small4Processor]:
-    """Model and processor from a checkpoint folder or a Hub repository, on a device; "auto": on the GPUs there are,
-    else on the CPU.
+    """Model and processor from a checkpoint folder or a Hub repository, on a device; "auto": on all GPUs, else on the
+    CPU.
 
     Args:
         expert_memory: Of `from_pretrained`: memory for routed experts that are read from disk as needed.

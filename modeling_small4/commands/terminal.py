@@ -1,7 +1,7 @@
 """What all commands share on the terminal: quiet imports, one line for what went wrong, bytes in words. Must not know:
 what a command does.
 
-With `--debug`, or SMALL4_DEBUG=1 in the environment, nothing is held back and an error shows where it was raised.
+With `--debug`, or SMALL4_DEBUG=1 in the environment, nothing is hidden and an error shows its traceback.
 """
 
 import argparse
@@ -15,19 +15,19 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-# Errors that a message explains; any other is most likely our mistake, and says so.
+# Errors whose message explains them. Any other is probably a bug here, and the message says so.
 EXPECTED = (ValueError, OSError, MemoryError, ImportError, RuntimeError)
 
 
 def debugging(words: Sequence[str]) -> bool:
-    """Whether the user, who typed these words, wants to see all there is."""
+    """Whether these arguments, or the environment, ask for tracebacks and all output."""
     return "--debug" in words or os.environ.get("SMALL4_DEBUG", "0") not in ("", "0")
 
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """For the imports of the command line: what libraries print meanwhile, from C code too, is shown only if an import
-    fails.
+    """For the imports of the command line: what libraries print while they are imported, also from C code, is shown
+    only if an import fails.
 
     Nothing happens in other programs. While `python -m` looks for the module to run, `sys.argv[0]` is "-m".
     """
@@ -66,7 +66,7 @@ def run_command(name: str, body: Callable[[], Any], debug: bool = False) -> int:
             status = body()
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except BrokenPipeError:  # whoever read the output has gone; Python would complain once more at its end
+    except BrokenPipeError:  # the reader of the output has gone; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print(f"\nsmall4 {name}: interrupted", file=sys.stderr)
@@ -79,7 +79,9 @@ def run_command(name: str, body: Callable[[], Any], debug: bool = False) -> int:
 
 @contextmanager
 def _warnings_in_one_line(name: str) -> Iterator[None]:
-    """What concerns the user of a command, without the place in the code; deprecations concern those who write code."""
+    """Warnings for the user of a command, without the place in the code. Deprecations are for those who write code, and
+    are hidden.
+    """
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):

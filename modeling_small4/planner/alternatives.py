@@ -1,7 +1,7 @@
-"""What to do with a plan: the command that does it, what would fit when it does not, what is cheaper when it does, and
-the release's table.
+"""What to do with a plan: the command that runs it, what fits instead when it does not, what is cheaper when it does,
+and the release's own table.
 
-Everything here asks `memory.plan` again with something changed. Must not know: the command line, tensors.
+Everything here calls `layout.plan` again with something changed. Must not know: the command line, tensors.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ RAM_SIZES_GB = (32, 64, 96, 128, 192, 256, 384, 512)
 
 @dataclass(frozen=True)
 class Alternative:
-    """Something else that fits. `change`: in words, what is different from what was asked."""
+    """Another plan that fits. `change`: how it differs from the request, in words."""
 
     change: str
     devices: str
@@ -33,7 +33,7 @@ class Alternative:
 
 
 def alternatives(config: Small4Config, made: Plan) -> list[Alternative]:
-    """What fits, when `made` does not; what is cheaper and fits as well, when it does. The least change first."""
+    """If `made` does not fit: what does. If it fits: what is cheaper. The smallest change comes first."""
     found = _cheaper(config, made) if made.fits else _smaller(config, made)
     return [a for a in found if a.plan.fits]
 
@@ -75,8 +75,8 @@ def _smaller(config: Small4Config, made: Plan) -> Iterator[Alternative]:
 
 
 def _more(config: Small4Config, made: Plan) -> Iterator[Alternative]:
-    """More main memory for the same GPUs, or more GPUs of the kind; then what less of them would do with the fewest
-    bits.
+    """More main memory for the same GPUs, or more GPUs of the same kind; then the fewest GPUs that suffice with the
+    lowest precision.
     """
     machine, request = made.machine, made.request
     have, count = machine.ram.capacity if machine.ram else 0, len(machine.gpus)
@@ -85,7 +85,7 @@ def _more(config: Small4Config, made: Plan) -> Iterator[Alternative]:
     for precision in (request.precision, *([lowest] if lowest else [])):
         asked = replace(request, precision=precision)
         told = "" if precision == request.precision else f"{precision} weights, "
-        where = ", weights visit the GPU" if machine.gpus and precision != "int4" else ""
+        where = ", weights copied to the GPU" if machine.gpus and precision != "int4" else ""
         larger = [size for size in RAM_SIZES_GB if have < size * 10**9 < ram]
         memory = (_try(config, _with_ram(machine, size), asked, f"{told}more main memory{where}") for size in larger)
         for found in _first(memory):
@@ -109,7 +109,7 @@ def _lower(made: Plan) -> list[str]:
 
 
 def _counts(machine: Machine, below: int = 1 << 30, above: int = 0) -> Iterator[Machine]:
-    """The same machine with another number of its GPUs, if they are of one kind."""
+    """The same machine with other numbers of GPUs, if they are all of one kind."""
     kinds = {(gpu.model, gpu.capacity, gpu.capability) for gpu in machine.gpus}
     if len(kinds) != 1:
         return
@@ -128,7 +128,7 @@ def _with_ram(machine: Machine, size_gb: int) -> Machine:
 
 
 def _reduced(request: Request) -> Iterator[Request]:
-    """The same with a smaller batch, then one sequence of a shorter context."""
+    """The same request with a smaller batch, then with one sequence and a shorter context."""
     batch = request.batch
     while batch > 1:
         batch //= 2
@@ -145,7 +145,9 @@ def _said(old: Request, new: Request) -> str:
 
 
 def notes(made: Plan) -> list[str]:
-    """What a number does not say: instructions, other engines, weights that visit, the cache that every rank holds."""
+    """Notes on what the numbers do not show: missing instructions, other engines, offloaded weights, the cache that
+    every rank holds.
+    """
     out, precision = [], made.request.precision
     if precision in ("fp8", "nvfp4") and not (made.machine.gpus and made.machine.computes(precision)):
         out.append(
@@ -154,8 +156,7 @@ def notes(made: Plan) -> list[str]:
         )
     if precision == "nvfp4":
         out.append(
-            "NVFP4: routed and shared experts, as released. vLLM and SGLang compute it too, on Ampere and Hopper as "
-            "W4A16."
+            "NVFP4: routed and shared experts, as released. vLLM and SGLang also run it, on Ampere and Hopper as W4A16."
         )
     if precision == "int4":
         out.append(
@@ -163,16 +164,20 @@ def notes(made: Plan) -> list[str]:
             f"groups.{_exported(made)}"
         )
     if made.offloads and not _exported(made):
-        out.append("Weights in main memory or on disk visit the GPU for every token: generation is bound by that copy.")
+        out.append(
+            "Weights in main memory or on disk are copied to the GPU for every token, and that copy limits the speed "
+            "of generation."
+        )
     if made.distributed:
-        out.append("Heads share the latents, so every rank holds the whole cache: more ranks free memory only from "
-            "weights. "
-                   "Replicas on fewer GPUs each serve more sequences.")  # fmt: skip
+        out.append(
+            "All heads share the latents, so every rank holds the whole cache. More ranks save memory only on weights; "
+            "replicas on fewer GPUs each serve more sequences."
+        )
     return out
 
 
 def _exported(made: Plan) -> str:
-    """What to do with 4 bits that do not fit the GPUs: llama.cpp computes on the CPU with what lies in main memory."""
+    """What to do if 4 bits do not fit the GPUs: llama.cpp runs the layers in main memory on the CPU."""
     if made.request.precision != "int4" or not made.machine.gpus or not made.offloads:
         return ""
     return (
@@ -181,8 +186,8 @@ def _exported(made: Plan) -> str:
 
 
 def replicas(config: Small4Config, made: Plan) -> tuple[int, int]:
-    """How to serve the most sequences of the asked context: `(copies of the model, sequences of all together)` with
-    GPUs dealt evenly.
+    """How to serve the most sequences of this context: `(copies of the model, sequences of all copies together)`, with
+    the GPUs divided evenly.
     """
     count, options = len(made.machine.gpus), [(1, made.contexts)]
     for each in _counts(made.machine, below=count) if made.distributed else ():
@@ -194,7 +199,7 @@ def replicas(config: Small4Config, made: Plan) -> tuple[int, int]:
 
 
 def release_table(config: Small4Config, context: int = 262144) -> list[dict[str, Any]]:
-    """The release's table of infrastructure, with what the arithmetic says of each.
+    """The release's table of infrastructure, with the planner's numbers for each row.
 
     Minimum: 4x H100 or 1x DGX B200. Recommended: 4x H200 or 2x DGX B200.
 
@@ -221,7 +226,7 @@ def release_table(config: Small4Config, context: int = 262144) -> list[dict[str,
 
 
 def _reason(config: Small4Config, devices: str, row: dict[str, Any], context: int) -> str:
-    """Why this machine: the smallest that holds the unquantized weights, or what it has room for beyond that."""
+    """The reason for a machine: it is the smallest that holds the unquantized weights, or it has room for more."""
     machine = parse_machine(devices)
     fewest = next(
         n for n in range(1, 17) if plan(config, f"{n}x{machine.gpus[0].model}", "bfloat16", context=context).fits
@@ -233,12 +238,12 @@ def _reason(config: Small4Config, devices: str, row: dict[str, Any], context: in
     )
     if len(machine.gpus) == fewest:
         return f"the fewest {kind} that hold the bfloat16 weights with one such sequence; {room}"
-    unit = "DGX is the smallest unit and more than enough: " if "DGX" in devices else ""
-    return f"{unit}{fewest} x {kind} hold the bfloat16 weights, the rest is for sequences: {room}"
+    unit = "A DGX is the smallest unit sold, and has more memory than needed: " if "DGX" in devices else ""
+    return f"{unit}{fewest} x {kind} hold the bfloat16 weights; the rest is free for sequences: {room}"
 
 
 def command(made: Plan) -> str:
-    """What loads the model so: a line of Python, or the engine that has the precision."""
+    """The command that loads the model this way: a line of Python, or an engine that supports the precision."""
     gpus, request = len(made.machine.gpus), made.request
     homes = list((made.device_map or {}).values())
     if _exported(made):

@@ -24,7 +24,7 @@ GPUS: dict[str, tuple[int, float]] = {
 }
 NODES = {"DGX-A100": (8, "A100"), "DGX-H100": (8, "H100"), "DGX-H200": (8, "H200"), "DGX-B200": (8, "B200")}
 UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
-# Main memory that the GPU shares: name -> (memory in MiB, capability). It is planned as a GPU's, of which the system
+# Memory that GPU and CPU share: name -> (memory in MiB, capability). It is planned like a GPU's, of which the system
 # keeps a part; other sizes are written 128GB-mac or 128GB-unified.
 UNIFIED: dict[str, tuple[int, float]] = {
     "DGX-SPARK": (122571, 12.1),

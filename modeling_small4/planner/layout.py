@@ -1,7 +1,7 @@
-"""What fits where: lays a model's weights, latent cache and activations over a machine.
+"""What fits where: distributes a model's weights, latent cache and activations over a machine.
 
 `plan(config, "2xH200", "fp8", context=262144)` answers; `small4 plan` prints it. The arithmetic is in `sizes`, the
-machines in `hardware`, what to do when it does not fit in `advice`. Must not know: the command line, tensors.
+machines in `hardware`, what to do if it does not fit in `alternatives`. Must not know: the command line, tensors.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,10 @@ _STEPS = 40  # how finely whole modules are balanced over GPUs
 
 @dataclass(frozen=True)
 class Request:
-    """What is to fit. `context`: tokens per sequence, prompt and answer; `batch`: sequences at once; `chunk`: tokens
+    """What has to fit. `context`: tokens per sequence, prompt and answer; `batch`: sequences at once; `chunk`: tokens
     read per forward pass; `images`: of the largest size, encoded at once; `cache_bits`: 16, or 8 for the quantized
-    cache."""
+    cache.
+    """
 
     precision: str = "fp8"
     context: int = 262144
@@ -36,8 +37,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Load:
-    """What one device holds, in bytes: weights by part, the cache, the largest activations and what is expanded of
-    weights. `streamed`: room for the largest module that visits from main memory or disk to be run."""
+    """What one device holds, in bytes: weights by part, the cache, the largest activations and expanded weights.
+    `streamed`: room for the largest module that is copied in from main memory or disk to be run.
+    """
 
     device: Device
     weights: dict[str, int]
@@ -59,8 +61,9 @@ class Load:
 @dataclass(frozen=True)
 class Plan:
     """An answer. `device_map`: for one process. `distributed`: arguments of
-    transformers' `DistributedConfig`, for one process per GPU. `contexts`: how many sequences of the asked context fit
-    at once."""
+    transformers' `DistributedConfig`, for one process per GPU. `contexts`: how many sequences of the requested context
+    fit at once.
+    """
 
     machine: Machine
     request: Request
@@ -76,13 +79,13 @@ class Plan:
 
     @property
     def offloads(self) -> bool:
-        """Whether some weights wait in main memory or on disk for their turn on a GPU."""
+        """Whether some weights are kept in main memory or on disk and copied to a GPU when they are needed."""
         return any(load.streamed for load in self.loads)
 
     @property
     def contexts(self) -> int:
-        """Sequences of the asked context that fit at once beside the weights, one of them being read; 0 when one does
-        not.
+        """How many sequences of the requested context fit beside the weights while one of them is being read; 0 if not
+        even one does.
         """
         if not self.fits:
             return 0
@@ -112,7 +115,7 @@ class Plan:
 def plan(
     config: Small4Config, devices: str | Machine, precision: str = "fp8", *, layout: str = "auto", **asked: int
 ) -> Plan:
-    """Lay `Small4ForCausalLM(config)` over a machine.
+    """Distribute `Small4ForCausalLM(config)` over a machine.
 
     Args:
         config: A `Small4Config`; `Small4Config()` is the release.
@@ -154,7 +157,7 @@ def _check(request: Request, layout: str) -> None:
 
 
 def undivided(config: Small4Config, machine: Machine, layout: str) -> str | None:
-    """Why heads or experts cannot be cut for this machine, or None."""
+    """Why heads or experts cannot be divided over this machine, or None."""
     text, ranks = config.text_config, len(machine.gpus)
     if not machine.alike:
         return "it needs several GPUs of one kind"
@@ -165,8 +168,8 @@ def undivided(config: Small4Config, machine: Machine, layout: str) -> str | None
 
 
 def _sharded(config: Small4Config, machine: Machine, request: Request, layout: str) -> Plan:
-    """Every rank alike: its share of heads and experts, the whole of what is small, and the whole latent cache, which
-    heads share.
+    """All ranks are alike: each holds its share of heads and experts, a copy of everything small, and the whole latent
+    cache, which the heads share.
     """
     ranks = len(machine.gpus)
     weights: dict[str, int] = {}
@@ -191,8 +194,9 @@ def _is_cut(config: Small4Config, tensor: Tensor) -> bool:
 
 
 def _mapped(config: Small4Config, machine: Machine, request: Request) -> Plan:
-    """Whole modules in the order they run in: balanced over the GPUs (or in main memory) if those suffice, else GPUs
-    first, then main memory, then disk. What waits there is run by the first device, which keeps its cache too."""
+    """Whole modules in the order in which they run: balanced over the GPUs (or in main memory) if those suffice, else
+    GPUs first, then main memory, then disk. Offloaded modules run on the first device, which also keeps their cache.
+    """
     work = _activations(config, request, 1, fused=not machine.gpus)
     units = list(_units(config, request))
     residents = [*machine.gpus] or [d for d in (machine.ram,) if d]
@@ -201,7 +205,7 @@ def _mapped(config: Small4Config, machine: Machine, request: Request) -> Plan:
         if homes is not None:
             return _as_plan(machine, request, units, homes, work)
     stores = [d for d in (machine.ram, machine.disk) if d and d not in residents]
-    if not stores:  # balanced, so that it shows what each lacks
+    if not stores:  # balanced, so that it shows how much each device lacks
         share = ceil(sum(unit.weights_bytes + unit.cache for unit in units) / len(residents))
         homes = _fill(units, [_Room(d, share) for d in residents], overflow=True)
         return _as_plan(machine, request, units, homes or [], work)
@@ -236,8 +240,8 @@ class _Room:
 
 
 def _fill(units: list[_Unit], rooms: list[_Room], overflow: bool = False) -> list[Device] | None:
-    """A device for each unit, in order, one device after the other. What is too much goes to the last, or the answer is
-    None.
+    """A device for each unit, filling one device after the other. The last device takes what is left over, or the
+    result is None.
     """
     homes: list[Device] = []
     index = used = 0
@@ -301,8 +305,9 @@ def _cache(config: Small4Config, request: Request) -> int:
 
 
 def _activations(config: Small4Config, request: Request, shards: int, fused: bool) -> int:
-    """The most while reading a prompt in chunks (at its end, or just before attention goes block by block), generating
-    and looking; and what is expanded of weights."""
+    """The peak while reading a prompt in chunks (at its end, or just before attention switches to blocks), generating
+    and encoding images; and the bytes of expanded weights.
+    """
     chunk = min(request.chunk, request.context)
     turn = min(request.context, max(chunk, (LONG - 1) // chunk))
     reading = Work(request.batch, chunk, request.context, request.images, shards, fused=fused)

@@ -1,8 +1,7 @@
 """How many bytes Small 4 takes: every tensor by name and shape, the latent cache, and what a forward pass holds, from a
 configuration alone.
 
-Arithmetic only: no model is built and no tensor made. Must not know: hardware, layouts over devices (`memory` does
-that).
+Arithmetic only: no model is built and no tensor made. Must not know: hardware, layouts over devices (see `layout`).
 """
 
 from collections.abc import Iterator
@@ -150,8 +149,8 @@ def weight_bytes(config: Small4Config, precision: str = "bfloat16") -> dict[str,
 
 
 def expanded_bytes(config: Small4Config, precision: str) -> int:
-    """Bytes of what is expanded of weights that are held as stored: one piece, and for good `kv_b_proj`, which decoding
-    on the latents reads.
+    """Bytes of expanded weights where weights are held as stored: one piece at a time, and permanently `kv_b_proj`,
+    which decoding on the latents reads.
     """
     if precision not in ("fp8", "nvfp4", "int4"):
         return 0
@@ -188,8 +187,8 @@ class Work:
 
 
 def activation_bytes(config: Small4Config, work: Work) -> dict[str, int]:
-    """Most bytes alive at one time inside one decoder layer, for the logits, and inside the tower; they do not add up,
-    the largest counts.
+    """Peak bytes inside one decoder layer, for the logits, and inside the tower. They do not add up: the largest
+    counts.
 
     With N = batch * chunk new tokens, K = batch * context keys, H heads per rank, e bytes per number, D `hidden_size`,
     q = nope + rope:

@@ -1,6 +1,7 @@
-"""Tokens per second that a plan will do: bytes that a token needs from each memory over the bandwidth of that memory.
+"""Estimated tokens per second of a plan: the bytes that a token reads from each memory, divided by the bandwidth of
+that memory.
 
-Bandwidths come from a table of data sheets, or from `measure`, which tries this machine for some seconds. Must not
+Bandwidths come from a table of data sheets, or from `measure`, which measures this machine in a few seconds. Must not
 know: the command line.
 """
 
@@ -45,7 +46,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Speed:
-    """What is foretold. seconds: of one decoded token, by what it waits for. experts: share of the experts by tier."""
+    """The estimate. seconds: of one decoded token, by what it waits for. experts: their share in each memory."""
 
     tokens_per_second: float
     prompt_tokens_per_second: float
@@ -61,7 +62,7 @@ class Speed:
 
 
 def rates_of(machine: Machine) -> Rates:
-    """By data sheet; the slowest of several GPUs counts."""
+    """Rates from data sheets; the slowest of several GPUs counts."""
     if not machine.gpus:
         return Rates()
     sheets = [SHEETS.get(gpu.model, OTHER_UNIFIED if gpu.unified else OTHER_GPU) for gpu in machine.gpus]
@@ -70,11 +71,11 @@ def rates_of(machine: Machine) -> Rates:
 
 
 def speed(config: Small4Config, made: Plan, rates: Rates | None = None) -> Speed | None:
-    """Foretell decoding of one sequence at half the plan's context, and reading of a prompt in its chunks; None where
+    """Estimate the decoding of one sequence at half the plan's context, and the reading of a prompt in chunks; None if
     the plan does not fit.
 
-    On CPUs, experts that have no room in main memory are read from disk (`expert_memory`). With GPUs, accelerate copies
-    whole layers that wait in main memory or on disk, all of their experts included.
+    On CPUs, experts that do not fit in main memory are read from disk (`expert_memory`). With GPUs, accelerate copies
+    whole offloaded layers, including all of their experts.
     """
     rates = rates or rates_of(made.machine)
     precision, text = made.request.precision, config.text_config
@@ -148,7 +149,7 @@ def _on_cpu(
 
 
 def measure(folder: Path | None = None) -> Rates:
-    """Try this machine's main memory, CPU and disk, and a GPU if there is one; takes some seconds and 256 MB in
+    """Measure this machine's main memory, CPU and disk, and a GPU if there is one. Takes a few seconds and 256 MB in
     `folder`.
     """
     import torch
@@ -172,7 +173,7 @@ def _flops(device: str) -> float:
 
 
 def _seconds(run: Any, gpu: bool) -> float:
-    """The least of three runs, after one."""
+    """The fastest of three runs, after one to warm up."""
     import torch
 
     best = float("inf")

@@ -107,9 +107,7 @@ def hold_in_int4(model: nn.Module) -> None:
         if "language_model.layers." not in path or not isinstance(module, nn.Linear | Small4Experts):
             continue
         if next(module.parameters()).device.type != "cpu":
-            raise ValueError(
-                f"int4 weights are computed with on a CPU; {path} is on {next(module.parameters()).device}."
-            )
+            raise ValueError(f"int4 weights run on a CPU only; {path} is on {next(module.parameters()).device}.")
         weights = [module.weight] if isinstance(module, nn.Linear) else [module.gate_up_proj, module.down_proj]
         groups = [group for weight in weights if (group := kernel_group(path, tuple(weight.shape)))]
         if len(groups) < len(weights):
@@ -138,7 +136,7 @@ class Int4Quantizer(HfQuantizer):
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
-        """Packed weights are of this machine's kernel: save the model that they were made of."""
+        """Packed weights belong to this machine's kernel: save the model that they were made from."""
         return False
 
     @property
@@ -147,7 +145,7 @@ class Int4Quantizer(HfQuantizer):
 
 
 def register() -> None:
-    """Make the method known to transformers, once."""
+    """Register the method with transformers, once."""
     if METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(METHOD)(Int4Quantizer)
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:

@@ -1,8 +1,9 @@
-"""Weights held in 8 bits, linears and fused experts, through torchao (optional), or in 4 (`four_bits`). Knows tensors'
+"""Weights held in 8 bits, linears and fused experts, through torchao (optional), or in 4 bits (`int4`). Knows tensors'
 names, not what they compute.
 
 Of torchao 0.18, Int4WeightOnlyConfig needs CUDA or mslk, and IntxWeightOnlyConfig "only works for 2-d and 4-d Tensors",
-so fused experts in 4 bits are not its. Computing with experts in 8 bits needs the `eager` implementation, which takes
+so it cannot hold fused experts in 4 bits. Computing with experts in 8 bits needs the `eager` implementation, which
+takes
 one expert after the other: torchao's tensors cannot be transposed in three dimensions, as the grouped kernels want.
 """
 
@@ -28,7 +29,7 @@ def weight_only(kind: str = "int8") -> dict[str, Any]:
     model cannot be saved.
 
     Raises:
-        ValueError: torchao is missing, or `kind` is one that no library holds fused experts in.
+        ValueError: torchao is missing, or no library can hold fused experts in `kind`.
     """
     if kind == "int4":
         from .int4 import Int4Config, register
