@@ -5,6 +5,7 @@ Numbers of a weight are those of `StoredWeight.expand` in every way, sums are fl
 """
 
 import struct
+import sys
 from collections.abc import Sequence
 from functools import cache
 
@@ -14,7 +15,7 @@ from torch.nn.functional import linear, pad
 from .stored_native import Library, library
 from .stored_weights import BLOCK, GROUP, Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
 
-JOB = struct.Struct("18qdq")  # `Job` of the C text
+JOB = struct.Struct("18qd2q")  # `Job` of the C text
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ALL = 62  # log2 of a number of rows or columns that is never reached
 SHARE = 2**16  # bytes of codes from which one more thread pays
@@ -25,13 +26,13 @@ def fused_tokens(narrow: bool, dtype: torch.dtype) -> int:
     """Up to so many tokens the codes are decoded on the way into the product; for more, a piece is expanded and torch
     multiplies it.
 
-    narrow: the kernels multiply bfloat16 directly. Measured on an EPYC with `avx512_bf16` but no AMX, by
-    `model_card.bench.stored_products`: at 128 tokens expanding first takes less time in every form. The
-    bounds for AMX, for CPUs without such instructions and for other dtypes are not measured.
+    narrow: the kernels multiply bfloat16 directly. Measured by `model_card.bench.stored_products` on an EPYC with
+    `avx512_bf16` but no AMX, and there with AVX2 alone: the kernels take less time up to 512 tokens, the most that was
+    tried. The bound for AMX is not measured.
     """
-    if dtype == torch.bfloat16 and not narrow:
-        return 256
-    return 16 if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16") else 64
+    if dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16"):
+        return 16 if narrow else 256
+    return sys.maxsize
 
 
 def product(weight: StoredWeight, inputs: torch.Tensor) -> torch.Tensor:
@@ -143,7 +144,7 @@ def _job(weight: StoredWeight, inputs: torch.Tensor | None, outputs: torch.Tenso
         *((0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))),
         outputs.data_ptr(), outputs.stride(0),
         form, TYPES[outputs.dtype], weight.rows, weight.columns, tokens,
-        row_shift, column_shift, divisor, 0,
+        row_shift, column_shift, divisor, 0, 0,
     )  # fmt: skip
 
 

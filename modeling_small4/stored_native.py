@@ -26,8 +26,9 @@ from threading import Lock
 import torch
 from transformers.utils import logging
 
-from .stored_source import COMMON, DRIVER, PLAIN, SCALAR_DECODE, SCALAR_SUM, STATE
+from .stored_source import COMMON, FEW_TOKENS, PLAIN, RUN, SCALAR_DECODE, SCALAR_SUM, STATE
 from .stored_source_arm import NEON_DECODE, NEON_SUM
+from .stored_source_panels import PANELS
 from .stored_source_x86 import AVX2_DECODE, AVX2_SUM, AVX512_DECODE, AVX512_SUM
 
 logger = logging.get_logger(__name__)
@@ -55,6 +56,7 @@ class Variant:
 
 
 _X86 = ("x86_64", "AMD64")
+DRIVER = FEW_TOKENS + PANELS + RUN
 _AVX512_SOURCE = COMMON + AVX512_DECODE + STATE + AVX512_SUM + DRIVER
 _AVX512 = Variant(
     "avx512",

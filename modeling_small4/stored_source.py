@@ -16,6 +16,9 @@ COMMON = r"""
 #define PIECE 512     // columns decoded at a time, so that they stay in the first cache
 #define FEW 2         // up to so many tokens in bfloat16 are multiplied as soon as a block is decoded
 #define TOKENS 64     // tokens whose sums are kept at a time
+#define PANEL_ROWS 48 // rows and columns that are decoded at a time for many tokens; a multiple of all numbers of rows
+#define PANEL 256     // whose sums fit the registers
+#define PASS 512      // tokens that a decoded panel is multiplied with
 #define CHUNK 131072  // bytes of codes that a thread takes at a time
 
 enum { FP8, NVFP4, INT4 };
@@ -35,7 +38,8 @@ typedef struct {
     int64_t form, type, rows, columns, tokens;  // tokens -1: expand into outputs instead
     int64_t row_shift, column_shift;            // 2 ** shift rows and columns share a scale
     double divisor;
-    const void *prepared;
+    void *prepared;
+    int64_t packs;  // inputs are packed for this job
 } Job;
 
 static float e4m3[256];
@@ -89,20 +93,25 @@ void start(void) {
 
 STATE = r"""
 typedef struct {  // what one thread works with
-    Number *piece;      // decoded columns, [ROWS, PIECE]
-    Sum *sums;          // [TOKENS, ROWS]
+    Number *piece;      // decoded columns, [ROWS, PIECE] or [PANEL_ROWS, PANEL]
+    Sum *sums;          // [TOKENS, ROWS] or [PANEL_ROWS, groups of LANES tokens]
     Table *tables;      // for each scale of NVFP4
-    Lookup *lookups;    // FP8: [ROWS, groups of columns] where each row has its own scale, else [1, groups of columns]
-    Table *own_tables;  // 4-bit groups: [ROWS, groups of columns]
+    Lookup *lookups;    // FP8: [PANEL_ROWS, groups of columns] where each row has its own scale, else [2, groups of columns]
+    Table *own_tables;  // 4-bit groups: [PANEL_ROWS, groups of columns]
     float *scales, *zeros;  // of a row
     int64_t groups;
     const Job *tables_of;
-    struct { const Job *job; int64_t row; } lookups_of[ROWS];
+    struct { const Job *job; int64_t row; } lookups_of[PANEL_ROWS];
 } State;
 
 INLINE int own_scale(const Job *job) { return job->row_shift == 0; }
 
-// Make ready what decoding a row takes. slot: which of ROWS rows that are decoded in turn.
+// Where the scales of an FP8 row stand. Rows decoded in turn have slots of their own, or lie in two blocks at most.
+INLINE int64_t lookup_slot(const Job *job, int64_t row, int64_t slot) {
+    return own_scale(job) ? slot : row >> job->row_shift & 1;
+}
+
+// Make ready what decoding a row takes. slot: which of the rows that are decoded in turn.
 INLINE void prepare_row(State *state, const Job *job, int64_t row, int64_t slot) {
     if (job->form == NVFP4 && state->tables_of != job) {
         for (int code = 0; code < 256; code++) nvfp4_table(state->tables + code, e4m3[code], (float)job->divisor);
@@ -119,7 +128,7 @@ INLINE void prepare_row(State *state, const Job *job, int64_t row, int64_t slot)
     }
     if (job->form != FP8) return;
     int64_t group = row >> job->row_shift;
-    if (!own_scale(job)) slot = 0;
+    slot = lookup_slot(job, row, slot);
     if (state->lookups_of[slot].job == job && state->lookups_of[slot].row == group) return;
     Lookup *lookups = state->lookups + slot * state->groups;
     read_scales(job, row, count, state->scales);
@@ -129,7 +138,7 @@ INLINE void prepare_row(State *state, const Job *job, int64_t row, int64_t slot)
 }
 """
 
-DRIVER = r"""
+FEW_TOKENS = r"""
 INLINE int narrow(const Job *job) {
 #ifdef NARROW
     return job->type == BFLOAT16;
@@ -152,11 +161,26 @@ INLINE Decoded decode(const Job *job, const State *state, const int form, int64_
         memset(last_scales, 0, sizeof last_scales);
         if (form == NVFP4) scales = memcpy(last_scales, scales, (size_t)(job->columns - column) / 16);
     }
-    int64_t first = slot * state->groups, group = column >> job->column_shift;
-    if (form == FP8) return decode_fp8(state->lookups + (own_scale(job) ? first : 0) + group, codes);
+    int64_t group = column >> job->column_shift;
+    if (form == FP8) return decode_fp8(state->lookups + lookup_slot(job, row, slot) * state->groups + group, codes);
     if (form == NVFP4) return decode_nvfp4(state->tables, scales, codes);
-    const Table *tables = state->own_tables + first;
+    const Table *tables = state->own_tables + slot * state->groups;
     return decode_int4(tables + group, tables + ((column + 32) >> job->column_shift), codes);
+}
+
+// A block of a token's inputs in another order, filled up with zeros.
+INLINE void arrange(const Job *job, int64_t token, int64_t column, const uint16_t *places, void *out) {
+    int64_t from = token * job->input_stride + column;
+    int count = job->columns - column < BLOCK ? (int)(job->columns - column) : BLOCK;
+    uint16_t halves[BLOCK] = {0};
+    float values[BLOCK] = {0};
+    if (job->type == FLOAT32) memcpy(values, (const float *)job->inputs + from, (size_t)count * 4);
+    else memcpy(halves, (const uint16_t *)job->inputs + from, (size_t)count * 2);
+#ifdef NARROW
+    if (narrow(job)) { permute(halves, places, out); return; }
+#endif
+    if (job->type != FLOAT32) for (int i = 0; i < BLOCK; i++) values[i] = from_bits((uint32_t)halves[i] << 16);
+    for (int i = 0; i < BLOCK; i++) ((float *)out)[i] = values[places[i]];
 }
 
 INLINE Sum add(Sum sum, Part part, const void *inputs, int64_t at, const int is_narrow) {
@@ -192,8 +216,7 @@ INLINE void dot(const Job *job, const State *state, const int form, int64_t row,
     }
 }
 
-INLINE void decode_piece(const Job *job, const State *state, const int form, int64_t row, int64_t slot, int64_t from, int64_t to) {
-    Number *out = state->piece + slot * PIECE;
+INLINE void decode_piece(const Job *job, const State *state, const int form, int64_t row, int64_t slot, Number *out, int64_t from, int64_t to) {
     const int half = form != FP8;
     // The same row's next piece is read after three other rows, which the processor does not foresee.
     const uint8_t *ahead = job->codes + (to < job->columns ? row * job->code_stride + (to >> half) : (row + ROWS) * job->code_stride);
@@ -242,7 +265,7 @@ INLINE void multiply_rows(const Job *job, State *state, const int form, int64_t 
         for (int64_t i = 0; i < tokens * ROWS; i++) state->sums[i] = nothing();
         for (int64_t from = 0; from < job->columns; from += PIECE) {
             int64_t to = from + PIECE < job->columns ? from + PIECE : job->columns;
-            for (int64_t i = 0; i < count; i++) decode_piece(job, state, form, first + i, i, from, to);
+            for (int64_t i = 0; i < count; i++) decode_piece(job, state, form, first + i, i, state->piece + i * PIECE, from, to);
             tiles(state->piece, up(to - from, BLOCK), job->prepared, start * width + from, width, state->sums, tokens, is_narrow);
         }
         for (int64_t token = 0; token < tokens; token++)
@@ -251,6 +274,9 @@ INLINE void multiply_rows(const Job *job, State *state, const int form, int64_t 
     }
 }
 
+"""
+
+RUN = r"""
 INLINE void expand_row(const Job *job, State *state, const int form, int64_t row) {
     uint16_t last[BLOCK], *out = (uint16_t *)job->outputs + row * job->output_stride;
     const Natural natural = natural_order(form);
@@ -273,6 +299,9 @@ INLINE void work_row(const Job *job, State *state, const int form, int64_t row, 
 INLINE void work_form(const Job *job, State *state, const int form, int64_t from, int64_t to, const int is_narrow) {
     if (job->tokens <= (is_narrow ? FEW : 1))
         for (int64_t row = from; row < to; row++) work_row(job, state, form, row, is_narrow);
+    else if (is_panels(job))
+        for (int64_t row = from; row < to; row += PANEL_ROWS)
+            multiply_panels(job, state, form, row, to - row < PANEL_ROWS ? to - row : PANEL_ROWS, is_narrow);
     else
         for (int64_t row = from; row < to; row += ROWS)
             multiply_rows(job, state, form, row, to - row < ROWS ? to - row : ROWS, is_narrow);
@@ -300,26 +329,14 @@ static void work(const Job *job, State *state, int64_t from, int64_t to) {
     else work_INT4_wide(job, state, from, to);
 }
 
-// Inputs in the order of decoded numbers, blocks filled up with zeros.
-static void prepare_inputs(const Job *job, void *prepared) {
-    const int bits = job->type == BFLOAT16;
-    int64_t width = padded(job);
-    int places[BLOCK];
-    for (int i = 0; i < BLOCK; i++) places[i] = order((int)job->form, narrow(job) ? i : wide_order(i));
+// All inputs in the order of decoded numbers.
+static void prepare_inputs(const Job *job) {
+    uint16_t places[BLOCK];
+    for (int i = 0; i < BLOCK; i++) places[i] = (uint16_t)order((int)job->form, narrow(job) ? i : wide_order(i));
     for (int64_t token = 0; token < job->tokens; token++)
-        for (int64_t column = 0; column < width; column += BLOCK) {
-            int64_t from = token * job->input_stride + column, to = token * width + column;
-            int count = job->columns - column < BLOCK ? (int)(job->columns - column) : BLOCK;
-            uint16_t halves[BLOCK] = {0};
-            float values[BLOCK] = {0};
-            if (bits) memcpy(halves, (const uint16_t *)job->inputs + from, (size_t)count * 2);
-            else memcpy(values, (const float *)job->inputs + from, (size_t)count * 4);
-            if (narrow(job)) {
-                for (int i = 0; i < BLOCK; i++) ((uint16_t *)prepared)[to + i] = halves[places[i]];
-                continue;
-            }
-            if (bits) for (int i = 0; i < BLOCK; i++) values[i] = from_bits((uint32_t)halves[i] << 16);
-            for (int i = 0; i < BLOCK; i++) ((float *)prepared)[to + i] = values[places[i]];
+        for (int64_t column = 0; column < padded(job); column += BLOCK) {
+            int64_t at = token * padded(job) + column;
+            arrange(job, token, column, places, (char *)job->prepared + at * (narrow(job) ? 2 : 4));
         }
 }
 
@@ -327,12 +344,17 @@ typedef struct {
     const Job *jobs;
     State *states;
     int64_t count;
+    int packing;  // inputs are packed before anything is multiplied
     atomic_llong next_chunk;
     atomic_int next_state;
 } Run;
 
-INLINE int64_t chunk_rows(const Job *job) { return up(CHUNK / job->code_stride + 1, ROWS); }
-INLINE int64_t chunks(const Job *job) { return (job->rows + chunk_rows(job) - 1) / chunk_rows(job); }
+INLINE int64_t chunk_rows(const Job *job) { return is_panels(job) ? PANEL_ROWS : up(CHUNK / job->code_stride + 1, ROWS); }
+
+INLINE int64_t chunks(const Run *run, const Job *job) {
+    if (run->packing) return job->packs ? token_groups(job->tokens) : 0;
+    return (job->rows + chunk_rows(job) - 1) / chunk_rows(job);
+}
 
 static void run_thread(void *data) {
     Run *run = data;
@@ -340,8 +362,9 @@ static void run_thread(void *data) {
     const Job *job = run->jobs, *end = job + run->count;
     for (int64_t passed = 0;;) {
         int64_t chunk = atomic_fetch_add(&run->next_chunk, 1) - passed;
-        while (job < end && chunk >= chunks(job)) chunk -= chunks(job), passed += chunks(job), job++;
+        while (job < end && chunk >= chunks(run, job)) chunk -= chunks(run, job), passed += chunks(run, job), job++;
         if (job == end) return;
+        if (run->packing) { pack_group(job, chunk); continue; }
         int64_t from = chunk * chunk_rows(job), to = from + chunk_rows(job);
         work(job, state, from, to < job->rows ? to : job->rows);
     }
@@ -355,14 +378,16 @@ static void *fresh(int64_t bytes) {
     return memory;
 }
 
+#define MOST(a, b) ((a) > (b) ? (a) : (b))
+
 static int fill(State *state, int64_t groups) {
     memset(state, 0, sizeof *state);
     state->groups = groups;
-    state->piece = fresh(ROWS * PIECE * (int64_t)sizeof(Number));
-    state->sums = fresh(ROWS * TOKENS * (int64_t)sizeof(Sum));
+    state->piece = fresh(MOST(ROWS * PIECE, PANEL_ROWS * PANEL) * (int64_t)sizeof(Number));
+    state->sums = fresh(MOST(ROWS * TOKENS, PANEL_ROWS * PASS / LANES) * (int64_t)sizeof(Sum));
     state->tables = fresh(256 * (int64_t)sizeof(Table));
-    state->lookups = fresh(ROWS * groups * (int64_t)sizeof(Lookup));
-    state->own_tables = fresh(ROWS * groups * (int64_t)sizeof(Table));
+    state->lookups = fresh(PANEL_ROWS * groups * (int64_t)sizeof(Lookup));
+    state->own_tables = fresh(PANEL_ROWS * groups * (int64_t)sizeof(Table));
     state->scales = fresh(groups * (int64_t)sizeof(float));
     state->zeros = fresh(groups * (int64_t)sizeof(float));
     return state->piece && state->sums && state->tables && state->lookups && state->own_tables && state->scales && state->zeros;
@@ -379,7 +404,8 @@ static void drop(State *state) {
 }
 
 static int64_t prepared_bytes(const Job *job) {
-    return job->tokens > 0 ? up(job->tokens * padded(job) * (narrow(job) ? 2 : 4), 64) : 0;
+    int64_t tokens = is_panels(job) ? up(job->tokens, LANES) : job->tokens;
+    return tokens > 0 ? up(tokens * padded(job) * (narrow(job) ? 2 : 4), 64) : 0;
 }
 
 static int same_inputs(const Job *a, const Job *b) {
@@ -389,27 +415,35 @@ static int same_inputs(const Job *a, const Job *b) {
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
+// Give each job its place for inputs, and put those of few tokens there.
+static void prepare_jobs(Job *jobs, int64_t count, char *at) {
+    for (int64_t i = 0; i < count; i++) {
+        jobs[i].packs = 0;
+        if (i && same_inputs(jobs + i, jobs + i - 1)) { jobs[i].prepared = jobs[i - 1].prepared; continue; }
+        jobs[i].prepared = at;
+        jobs[i].packs = is_panels(jobs + i);
+        if (!jobs[i].packs) prepare_inputs(jobs + i);
+        at += prepared_bytes(jobs + i);
+    }
+}
+
 // Do all jobs. parallel: GOMP_parallel of the OpenMP runtime that torch uses. Returns 0 when memory is short.
 int run(Job *jobs, int64_t count, int64_t threads, Parallel parallel) {
-    int64_t bytes = 0, groups = 1;
+    int64_t bytes = 0, groups = 1, made = 0;
     for (int64_t i = 0; i < count; i++) {
         bytes += prepared_bytes(jobs + i);
         if (groups_of(jobs + i) >= groups) groups = groups_of(jobs + i) + 1;
     }
-    char *inputs = fresh(bytes), *at = inputs;
+    char *inputs = fresh(bytes);
     State *states = malloc((size_t)threads * sizeof(State));
     int fine = inputs && states;
-    for (int64_t i = 0; fine && i < count; i++) {
-        if (i && same_inputs(jobs + i, jobs + i - 1)) { jobs[i].prepared = jobs[i - 1].prepared; continue; }
-        jobs[i].prepared = at;
-        prepare_inputs(jobs + i, at);
-        at += prepared_bytes(jobs + i);
-    }
-    int64_t made = 0;
+    if (fine) prepare_jobs(jobs, count, inputs);
     while (fine && made < threads) fine = fill(states + made++, groups);
-    Run all = {jobs, states, count, 0, 0};
-    if (fine && threads > 1) parallel(run_thread, &all, (unsigned)threads, 0);
-    else if (fine) run_thread(&all);
+    for (int packing = 1; fine && packing >= 0; packing--) {
+        Run all = {jobs, states, count, packing, 0, 0};
+        if (threads > 1) parallel(run_thread, &all, (unsigned)threads, 0);
+        else run_thread(&all);
+    }
     for (int64_t i = 0; states && i < made; i++) drop(states + i);
     free(states);
     free(inputs);
@@ -418,6 +452,12 @@ int run(Job *jobs, int64_t count, int64_t threads, Parallel parallel) {
 """
 
 PLAIN = r"""
+enum { UNIT = 1 };
+
+INLINE void transpose(const float *in, int64_t stride, float *out) {
+    for (int i = 0; i < LANES; i++) for (int j = 0; j < LANES; j++) out[j * LANES + i] = in[i * stride + j];
+}
+
 INLINE int wide_order(int position) { return position; }
 
 typedef int Natural;
@@ -433,7 +473,7 @@ SCALAR_DECODE = r"""
 typedef float Number;
 typedef float Part __attribute__((vector_size(16)));
 typedef Part Sum;
-enum { BLOCK = 16, STEP = 4, TILE = 3 };
+enum { BLOCK = 16, STEP = 4, TILE = 3, LANES = 4 };
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { float values[16]; } Table;
@@ -474,5 +514,8 @@ INLINE Sum nothing(void) { return (Sum){0, 0, 0, 0}; }
 INLINE Part load(const Number *numbers) { return *(const Part *)numbers; }
 INLINE void keep(Number *numbers, Part part) { *(Part *)numbers = part; }
 INLINE Sum add_wide(Sum sum, Part part, const float *inputs) { return sum + part * *(const Part *)inputs; }
+INLINE Part spread(const Number *number) { return (Part){*number, *number, *number, *number}; }
 INLINE float total(Sum sum) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
+
+enum { PANELS_NARROW = 12, PANELS_WIDE = 12, VECTORS_NARROW = 2, VECTORS_WIDE = 2, KEPT_NARROW = 12, KEPT_WIDE = 12 };
 """

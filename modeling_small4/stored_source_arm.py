@@ -8,7 +8,7 @@ NEON_DECODE = r"""
 typedef float Number;
 typedef float32x4_t Part;
 typedef float32x4_t Sum;
-enum { BLOCK = 16, STEP = 4, TILE = 4 };
+enum { BLOCK = 16, STEP = 4, TILE = 4, LANES = 4 };
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { uint8x16_t low, high; } Table;  // low and high bytes of the numbers of the 16 codes of a group
@@ -80,4 +80,8 @@ INLINE Part load(const Number *numbers) { return vld1q_f32(numbers); }
 INLINE void keep(Number *numbers, Part part) { vst1q_f32(numbers, part); }
 INLINE Sum add_wide(Sum sum, Part part, const float *inputs) { return vfmaq_f32(sum, part, vld1q_f32(inputs)); }
 INLINE float total(Sum sum) { return vaddvq_f32(sum); }
+
+INLINE Part spread(const Number *number) { return vld1q_dup_f32(number); }
+
+enum { PANELS_NARROW = 12, PANELS_WIDE = 12, VECTORS_NARROW = 4, VECTORS_WIDE = 4, KEPT_NARROW = 24, KEPT_WIDE = 24 };
 """

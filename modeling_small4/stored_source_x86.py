@@ -6,7 +6,7 @@ AVX512_DECODE = r"""
 typedef uint16_t Number;  // what a weight is decoded to
 typedef __m512i Part;
 typedef __m512 Sum;
-enum { BLOCK = 64, STEP = 32, TILE = 6 };
+enum { BLOCK = 64, STEP = 32, TILE = 6, LANES = 16, UNIT = 2 };
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { uint16_t values[16]; } Table;  // numbers of the 16 codes of a group
@@ -118,7 +118,46 @@ INLINE void keep(Number *numbers, Part part) { _mm512_store_si512(numbers, part)
 INLINE Sum add_narrow(Sum sum, Part part, const uint16_t *inputs) {
     return _mm512_dpbf16_ps(sum, (__m512bh)part, (__m512bh)_mm512_load_si512(inputs));
 }
+
+INLINE void permute(const uint16_t *in, const uint16_t *places, void *out) {
+    const __m512i a = _mm512_loadu_si512(in), b = _mm512_loadu_si512(in + 32);
+    for (int i = 0; i < BLOCK; i += 32)
+        _mm512_storeu_si512((uint16_t *)out + i, _mm512_permutex2var_epi16(a, _mm512_loadu_si512(places + i), b));
+}
 #endif
+
+INLINE Part spread(const Number *pair) {
+    int32_t both;
+    memcpy(&both, pair, 4);
+    return _mm512_set1_epi32(both);
+}
+
+// 16 x 16 numbers: words, then pairs, then quarters of registers change places.
+INLINE void transpose(const float *in, int64_t stride, float *out) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(in + i * stride);
+    for (int i = 0; i < 16; i++) {
+        __m512 first = a[i / 2 * 2], second = a[i / 2 * 2 + 1];
+        b[i] = i % 2 ? _mm512_unpackhi_ps(first, second) : _mm512_unpacklo_ps(first, second);
+    }
+    for (int i = 0; i < 16; i++) {
+        __m512d first = _mm512_castps_pd(b[i / 4 * 4 + i % 4 / 2]), second = _mm512_castps_pd(b[i / 4 * 4 + i % 4 / 2 + 2]);
+        a[i] = _mm512_castpd_ps(i % 2 ? _mm512_unpackhi_pd(first, second) : _mm512_unpacklo_pd(first, second));
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512 low[2], high[2];
+        for (int j = 0; j < 2; j++) {
+            low[j] = _mm512_shuffle_f32x4(a[8 * j + i], a[8 * j + 4 + i], 0x88);
+            high[j] = _mm512_shuffle_f32x4(a[8 * j + i], a[8 * j + 4 + i], 0xdd);
+        }
+        _mm512_storeu_ps(out + i * 16, _mm512_shuffle_f32x4(low[0], low[1], 0x88));
+        _mm512_storeu_ps(out + (i + 8) * 16, _mm512_shuffle_f32x4(low[0], low[1], 0xdd));
+        _mm512_storeu_ps(out + (i + 4) * 16, _mm512_shuffle_f32x4(high[0], high[1], 0x88));
+        _mm512_storeu_ps(out + (i + 12) * 16, _mm512_shuffle_f32x4(high[0], high[1], 0xdd));
+    }
+}
+
+enum { PANELS_NARROW = 12, PANELS_WIDE = 12, VECTORS_NARROW = 4, VECTORS_WIDE = 2, KEPT_NARROW = 24, KEPT_WIDE = 16 };
 
 // Inputs of the even places come first.
 INLINE Sum add_wide(Sum sum, Part part, const float *inputs) {
@@ -150,7 +189,7 @@ AVX2_DECODE = r"""
 typedef float Number;
 typedef __m256 Part;
 typedef __m256 Sum;
-enum { BLOCK = 32, STEP = 8, TILE = 3 };
+enum { BLOCK = 32, STEP = 8, TILE = 3, LANES = 8 };
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { __m128i low, high; } Table;  // low and high bytes of the numbers of the 16 codes of a group
@@ -242,4 +281,8 @@ INLINE float total(Sum sum) {
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
+
+INLINE Part spread(const Number *number) { return _mm256_broadcast_ss(number); }
+
+enum { PANELS_NARROW = 12, PANELS_WIDE = 12, VECTORS_NARROW = 2, VECTORS_WIDE = 2, KEPT_NARROW = 12, KEPT_WIDE = 12 };
 """

@@ -4,6 +4,7 @@ without a compiler.
 
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,19 +60,27 @@ def test_expanded_numbers_are_equal(kernels: stored_native.Library, form: str) -
 def test_products_on_odd_shapes(
     kernels: stored_native.Library, form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored_kernels, "fused_tokens", lambda *_: 100)
+    monkeypatch.setattr(stored_kernels, "fused_tokens", lambda *_: sys.maxsize)
     for rows, columns in SHAPES:
-        for tokens in (0, 1, 2, 5, 6, 7, 69):
+        for tokens in (0, 1, 2, 5, 11, 12, 17, 69):
             if fits(form, columns):
                 weight = cases.stored(form, rows, columns)
                 inputs = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(tokens)).to(dtype)
                 assert_product(weight, inputs, stored_kernels.product(weight, inputs))
 
 
+@pytest.mark.parametrize("form", ["fp8 blocks", "nvfp4", "int4 zeros"])
+def test_more_tokens_than_one_pass(kernels: stored_native.Library, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_kernels, "fused_tokens", lambda *_: sys.maxsize)
+    weight = cases.stored(form, 300, 320)  # rows of several panels, and of several blocks
+    inputs = torch.randn(2, 1100, 320, dtype=torch.bfloat16)[0, ::2][:529]
+    assert_product(weight, inputs, stored_kernels.product(weight, inputs))
+
+
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])
 @pytest.mark.parametrize("columns", [16, 48, 80, 1040])
 def test_last_columns(kernels: stored_native.Library, form: str, columns: int) -> None:
-    for tokens in (1, 3):
+    for tokens in (1, 3, 20):
         weight, inputs = cases.stored(form, 9, columns), torch.randn(tokens, columns)
         assert_product(weight, inputs, stored_kernels.product(weight, inputs))
 
@@ -89,7 +98,7 @@ def test_many_weights_at_once_and_inputs_in_any_layout(kernels: stored_native.Li
 def test_a_code_that_is_no_number(kernels: stored_native.Library) -> None:
     weight = cases.stored("fp8", 8, 128)
     weight.codes.view(torch.uint8)[2, 5], weight.codes.view(torch.uint8)[3, 6] = 0x7F, 0xFF
-    for tokens in (1, 4):
+    for tokens in (1, 4, 20):
         found = stored_kernels.product(weight, torch.ones(tokens, 128))
         assert found.isnan().any(0).tolist() == [row in (2, 3) for row in range(8)]
 
@@ -98,7 +107,7 @@ def test_threads(kernels: stored_native.Library, monkeypatch: pytest.MonkeyPatch
     """Many callers at once, each with several threads of its own."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     weights = [cases.stored("nvfp4", 2048, 512, seed) for seed in range(4)]
-    inputs = [torch.randn(tokens, 512) for tokens in (1, 1, 3, 3)]
+    inputs = [torch.randn(tokens, 512) for tokens in (1, 3, 30, 70)]
     alone = [stored_kernels.product(*pair) for pair in zip(weights, inputs, strict=True)]
     found: list[list[torch.Tensor]] = [[] for _ in weights]
 
