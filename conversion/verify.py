@@ -24,6 +24,8 @@ from .naming import Leaf, leaves
 from .source import Checkpoint, open_checkpoint
 from .transforms import halves_to_interleaved
 
+_LAST_BIT = 2.0**-22  # relative error of a multiplication in place of a division, in float32
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -145,7 +147,7 @@ class _Rounded:
         """Add what cannot be rounding to `found`; returns the rest by formats."""
         errors: dict[str, list[tuple[float, float]]] = {}
         for form, error, expected, difference in self.apart:
-            if form in self.equal or not error <= expected:
+            if not error <= (_LAST_BIT if form in self.equal else expected):
                 _add(found, difference)
             else:
                 errors.setdefault(form, []).append((error, expected))
@@ -196,9 +198,12 @@ def _compare_leaf(
 
 
 def _formats(pair: tuple[Values, Values]) -> str:
-    """The formats of two weights, if one can be a quantization of the other; empty for two of one format."""
-    forms = [{part.form for part in value.inner() if part.quantized} for value in pair]
-    return "+".join(sorted(forms[0] | forms[1])) if forms[0] != forms[1] else ""
+    """The formats of two weights, if one can be a quantization of the other, or both of a third; empty for two that are
+    stored alike.
+    """
+    parts = [[part for part in value.inner() if part.quantized] for value in pair]
+    variants = [{part.variant() for part in each} for each in parts]
+    return "" if variants[0] == variants[1] else "+".join(sorted({part.form for each in parts for part in each}))
 
 
 def _values(side: Checkpoint, raw: str) -> Values | None:
@@ -295,7 +300,7 @@ def _compare_activation(
     """Compare static input scales, if both sides have the same format. A layout with one scale for gate and up together
     holds the larger.
     """
-    if not (values[0].quantized and values[0].form == values[1].form):
+    if not values[0].quantized or values[0].variant() != values[1].variant():
         return
     first, second = (_input_scale(value) for value in values)
     if first is None or second is None:

@@ -13,6 +13,7 @@ import pytest
 import stored_folder
 import torch
 from oracle import Case, image_inputs
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from stored_folder import FORMS, Folders
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
@@ -274,3 +275,21 @@ def test_the_model_without_a_head(folders: Folders, whole: Any) -> None:
     model = Small4Model.from_pretrained(folders.stored, dtype=torch.float32)
     found, expected = (m(**padded()).last_hidden_state[1] for m in (model, whole.model))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merged_adapters_of_attention_are_those_of_expanded_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """NVFP4 as released leaves attention plain. Merging rounds its weights to their dtype, on both models alike."""
+    folders = stored_folder.write(tmp_path, "nvfp4")
+    before, after = [], []
+    for folder in (folders.stored, folders.expanded):
+        torch.manual_seed(5)
+        config = LoraConfig(r=2, init_lora_weights=False, target_modules=["q_b_proj", "kv_b_proj", "o_proj"])
+        tuned = get_peft_model(Small4ForCausalLM.from_pretrained(folder, dtype=dtype), config).eval()
+        with torch.no_grad():
+            before.append(tuned(**padded()).logits[1].float())
+            after.append(tuned.merge_and_unload()(**padded()).logits[1].float())
+    assert float((before[0] - before[1]).abs().max()) < (1e-4 if dtype == torch.float32 else 0.1)
+    assert float((after[0] - after[1]).abs().max()) < (1e-4 if dtype == torch.float32 else 0.1)
+    if dtype == torch.float32:
+        torch.testing.assert_close(after[0], before[0], atol=1e-4, rtol=0)

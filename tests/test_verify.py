@@ -1,9 +1,12 @@
 """Comparing checkpoints in real value, across layouts and precisions."""
 
+import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 
+import derivatives as d
 import pytest
 import raw_checkpoint as rc
 import torch
@@ -153,3 +156,39 @@ def test_no_checkpoint_is_one_line(tmp_path: Path, folders: Path, capsys: pytest
     assert not out
     assert err.count("\n") == 1
     assert "none" in err
+
+
+def test_two_quantizations_of_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the formats, each of the two may be off by its own rounding; a weight that is another one is found.
+
+    Two of one format are compared exactly: there each code has to be the other's.
+    """
+    p = rc.params(q_lora_rank=64, v_head_dim=16)
+    raw = rc.weights(p, 4)
+    made = {
+        "row": (partial(d.fp8, "row"), d.FP8_ENTRY), "block": (partial(d.fp8, "block"), d.FP8_BLOCK),
+        "channel": (partial(d.fp8, "channel"), d.CHANNEL), "nvfp4": (d.nvfp4, d.NVFP4),
+        "modelopt": (d.modelopt, d.MODELOPT), "w4": (partial(d.compressed_int, 16, 4, True), d.int_entry(16, 4, True)),
+        "w4 zeros": (partial(d.compressed_int, 16, 4, False), d.int_entry(16, 4, False)),
+        "w8": (partial(d.compressed_int, 16, 8, False), d.int_entry(16, 8, False)),
+        "gptq": (partial(d.gptq, 16, 4), d.GPTQ),
+        "gptq 3": (partial(d.gptq, 32, 3), d.GPTQ | {"bits": 3, "group_size": 32}),
+        "nf4": (partial(d.bitsandbytes, "nf4", True), d.BITS4), "int8": (d.llm_int8, d.BITS8),
+    }  # fmt: skip
+    for name, (encode, entry) in made.items():
+        d.write_folder(tmp_path / name, p, d.derive(p, raw, encode)[0], entry)
+    for first, second in itertools.combinations(made, 2):
+        status, out, _ = run(capsys, tmp_path / first, tmp_path / second, "--json")
+        assert status == 0, (first, second, out[:300])
+    wrong = "layers.1.experts.2.w1.weight"
+    flipped = raw | {wrong: raw[wrong].flip(1)}
+    for name, (encode, entry) in (("other w4", made["w4"]), ("other row", made["row"])):
+        d.write_folder(tmp_path / name, p, d.derive(p, flipped, encode)[0], entry)
+        for first in made:
+            status, out, _ = run(capsys, tmp_path / first, tmp_path / name, "--json")
+            assert status == 1
+            assert [x["tensor"].split(".weight")[0].split(".qweight")[0] for x in json.loads(out)["differences"]] == [
+                "language_model.model.layers.1.mlp.experts.2.gate_proj"
+            ]
+    d.write_folder(tmp_path / "again", p, d.derive(p, {k: v * 1.01 for k, v in raw.items()}, d.nvfp4)[0], d.NVFP4)
+    assert run(capsys, tmp_path / "nvfp4", tmp_path / "again")[0] == 1

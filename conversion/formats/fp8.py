@@ -68,6 +68,10 @@ class Fp8(Held):
             return "tensor"
         return "row" if self.scale.shape == (self.shape[0], 1) else "block"
 
+    def variant(self) -> tuple[object, ...]:
+        """See `Values.variant`."""
+        return (*super().variant(), self.arrangement)
+
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
         """See `Values.pieces`."""
         assert self.scale.stored is not None

@@ -107,6 +107,10 @@ class Int4(Held):
         """Neighbors that share a scale."""
         return self.shape[1] // self.scale.shape[1]
 
+    def variant(self) -> tuple[object, ...]:
+        """See `Values.variant`."""
+        return (*super().variant(), self.group, self.zeros is None)
+
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
         """See `Values.pieces`."""
         assert self.scale.stored is not None

@@ -39,6 +39,12 @@ class Values(ABC):
         """The weights that it is put together of, itself mostly."""
         return (self,)
 
+    def variant(self) -> tuple[object, ...]:
+        """What two weights of one format may differ in: the tool's way, the width of codes. Numbers that two variants
+        stand for are equal only if one was made of the other without rounding.
+        """
+        return (type(self).__name__, self.form, getattr(self, "bits", None))
+
     def expected_error(self) -> float:
         """The root-mean-square error, relative to the numbers' size, up to which a quantization of other numbers is
         believed.
