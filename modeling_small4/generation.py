@@ -25,7 +25,7 @@ from .attention_paged import LatentBatchingManager
 from .generation_batching import continuous_batching_for, generate_many
 from .generation_call import GenerateCall, Modes
 from .generation_grammar import GrammarProcessor, GrammarRow
-from .generation_hooks import Small4PrefillMixin
+from .generation_hooks import Small4PrefillMixin, refuse_draft
 from .generation_presets import check_preset, for_latency
 from .generation_prompt import Prompt, ReasoningIds, RewrittenPrompt
 from .generation_thinking import ThinkingProcessor
@@ -49,9 +49,10 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         max_thinking_tokens: int | None = None,
         preset: str | None = None,
         grammar: object = None,
+        draft: object = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate`, with four more arguments.
+        """transformers' `generate`, with five more arguments.
 
         Args:
             reasoning_mode: "none" or "high", or a list with one of them for each row. The prompt's model-settings block
@@ -69,6 +70,10 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 for each row. Where tokens run out, the answer is closed in time. The prompt's own mode applies. Needs
                 the extra `grammar`, and the tokens' texts: of `tokenizer`, else of the folder that the model was loaded
                 from.
+            draft: what drafts tokens for the model to check several in one step: a folder or Hub name of an EAGLE
+                draft (the official layout or ours) or of a small model of the same vocabulary, one of these loaded, or
+                "prompt_lookup". Answers are those of a plain call, sampled ones too; as many tokens are drafted as
+                pay. Not with beams.
             kwargs: everything else `generate` takes; `tokenizer` (a processor will do) also supplies the control ids
                 where the checkpoint's generation_config has no `reasoning_token_ids`.
 
@@ -87,7 +92,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         given = {"inputs": inputs, "generation_config": generation_config, "logits_processor": logits_processor}
         given |= {"stopping_criteria": stopping_criteria, "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
         given |= {"reasoning_mode": reasoning_mode, "max_thinking_tokens": max_thinking_tokens, "preset": preset}
-        given |= {"grammar": grammar}
+        given |= {"grammar": grammar, "draft": draft}
         call = GenerateCall.of(kwargs | given, self.generation_config)
         # An assistant's drafts are governed by the processor, and the preset, of the model it drafts for.
         if getattr(generation_config, "is_assistant", False):
@@ -99,6 +104,13 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 'in its middle. Pass assistant_model=..., prompt_lookup_num_tokens=..., or preset="latency".'
             )
         check_preset(call.preset)
+        if call.arguments.get("draft") is not None:
+            refuse_draft(call)
+            from .drafts_loading import drafting_for  # it knows the model's class, which knows this one
+
+            call.arguments["draft"] = drafting_for(self, call.arguments["draft"])
+        else:
+            call.arguments.pop("draft", None)
         if call.preset == "throughput":
             return generate_many(self, call, self._generate)
         if call.preset == "latency":

@@ -13,10 +13,12 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.streamers import BaseStreamer
 
 from .cache import FIRST_TOKENS, LatentCache, given_cache
 from .configuration_small4 import Small4Config
 from .forward_rules import repeat_rows, warn_beyond_positions
+from .generation_call import GenerateCall
 from .generation_grammar import GrammarProcessor
 from .generation_presets import PromptDrafts
 
@@ -38,6 +40,24 @@ def static_room(tokens: int) -> int:
     return max(512, 1 << (tokens - 1).bit_length()) if tokens <= 16384 else -(-tokens // 16384) * 16384
 
 
+def refuse_draft(call: GenerateCall) -> None:
+    """Raises ValueError where `draft` stands beside arguments that contradict it."""
+    beams, assistant = call.get("num_beams") or 1, call.arguments.get("assistant_model")
+    if beams > 1:
+        raise ValueError(f"draft and num_beams={beams} contradict each other; leave one of them out.")
+    if assistant is not None or call.get("prompt_lookup_num_tokens") is not None:
+        raise ValueError(
+            "draft contradicts assistant_model and prompt_lookup_num_tokens, which draft too; leave one of them out."
+        )
+    if call.get("use_cache") is False:
+        raise ValueError("draft and use_cache=False contradict each other; leave one of them out.")
+    if call.preset == "throughput":
+        raise ValueError(
+            'draft and preset="throughput" contradict each other: many rows together read all experts anyway; leave '
+            "one of them out."
+        )
+
+
 class Small4PrefillMixin:
     """Hooks into transformers' `generate`, between its arguments and its decoding."""
 
@@ -55,11 +75,12 @@ class Small4PrefillMixin:
         if latent is not None:
             del kwargs["cache_implementation"]
         preset, drafts = kwargs.pop("preset", None), kwargs.pop("drafts", False)
+        drafting = kwargs.pop("draft", None)
         config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         if latent is not None:
             config.cache_implementation = None
             config.latent_cache_bits, config.latent_cache_static = latent
-        config.preset, config.prompt_drafts = preset, drafts
+        config.preset, config.prompt_drafts, config.drafting = preset, drafts, drafting
         if drafts:  # chooses assisted decoding, for which `_get_candidate_generator` makes the drafts
             config.prompt_lookup_num_tokens = 1
         return config, model_kwargs
@@ -162,6 +183,31 @@ class Small4PrefillMixin:
             kept = {name: value for name, value in kwargs["model_kwargs"].items() if name != "cached_only"}
             kwargs["model_kwargs"] = kept
         return super()._get_candidate_generator(generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: BaseStreamer | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """transformers' own, or the same with drafts. Without drafts where they cannot be checked: no cache or one that
+        keeps what it read, attentions or hidden states that are asked for, several processes in step."""
+        config, cache = generation_config, model_kwargs.get("cache")
+        drafting = getattr(config, "drafting", None)
+        recorded = config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states)
+        if drafting is None or synced_gpus or recorded or not getattr(cache, "is_croppable", False):
+            return super()._sample(  # type: ignore[misc]
+                input_ids, logits_processor, stopping_criteria, config, synced_gpus, streamer, **model_kwargs
+            )
+        from .drafts_decoding import decode_with_drafts  # it knows drafts, which know this class
+
+        return decode_with_drafts(
+            self, input_ids, logits_processor, stopping_criteria, config, streamer, drafting, model_kwargs
+        )
 
     def _assisted_decoding(
         self,

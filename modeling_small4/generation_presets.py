@@ -60,6 +60,7 @@ def for_latency(call: GenerateCall) -> dict[str, Any]:
     stops = call.arguments.get("stopping_criteria") or call.get(
         "stop_strings"
     )  # asked after each step, so of one token
+    helped = helped or call.arguments.get("draft") is not None
     drafts = single and not helped and not stops and call.arguments.get("inputs_embeds") is None
     return {"preset": "latency", "drafts": drafts}
 

@@ -157,7 +157,9 @@ class Small4LoadingMixin:
         **kwargs: Any,
     ) -> Any:
         """transformers' reading of the tensors, with the published names and stored forms added for this one load."""
-        refuse_other_layouts(checkpoint_files, model.config._name_or_path)
+        refuse_other_layouts(
+            checkpoint_files, model.config._name_or_path, draft=model.config.model_type == "small4_eagle"
+        )
         load_config.weight_mapping[:] = (
             published_names() + _converters(load_config.hf_quantizer) + load_config.weight_mapping
         )

@@ -39,9 +39,9 @@ def refuse_unconverted(source: object) -> None:
         raise ValueError(f"{folder} holds {what} and no config.json. Convert it first: small4 convert {folder} DST")
 
 
-def refuse_other_layouts(files: list[str] | None, name: str) -> None:
+def refuse_other_layouts(files: list[str] | None, name: str, draft: bool = False) -> None:
     """Raise ValueError if the files hold a checkpoint that has to be converted first, with the command. name: of the
-    checkpoint.
+    checkpoint; draft: whether a draft is what is loaded.
     """
     for file in files or ():
         if not file.endswith(".safetensors"):
@@ -52,9 +52,11 @@ def refuse_other_layouts(files: list[str] | None, name: str) -> None:
         except (SafetensorError, OSError):
             continue  # a damaged file is reported by who reads it
         for number, (pattern, what) in enumerate(_FOREIGN):
+            if draft and number == _DRAFT:
+                continue
             if any(pattern.search(tensor) for tensor in names):
                 if number == _DRAFT:
-                    raise ValueError(f"{name} {what}.")
+                    raise ValueError(f"{name} {what}; give it to generate(draft=...) of the model.")
                 raise ValueError(
                     f"{name} {what}, which from_pretrained does not read. Convert it first: small4 convert {name} DST"
                 )

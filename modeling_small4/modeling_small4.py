@@ -31,6 +31,7 @@ from .attention_paged import PagedBatch
 from .cache import LatentCache, given_cache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .cpu_matmul import linear
+from .drafts_view import DraftView
 from .forward_rules import (
     check_cache,
     check_mask,
@@ -175,6 +176,7 @@ class Small4TextModel(Small4PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
+        draft_view: DraftView | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """
@@ -187,6 +189,7 @@ class Small4TextModel(Small4PreTrainedModel):
                 `forward_rules`.
             cache, or past_key_values: Cache to read and extend. None with `use_cache`: a new one, except in training.
             use_cache: Default `config.use_cache`.
+            draft_view: Where a draft that reads this model's hidden states finds them; see `drafts_view`.
 
         Raises:
             ValueError: Both or none of `input_ids` and `inputs_embeds`, a cache under both names, or a mask that ends
@@ -216,7 +219,8 @@ class Small4TextModel(Small4PreTrainedModel):
             self._warn(cache, inputs_embeds.shape[1], kwargs)
             mask = self._mask(attention_mask, cache, inputs_embeds, packed, kwargs)
         hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
-        for layer in self.layers[: self.config.num_hidden_layers]:
+        between = []
+        for index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             hidden_states = layer(
                 hidden_states,
                 positions,
@@ -225,8 +229,13 @@ class Small4TextModel(Small4PreTrainedModel):
                 cache=cache,
                 **kwargs,
             )
+            if draft_view is not None and index in draft_view.layers:
+                between.append(hidden_states)
+        hidden_states = self.norm(hidden_states)
+        if draft_view is not None:
+            draft_view.show(inputs_embeds, position_ids, torch.cat(between, dim=-1) if between else hidden_states)
         return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), cache=None if isinstance(cache, PagedBatch) else cache
+            last_hidden_state=hidden_states, cache=None if isinstance(cache, PagedBatch) else cache
         )
 
     def _warn(self, cache: Cache | None, length: int, wanted: dict[str, Any]) -> None:

@@ -1,0 +1,85 @@
+"""What `generate(draft=...)` may be: a name or folder, whose files tell the kind of draft, or a draft that is loaded.
+
+A draft loaded by name, and what its use has shown of its pace, stay with the model for the next call. Must not know:
+how drafting works.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .drafts_eagle import Small4EagleDraft
+from .drafts_pace import Costs, Pace
+from .drafts_reading import read_draft
+from .drafts_sources import Drafting, EagleDrafting, LookupDrafting, ModelDrafting
+
+PROMPT_LOOKUP = "prompt_lookup"
+_KEPT = "_small4_drafts"  # on the model, by what was given
+
+
+def drafting_for(model: PreTrainedModel, draft: object) -> Drafting:
+    """How `draft` drafts in one call of `model.generate`.
+
+    Args:
+        draft: "prompt_lookup"; a folder or Hub name of an EAGLE draft (official layout or ours) or of a small model; or
+            one of these, loaded.
+
+    Raises:
+        ValueError: It is none of these, or of another vocabulary or width than the model.
+    """
+    source, pace = _kept(model, draft)
+    if source == PROMPT_LOOKUP:
+        return LookupDrafting(pace)
+    if isinstance(source, Small4EagleDraft):
+        return EagleDrafting(source, model, pace)
+    return ModelDrafting(source, pace)
+
+
+def paces(model: PreTrainedModel) -> dict[str, Pace]:
+    """What each draft used with this model has shown, by its name."""
+    return {_name(draft): pace for draft, (_, pace) in model.__dict__.get(_KEPT, {}).items()}
+
+
+def _name(draft: object) -> str:
+    return draft if isinstance(draft, str) else type(draft).__name__
+
+
+def _kept(model: PreTrainedModel, draft: object) -> tuple[Any, Pace]:
+    kept = model.__dict__.setdefault(_KEPT, {})
+    key = str(draft) if isinstance(draft, (str, Path)) else draft
+    if key not in kept:
+        source = key if key == PROMPT_LOOKUP else _loaded(model, key)
+        kept[key] = source, Pace(_costs(model))
+    return kept[key]
+
+
+def _costs(model: PreTrainedModel) -> Costs:
+    text = model.config.get_text_config()
+    routed = text.num_hidden_layers - text.first_k_dense_replace
+    return Costs(text.n_routed_experts, text.num_experts_per_tok, routed)
+
+
+def _loaded(model: PreTrainedModel, draft: object) -> PreTrainedModel:
+    if isinstance(draft, str):
+        draft = read_draft(draft, model.dtype).to(model.get_output_embeddings().weight.device)
+    if not isinstance(draft, PreTrainedModel):
+        raise ValueError(
+            f"draft is {draft!r}; give a folder or Hub name of an EAGLE draft or a small model, one of these "
+            f"loaded, or {PROMPT_LOOKUP!r}."
+        )
+    own, theirs = model.config.get_text_config(), draft.config.get_text_config()
+    for name in ("vocab_size", *(("hidden_size",) if isinstance(draft, Small4EagleDraft) else ())):
+        if getattr(own, name) != getattr(theirs, name):
+            raise ValueError(
+                f"The draft has {name} {getattr(theirs, name)} and the model {getattr(own, name)}; a draft has to be "
+                "made for the model."
+            )
+    if isinstance(draft, Small4EagleDraft) and model.get_output_embeddings() is None:
+        raise ValueError("An EAGLE draft needs the model's head, and this model has none.")
+    return draft.eval()
+
+
+def dtype_of(model: PreTrainedModel) -> torch.dtype:
+    return model.get_input_embeddings().weight.dtype

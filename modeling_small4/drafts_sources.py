@@ -1,0 +1,196 @@
+"""How tokens are drafted: by an EAGLE draft, by a small model, or from the text before.
+
+Each source keeps what it needs for one call of `generate`. Drafts are always the likeliest tokens: a sampled answer
+then follows them as often as the model itself says. Must not know: how drafts are checked.
+"""
+
+import time
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from .cpu_matmul import linear
+from .drafts_eagle import Small4EagleDraft
+from .drafts_pace import Pace
+from .drafts_view import DraftView
+
+
+class Drafting:
+    """Drafts for one call of `generate`, of which a subclass says `propose`.
+
+    Attributes:
+        view: Where the model shows its hidden states, for drafts that read them.
+    """
+
+    def __init__(self, pace: Pace, view: DraftView | None = None) -> None:
+        self.pace, self.view = pace, view
+        self.chances: list[float] = []
+        self.seconds: float | None = None
+        self.begun, self.asked, self.forwards = False, False, 0
+
+    def draft(self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int) -> torch.Tensor:
+        """Tokens for behind `ids`, `[rows, as many as pay]`.
+
+        Args:
+            mask: `[rows, cached + new]`, 0 where padded, or None.
+            going: `[rows]`, 0 for rows that are done, whose drafts do not matter.
+            room: Most tokens.
+        """
+        self.chances, self.asked = [], room > 0 and self.pace.wants_draft()
+        if self.asked:
+            begin = time.perf_counter()
+            tokens = self.propose(ids, mask, going, room)
+            if self.begun:  # the first draft reads the prompt
+                self.pace.note_draft(len(tokens), time.perf_counter() - begin)
+            self.begun = True
+            if tokens:
+                return torch.stack(tokens, dim=1)
+        return ids.new_empty((ids.shape[0], 0))
+
+    def propose(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
+    ) -> list[torch.Tensor]:
+        """Tokens one after the other, each `[rows]`, with `self.chances` of each."""
+        raise NotImplementedError
+
+    def read(self, seconds: float | None) -> None:
+        """The model's forward over the draft took so long; None where it did more than usual."""
+        self.seconds, self.forwards = seconds, self.forwards + 1
+
+    def checked(self, accepted: int, wrong: int) -> None:
+        """So many drafted tokens were right, and the last `wrong` were forgotten by the model's cache."""
+        if self.view is not None:
+            self.view.forget(wrong)
+        if self.forwards:
+            self.pace.note_round(self.chances, accepted, self.seconds, self.asked)
+
+    def worth(self, logits: torch.Tensor, going: torch.Tensor, tokens: list[torch.Tensor], sure: float) -> float:
+        """Append the likeliest token, if it is worth checking; what the whole draft's chance is then, else 0.
+
+        Args:
+            logits: `[rows, vocabulary]`.
+            sure: Chance of the tokens before.
+        """
+        chances, token = logits.float().softmax(dim=-1).max(dim=-1)
+        said = float(chances.where(going > 0, 1.0).prod()) if going.shape[0] > 1 else float(chances)
+        sure *= min(1.0, said * self.pace.trust)
+        if not self.pace.worth_checking(len(tokens), sure):
+            return 0.0
+        tokens.append(token)
+        self.chances.append(said)
+        return sure
+
+
+class EagleDrafting(Drafting):
+    """By an EAGLE draft, which reads what the model shows of each token."""
+
+    def __init__(self, source: Small4EagleDraft, model: PreTrainedModel, pace: Pace) -> None:
+        super().__init__(pace, DraftView())
+        self.source, self.cache = source, source.new_cache()
+        self.embeddings, self.head = model.get_input_embeddings(), model.get_output_embeddings()
+
+    def propose(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
+    ) -> list[torch.Tensor]:
+        assert self.view is not None
+        tokens: list[torch.Tensor] = []
+        seen, sure = self.view.take(), 1.0
+        embeddings = torch.cat((seen.embeddings[:, 1:], self.embeddings(ids[:, -1:])), dim=1)
+        hidden, positions = seen.hidden, seen.positions
+        shown = None if mask is None else mask[:, mask.shape[1] - 1 - self.cache.get_seq_length() - len(seen) : -1]
+        kept = None
+        while True:
+            hidden = self.source(embeddings, hidden, shown, positions, self.cache)[:, -1:]
+            kept = self.cache.get_seq_length() if kept is None else kept
+            sure = self.worth(linear(self.head, hidden)[:, -1], going, tokens, sure)
+            if not sure or len(tokens) >= room or not self.pace.worth_drafting(len(tokens), sure):
+                break
+            embeddings, positions = self.embeddings(tokens[-1][:, None]), positions[:, -1:] + 1
+            shown = None if shown is None else torch.cat((shown, shown.new_ones((shown.shape[0], 1))), dim=1)
+        self.cache.crop(kept - self.cache.get_seq_length())  # its own guesses are replaced by what the model shows
+        return tokens
+
+
+class ModelDrafting(Drafting):
+    """By a small model of the same vocabulary, which reads the ids alone."""
+
+    def __init__(self, source: PreTrainedModel, pace: Pace) -> None:
+        super().__init__(pace)
+        self.source, self.cache = source, _cache_of(source)
+
+    def propose(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
+    ) -> list[torch.Tensor]:
+        tokens: list[torch.Tensor] = []
+        sure, start, length = 1.0, self.cache.get_seq_length(), ids.shape[1]
+        new, shown = ids[:, start:], None if mask is None else mask[:, mask.shape[1] - length :]
+        while True:
+            positions = None if shown is None else (shown.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
+            output = self.source(
+                input_ids=new, attention_mask=shown, position_ids=positions, cache=self.cache, use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+            sure = self.worth(output.logits[:, -1], going, tokens, sure)
+            if not sure or len(tokens) >= room or not self.pace.worth_drafting(len(tokens), sure):
+                break
+            new = tokens[-1][:, None]
+            shown = None if shown is None else torch.cat((shown, shown.new_ones((shown.shape[0], 1))), dim=1)
+        self.cache.crop(length - self.cache.get_seq_length())
+        return tokens
+
+
+def _cache_of(model: PreTrainedModel) -> Cache:
+    make = getattr(model, "cache_for", None)
+    return DynamicCache(config=model.config.get_text_config()) if make is None else make(0, None)
+
+
+class LookupDrafting(Drafting):
+    """From the text before: what followed the last few tokens where they stood last."""
+
+    LENGTHS = (6, 4, 3, 2)  # of what has to be repeated
+    SAID = (0.95, 0.85, 0.7, 0.4)  # chance of a next token, before any was seen
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(pace)
+        self.texts: list[list[int]] = []
+        self.places: list[dict[tuple[int, ...], int]] = []
+
+    def propose(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
+    ) -> list[torch.Tensor]:
+        self._learn(ids.tolist())
+        found = [self._found(row, room) if go else None for row, go in enumerate(going.tolist())]
+        rows = [row for row in found if row is not None]
+        if not rows or not all(tokens for tokens, _ in rows):
+            return []
+        sure, count = 1.0, 0
+        for _ in range(min(len(tokens) for tokens, _ in rows)):
+            said = 1.0
+            for _, chance in rows:
+                said *= chance
+            sure *= min(1.0, said * self.pace.trust)
+            if not self.pace.worth_checking(count, sure):
+                break
+            self.chances.append(said)
+            count += 1
+        drafts = [[0] * count if row is None else row[0][:count] for row in found]
+        return list(torch.tensor(drafts, device=ids.device).T) if count else []
+
+    def _learn(self, texts: list[list[int]]) -> None:
+        """Note where each short piece of text stood last, but for the last one."""
+        if not self.texts:
+            self.texts, self.places = [[] for _ in texts], [{} for _ in texts]
+        for text, known, places in zip(texts, self.texts, self.places, strict=True):
+            for end in range(len(known), len(text)):
+                known.append(text[end])
+                for length in self.LENGTHS:
+                    if end >= length:
+                        places[tuple(text[end - length : end])] = end
+
+    def _found(self, row: int, room: int) -> tuple[list[int], float]:
+        text, places = self.texts[row], self.places[row]
+        for length, said in zip(self.LENGTHS, self.SAID, strict=True):
+            if len(text) > length and (start := places.get(tuple(text[-length:]))) is not None:
+                return text[start : start + room], said
+        return [], 0.0
