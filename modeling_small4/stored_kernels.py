@@ -90,7 +90,8 @@ def _fused(kernels: Library, weights: Sequence[StoredWeight], inputs: Sequence[t
     ready = {id(x): _ready(x) for x in inputs}  # equal tensors stay one
     outputs = [ready[id(x)].new_empty(len(x), weight.rows) for weight, x in zip(weights, inputs, strict=True)]
     jobs = [_job(weight, ready[id(x)], out, len(x)) for weight, x, out in zip(weights, inputs, outputs, strict=True)]
-    kernels.run(jobs, _threads(weights))
+    if not kernels.run(jobs, _threads(weights)):
+        return [_by_pieces(weight, x, None) for weight, x in zip(weights, inputs, strict=True)]
     return [out.to(x.dtype) for out, x in zip(outputs, inputs, strict=True)]
 
 
@@ -104,8 +105,7 @@ def _expanded(weight: StoredWeight, kernels: Library | None) -> torch.Tensor:
     if kernels is None:
         return weight.expand()
     out = torch.empty(weight.rows, weight.columns, dtype=torch.bfloat16)
-    kernels.run([_job(weight, None, out, -1)], _threads([weight]))
-    return out
+    return out if kernels.run([_job(weight, None, out, -1)], _threads([weight])) else weight.expand()
 
 
 def _threads(weights: Sequence[StoredWeight]) -> int:

@@ -99,15 +99,18 @@ class Library:
         self._run.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
         self._parallel = _openmp()
 
-    def run(self, jobs: list[bytes], threads: int) -> None:
-        """Do all jobs, each of them a `Job` of the C text, with at most so many threads.
+    def run(self, jobs: list[bytes], threads: int) -> bool:
+        """Do all jobs, each of them a `Job` of the C text, with at most so many threads; False, with nothing done, if a
+        weight has scales that the kernels do not take.
 
         A process forked from the one that loaded the library takes one thread: OpenMP's others do not exist there.
         """
         if self._parallel is None or self._process != os.getpid():
             threads = 1
-        if not self._run(b"".join(jobs), len(jobs), threads, self._parallel):
+        done = self._run(b"".join(jobs), len(jobs), threads, self._parallel)
+        if not done:
             raise MemoryError("no memory for the buffers of a product with stored weights")
+        return done > 0
 
 
 def _openmp() -> int | None:

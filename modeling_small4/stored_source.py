@@ -60,6 +60,14 @@ INLINE float float16(uint16_t half) {
     return from_bits(sign | to_bits((float)rest * 0x1p-24f));
 }
 
+// The scale of a row's i-th group of columns.
+INLINE float one_scale(const Job *job, int64_t row, int64_t i) {
+    int64_t at = (row >> job->row_shift) * job->scale_stride + i;
+    if (job->scale_type == FLOAT32) return ((const float *)job->scale)[at];
+    uint16_t half = ((const uint16_t *)job->scale)[at];
+    return job->scale_type == BFLOAT16 ? from_bits((uint32_t)half << 16) : float16(half);
+}
+
 // Scales of a row, for groups of columns.
 INLINE void read_scales(const Job *job, int64_t row, int64_t count, float *restrict out) {
     int64_t at = (row >> job->row_shift) * job->scale_stride;
@@ -149,23 +157,36 @@ INLINE int narrow(const Job *job) {
 
 INLINE int64_t padded(const Job *job) { return up(job->columns, BLOCK); }
 
+typedef struct {  // where a row's codes and scales stand
+    const uint8_t *codes, *scales;
+    const Lookup *lookups;
+    const Table *tables;
+    int64_t columns, shift;
+} Row;
+
+INLINE Row row_of(const Job *job, const State *state, const int form, int64_t row, int64_t slot) {
+    Row out = {job->codes + row * job->code_stride, NULL, NULL, state->tables, job->columns, job->column_shift};
+    if (form == FP8) out.lookups = state->lookups + lookup_slot(job, row, slot) * state->groups;
+    if (form == NVFP4) out.scales = (const uint8_t *)job->scale + row * job->scale_stride;
+    if (form == INT4) out.tables = state->own_tables + slot * state->groups;
+    return out;
+}
+
+INLINE Decoded decode_block(const Row *row, const int form, int64_t column, const uint8_t *codes, const uint8_t *scales) {
+    if (form == FP8) return decode_fp8(row->lookups + (column >> row->shift), codes);
+    if (form == NVFP4) return decode_nvfp4(row->tables, scales, codes);
+    return decode_int4(row->tables + (column >> row->shift), row->tables + ((column + 32) >> row->shift), codes);
+}
+
 // A block of columns. The codes of the last one are followed by zeros.
-INLINE Decoded decode(const Job *job, const State *state, const int form, int64_t row, int64_t slot, int64_t column) {
+INLINE Decoded decode(const Row *row, const int form, int64_t column) {
     const int half = form != FP8;
-    const uint8_t *codes = job->codes + row * job->code_stride + (column >> half), *scales = NULL;
-    if (form == NVFP4) scales = (const uint8_t *)job->scale + row * job->scale_stride + column / 16;
-    uint8_t last_codes[BLOCK], last_scales[BLOCK / 16];
-    if (column + BLOCK > job->columns) {
-        memset(last_codes, 0, sizeof last_codes);
-        codes = memcpy(last_codes, codes, (size_t)(job->columns - column) >> half);
-        memset(last_scales, 0, sizeof last_scales);
-        if (form == NVFP4) scales = memcpy(last_scales, scales, (size_t)(job->columns - column) / 16);
-    }
-    int64_t group = column >> job->column_shift;
-    if (form == FP8) return decode_fp8(state->lookups + lookup_slot(job, row, slot) * state->groups + group, codes);
-    if (form == NVFP4) return decode_nvfp4(state->tables, scales, codes);
-    const Table *tables = state->own_tables + slot * state->groups;
-    return decode_int4(tables + group, tables + ((column + 32) >> job->column_shift), codes);
+    const uint8_t *codes = row->codes + (column >> half), *scales = form == NVFP4 ? row->scales + column / 16 : NULL;
+    if (__builtin_expect(column + BLOCK <= row->columns, 1)) return decode_block(row, form, column, codes, scales);
+    uint8_t last_codes[BLOCK] = {0}, last_scales[BLOCK / 16] = {0};
+    memcpy(last_codes, codes, (size_t)(row->columns - column) >> half);
+    if (form == NVFP4) memcpy(last_scales, scales, (size_t)(row->columns - column) / 16);
+    return decode_block(row, form, column, last_codes, last_scales);
 }
 
 // A block of a token's inputs in another order, filled up with zeros.
@@ -201,10 +222,11 @@ INLINE void write(const Job *job, int64_t token, int64_t row, float value) {
 INLINE void dot(const Job *job, const State *state, const int form, int64_t row, const int tokens, const int is_narrow) {
     Sum sums[FEW][BLOCK / STEP];
     int64_t width = padded(job);
+    const Row this = row_of(job, state, form, row, 0);
     for (int token = 0; token < tokens; token++)
         for (int i = 0; i < BLOCK / STEP; i++) sums[token][i] = nothing();
     for (int64_t column = 0; column < job->columns; column += BLOCK) {
-        Decoded block = decode(job, state, form, row, 0, column);
+        Decoded block = decode(&this, form, column);
         for (int i = 0; i < BLOCK / STEP; i++)
             for (int token = 0; token < tokens; token++)
                 sums[token][i] = add(sums[token][i], block.parts[i], job->prepared, token * width + column + i * STEP, is_narrow);
@@ -218,11 +240,12 @@ INLINE void dot(const Job *job, const State *state, const int form, int64_t row,
 
 INLINE void decode_piece(const Job *job, const State *state, const int form, int64_t row, int64_t slot, Number *out, int64_t from, int64_t to) {
     const int half = form != FP8;
+    const Row this = row_of(job, state, form, row, slot);
     // The same row's next piece is read after three other rows, which the processor does not foresee.
     const uint8_t *ahead = job->codes + (to < job->columns ? row * job->code_stride + (to >> half) : (row + ROWS) * job->code_stride);
     for (int64_t column = from; column < to; column += BLOCK, out += BLOCK, ahead += BLOCK >> half) {
         __builtin_prefetch(ahead);
-        Decoded block = decode(job, state, form, row, slot, column);
+        Decoded block = decode(&this, form, column);
         for (int i = 0; i < BLOCK / STEP; i++) keep(out + i * STEP, block.parts[i]);
     }
 }
@@ -280,8 +303,9 @@ RUN = r"""
 INLINE void expand_row(const Job *job, State *state, const int form, int64_t row) {
     uint16_t last[BLOCK], *out = (uint16_t *)job->outputs + row * job->output_stride;
     const Natural natural = natural_order(form);
+    const Row this = row_of(job, state, form, row, 0);
     for (int64_t column = 0; column < job->columns; column += BLOCK) {
-        Decoded block = decode(job, state, form, row, 0, column);
+        Decoded block = decode(&this, form, column);
         for (int i = 0; i < BLOCK / STEP; i++) keep(state->piece + i * STEP, block.parts[i]);
         int whole = column + BLOCK <= job->columns;
         write_natural(natural, state->piece, whole ? out + column : last);
@@ -427,9 +451,20 @@ static void prepare_jobs(Job *jobs, int64_t count, char *at) {
     }
 }
 
-// Do all jobs. parallel: GOMP_parallel of the OpenMP runtime that torch uses. Returns 0 when memory is short.
+// Whether the kernels know what the scales of an FP8 weight make of its codes.
+static int known_scales(const Job *job) {
+    int64_t count = groups_of(job);
+    for (int64_t row = 0; job->form == FP8 && row < job->rows; row = ((row >> job->row_shift) + 1) << job->row_shift)
+        for (int64_t i = 0; i < count; i++)
+            if (!is_plain(one_scale(job, row, i))) return 0;
+    return 1;
+}
+
+// Do all jobs. parallel: GOMP_parallel of the OpenMP runtime that torch uses. Returns 0 when memory is short, -1 when a
+// weight has scales that the kernels do not take.
 int run(Job *jobs, int64_t count, int64_t threads, Parallel parallel) {
     int64_t bytes = 0, groups = 1, made = 0;
+    for (int64_t i = 0; i < count; i++) if (!known_scales(jobs + i)) return -1;
     for (int64_t i = 0; i < count; i++) {
         bytes += prepared_bytes(jobs + i);
         if (groups_of(jobs + i) >= groups) groups = groups_of(jobs + i) + 1;
@@ -518,4 +553,6 @@ INLINE Part spread(const Number *number) { return (Part){*number, *number, *numb
 INLINE float total(Sum sum) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
 
 enum { PANELS_NARROW = 12, PANELS_WIDE = 12, VECTORS_NARROW = 2, VECTORS_WIDE = 2, KEPT_NARROW = 12, KEPT_WIDE = 12 };
+
+INLINE int is_plain(float scale) { (void)scale; return 1; }
 """

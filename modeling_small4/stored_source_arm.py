@@ -84,4 +84,6 @@ INLINE float total(Sum sum) { return vaddvq_f32(sum); }
 INLINE Part spread(const Number *number) { return vld1q_dup_f32(number); }
 
 enum { PANELS_NARROW = 12, PANELS_WIDE = 12, VECTORS_NARROW = 4, VECTORS_WIDE = 4, KEPT_NARROW = 24, KEPT_WIDE = 24 };
+
+INLINE int is_plain(float scale) { (void)scale; return 1; }
 """

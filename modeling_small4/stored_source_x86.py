@@ -157,6 +157,9 @@ INLINE void transpose(const float *in, int64_t stride, float *out) {
     }
 }
 
+// The instruction that rounds to bfloat16 takes numbers less than normal ones for zeros.
+INLINE int is_plain(float scale) { return scale == 0 || !(scale < 0x1p-100f && scale > -0x1p-100f); }
+
 enum { PANELS_NARROW = 12, PANELS_WIDE = 12, VECTORS_NARROW = 4, VECTORS_WIDE = 2, KEPT_NARROW = 24, KEPT_WIDE = 16 };
 
 // Inputs of the even places come first.
@@ -193,7 +196,7 @@ enum { BLOCK = 32, STEP = 8, TILE = 3, LANES = 8 };
 
 typedef struct { Part parts[BLOCK / STEP]; } Decoded;
 typedef struct { __m128i low, high; } Table;  // low and high bytes of the numbers of the 16 codes of a group
-typedef struct { float factor; } Lookup;
+typedef struct { Table first, second; } Lookup;  // numbers of the codes 0 to 15, and of 16 to 31 less a power of two
 
 INLINE __m256i rounded(__m256 values) {
     const __m256i bits = _mm256_castps_si256(values);
@@ -225,34 +228,45 @@ INLINE void int4_table(Table *out, float scale, float zero) {
     *out = table(_mm256_mul_ps(first, factor), _mm256_mul_ps(second, factor));
 }
 
-// Codes are read as float16 numbers, which are 256 times less. One rounding of the bits would turn some NaN into zeros.
-INLINE void fp8_lookup(Lookup *lookup, float scale) { lookup->factor = scale == scale ? 256 * scale : from_bits(0x7fc00000); }
+INLINE int order(int form, int position) { (void)form; return position % 8 / 4 * 16 + position / 8 * 4 + position % 4; }
 
-INLINE Decoded decode_fp8(const Lookup *lookup, const uint8_t *codes) {
-    const __m256i bits = _mm256_set1_epi16((short)0xbf80), none = _mm256_set1_epi16(0x3f80), is_none = _mm256_set1_epi16(0x7e00);
-    const __m256 factor = _mm256_set1_ps(lookup->factor);
-    Decoded out;
-    for (int i = 0; i < 2; i++) {
-        __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes + i));
-        code = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(code, 8), 1), bits);
-        code = _mm256_or_si256(code, _mm256_and_si256(_mm256_cmpeq_epi16(_mm256_and_si256(code, none), none), is_none));
-        __m256 values[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(code)), _mm256_cvtph_ps(_mm256_extracti128_si256(code, 1))};
-        for (int j = 0; j < 2; j++) {
-            __m256i number = _mm256_and_si256(rounded(_mm256_mul_ps(values[j], factor)), _mm256_set1_epi32((int)0xffff0000));
-            out.parts[2 * i + j] = _mm256_castsi256_ps(number);
-        }
-    }
-    return out;
-}
-
-INLINE Decoded decode4(const uint8_t *codes, __m256i low, __m256i high) {
-    __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes)), zero = _mm256_setzero_si256();
-    code = _mm256_and_si256(_mm256_or_si256(code, _mm256_slli_epi16(code, 4)), _mm256_set1_epi8(15));
-    low = _mm256_shuffle_epi8(low, code);
-    high = _mm256_shuffle_epi8(high, code);
+// Low and high bytes of 32 bfloat16 numbers, as float32.
+INLINE Decoded joined(__m256i low, __m256i high) {
+    const __m256i zero = _mm256_setzero_si256();
     __m256i first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
     return (Decoded){{_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, first)), _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, first)),
                       _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, second)), _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, second))}};
+}
+
+// Whether all numbers of a scale are normal ones, so that those with other exponents follow from `second`.
+INLINE int is_plain(float scale) { return scale > 0x1p-100f && scale < 0x1p100f; }
+
+INLINE void fp8_lookup(Lookup *lookup, float scale) {
+    const __m256 factor = _mm256_set1_ps(scale);
+    lookup->first = table(_mm256_mul_ps(_mm256_loadu_ps(e4m3), factor), _mm256_mul_ps(_mm256_loadu_ps(e4m3 + 8), factor));
+    lookup->second = table(_mm256_mul_ps(_mm256_loadu_ps(e4m3 + 16), factor), _mm256_mul_ps(_mm256_loadu_ps(e4m3 + 24), factor));
+    lookup->second.high = _mm_sub_epi8(lookup->second.high, _mm_set1_epi8(1));
+}
+
+// Codes of 16 and more: the exponent's upper three bits are added to the number's.
+INLINE Decoded decode_fp8(const Lookup *lookup, const uint8_t *codes) {
+    const __m256i code = _mm256_loadu_si256((const __m256i *)codes), rest = _mm256_and_si256(code, _mm256_set1_epi8(127));
+    const __m256i index = _mm256_and_si256(code, _mm256_set1_epi8(15)), none = _mm256_cmpeq_epi8(rest, _mm256_set1_epi8(127));
+    const __m256i exponent = _mm256_and_si256(_mm256_srli_epi16(code, 4), _mm256_set1_epi8(7));
+    const __m256i is_first = _mm256_cmpeq_epi8(exponent, _mm256_setzero_si256());
+    const Table *a = &lookup->first, *b = &lookup->second;
+    __m256i low = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(b->low), index);
+    __m256i high = _mm256_add_epi8(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(b->high), index), exponent);
+    low = _mm256_blendv_epi8(low, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(a->low), index), is_first);
+    high = _mm256_blendv_epi8(high, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(a->high), index), is_first);
+    high = _mm256_or_si256(high, _mm256_or_si256(_mm256_sub_epi8(code, rest), _mm256_and_si256(none, _mm256_set1_epi8(127))));
+    return joined(_mm256_or_si256(low, none), high);
+}
+
+INLINE Decoded decode4(const uint8_t *codes, __m256i low, __m256i high) {
+    __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes));
+    code = _mm256_and_si256(_mm256_or_si256(code, _mm256_slli_epi16(code, 4)), _mm256_set1_epi8(15));
+    return joined(_mm256_shuffle_epi8(low, code), _mm256_shuffle_epi8(high, code));
 }
 
 INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const uint8_t *codes) {
@@ -263,10 +277,6 @@ INLINE Decoded decode_nvfp4(const Table *tables, const uint8_t *scales, const ui
 INLINE Decoded decode_int4(const Table *first, const Table *second, const uint8_t *codes) {
     (void)second;
     return decode4(codes, _mm256_broadcastsi128_si256(first->low), _mm256_broadcastsi128_si256(first->high));
-}
-
-INLINE int order(int form, int position) {
-    return form == FP8 ? position : position % 8 / 4 * 16 + position / 8 * 4 + position % 4;
 }
 """
 

@@ -15,7 +15,7 @@ import torch
 
 from modeling_small4 import stored_kernels, stored_native
 from modeling_small4.stored_layers import Part, Small4StoredExperts
-from modeling_small4.stored_weights import StoredWeight
+from modeling_small4.stored_weights import Fp8Weight, StoredWeight
 
 SHAPES = [(1, 32), (3, 128), (130, 384), (33, 1184), (5, 2176), (150, 1024)]
 WARNED = "multiplied by torch alone"
@@ -101,6 +101,18 @@ def test_a_code_that_is_no_number(kernels: stored_native.Library) -> None:
     for tokens in (1, 4, 20):
         found = stored_kernels.product(weight, torch.ones(tokens, 128))
         assert found.isnan().any(0).tolist() == [row in (2, 3) for row in range(8)]
+
+
+@pytest.mark.parametrize("size", [0.0, -0.5, 2.0**-130, 2.0**115])
+@pytest.mark.parametrize("form", ["fp8", "fp8 rows", "fp8 blocks"])
+def test_unusual_scales(kernels: stored_native.Library, form: str, size: float) -> None:
+    weight = cases.stored(form, 150, 160)
+    assert isinstance(weight, Fp8Weight)
+    weight.scale[-1, -1] = size
+    assert torch.equal(stored_kernels._expanded(weight, kernels), weight.expand())
+    inputs = torch.full((15, 160), 2.0**-20).cumsum(0)
+    for tokens in (1, 15):
+        assert_product(weight, inputs[:tokens], stored_kernels.product(weight, inputs[:tokens]))
 
 
 def test_threads(kernels: stored_native.Library, monkeypatch: pytest.MonkeyPatch) -> None:
