@@ -65,6 +65,8 @@ class WatchedFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        if hasattr(os, "posix_fadvise"):  # or it reads ahead, up to megabytes behind each expert
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         self._state = self._look()
 
     def read(self, begin: int, into: memoryview) -> None:

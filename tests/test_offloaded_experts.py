@@ -17,7 +17,7 @@ from oracle import Case, image_inputs
 from stored_folder import Folders
 
 from modeling_small4 import Small4ForCausalLM, Small4Model
-from modeling_small4.experts_files import LayerFiles, read_header
+from modeling_small4.experts_files import LayerFiles, WatchedFile, read_header
 from modeling_small4.experts_memory import affordable, free_memory, parse_memory
 from modeling_small4.experts_offloaded import Small4OffloadedExperts
 from modeling_small4.experts_pool import Pool, Usage
@@ -258,6 +258,19 @@ def test_a_disk_that_fails_once(plain: Folders, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OSError, match="Input/output error"):
         made.model.generate(**padded(), **GREEDY)
     assert torch.equal(made.model.generate(**padded(), **GREEDY), whole.generate(**padded(), **GREEDY))
+
+
+def test_nothing_is_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that reads ahead has to be told, before the first read; what was read is dropped from its cache."""
+    (tmp_path / "x").write_bytes(bytes(100_000))
+    said: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *given: said.append(given), raising=False)
+    file = WatchedFile(str(tmp_path / "x"))
+    assert said == [(0, 0, os.POSIX_FADV_RANDOM)]
+    file.read(50_000, memoryview(bytearray(10_000)))
+    assert said[1:] == [(50_000, 10_000, os.POSIX_FADV_DONTNEED)]
+    monkeypatch.delattr(os, "posix_fadvise")
+    WatchedFile(str(tmp_path / "x")).read(0, memoryview(bytearray(10)))
 
 
 def test_a_damaged_header(tmp_path: Path) -> None:
