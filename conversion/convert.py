@@ -19,7 +19,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from modeling_small4.commands.terminal import describe_bytes
+from modeling_small4.drafts_reading import is_draft, read_draft
 
 from . import hub, quantize, raw, shards
 from .bundle import copy_code, write_tokenizer
@@ -156,6 +159,8 @@ def convert(
     started = time.perf_counter()
     folder = hub.resolve(str(src), note, options.revision)
     check_destination(dst, folder, options.overwrite)
+    if is_draft(folder):
+        return _convert_draft(folder, dst, options, note, started)
     source = open_checkpoint(folder, options.softmax_scale)
     note(f"layout: {source.layout}, {source.precision()} -> {options.to}, {options.dtype}")
     note(f"softmax scale: {source.scale_note}")
@@ -174,6 +179,25 @@ def convert(
             written = _write_weights(partial, planned, options.shard_size, reader, progress)
     errors = planned.quantizer.errors if planned.quantizer else {}
     return Summary(written.tensors, written.bytes, time.perf_counter() - started, peak_rss_bytes(), errors)
+
+
+def _convert_draft(folder: Path, dst: Path, options: Options, note: Callable[[str], None], started: float) -> Summary:
+    """An EAGLE draft, which is small and has one layout of ours: the one that `generate(draft=...)` loads fastest."""
+    if options.to != "small4" or options.dtype not in ("keep", "bfloat16", "float32") or options.with_code:
+        raise CheckpointError(
+            f"{folder}: is an EAGLE draft; it is converted --to small4, in bfloat16 or float32, without code"
+        )
+    dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
+    try:
+        draft = read_draft(str(folder), dtype)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    note(f"layout: EAGLE draft -> small4, {str(dtype).removeprefix('torch.')} (FP8 is expanded)")
+    weights = draft.state_dict()
+    with _full_disk_named(dst), new_folder(dst, options.overwrite, note) as partial:
+        draft.save_pretrained(partial, max_shard_size=options.shard_size)
+    size = sum(weight.nbytes for weight in weights.values())
+    return Summary(len(weights), size, time.perf_counter() - started, peak_rss_bytes())
 
 
 @contextmanager

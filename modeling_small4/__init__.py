@@ -22,7 +22,7 @@ with quiet_imports():
         Small4VisionModel,
     )
     from .processing_small4 import Small4Processor
-    from .registration import demo_checkpoint, register_auto_classes
+    from .registration import demo_checkpoint, demo_draft, register_auto_classes
     from .streaming import Small4Streamer
     from .tokenization_small4 import Small4Tokenizer
     from .training.collator import Small4DataCollator
@@ -65,5 +65,6 @@ __all__ = [
     "Small4VisionConfig",
     "Small4VisionModel",
     "demo_checkpoint",
+    "demo_draft",
     "lora_targets",
 ]

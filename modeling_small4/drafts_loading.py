@@ -7,10 +7,10 @@ how drafting works.
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from .drafts_eagle import Small4EagleDraft
+from .drafts_eagle_small import SmallEagle
 from .drafts_pace import Costs, Pace
 from .drafts_reading import read_draft
 from .drafts_sources import Drafting, EagleDrafting, LookupDrafting, ModelDrafting
@@ -29,29 +29,32 @@ def drafting_for(model: PreTrainedModel, draft: object) -> Drafting:
     Raises:
         ValueError: It is none of these, or of another vocabulary or width than the model.
     """
-    source, pace = _kept(model, draft)
+    source, pace, small = _kept(model, draft)
     if source == PROMPT_LOOKUP:
         return LookupDrafting(pace)
     if isinstance(source, Small4EagleDraft):
-        return EagleDrafting(source, model, pace)
+        return EagleDrafting(source, model, pace, small)
     return ModelDrafting(source, pace)
 
 
 def paces(model: PreTrainedModel) -> dict[str, Pace]:
     """What each draft used with this model has shown, by its name."""
-    return {_name(draft): pace for draft, (_, pace) in model.__dict__.get(_KEPT, {}).items()}
+    return {_name(draft): pace for draft, (_, pace, _) in model.__dict__.get(_KEPT, {}).items()}
 
 
 def _name(draft: object) -> str:
     return draft if isinstance(draft, str) else type(draft).__name__
 
 
-def _kept(model: PreTrainedModel, draft: object) -> tuple[Any, Pace]:
+def _kept(model: PreTrainedModel, draft: object) -> tuple[Any, Pace, SmallEagle | None]:
     kept = model.__dict__.setdefault(_KEPT, {})
     key = str(draft) if isinstance(draft, (str, Path)) else draft
     if key not in kept:
         source = key if key == PROMPT_LOOKUP else _loaded(model, key)
-        kept[key] = source, Pace(_costs(model))
+        small = None
+        if isinstance(source, Small4EagleDraft) and SmallEagle.fits(source):
+            small = SmallEagle(source, model.get_output_embeddings().weight)
+        kept[key] = source, Pace(_costs(model)), small
     return kept[key]
 
 
@@ -79,7 +82,3 @@ def _loaded(model: PreTrainedModel, draft: object) -> PreTrainedModel:
     if isinstance(draft, Small4EagleDraft) and model.get_output_embeddings() is None:
         raise ValueError("An EAGLE draft needs the model's head, and this model has none.")
     return draft.eval()
-
-
-def dtype_of(model: PreTrainedModel) -> torch.dtype:
-    return model.get_input_embeddings().weight.dtype

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from .drafts_eagle import Small4EagleConfig, Small4EagleDraft
@@ -68,11 +68,42 @@ def is_official(folder: Path) -> bool:
     return any("eagle_linear.weight" in names for names in _names(folder).values())
 
 
+def is_draft(folder: Path) -> bool:
+    """Whether a folder holds an EAGLE draft, in the official layout or ours."""
+    if is_official(folder):
+        return True
+    file = folder / "config.json"
+    try:
+        return file.is_file() and json.loads(file.read_text()).get("model_type") == Small4EagleConfig.model_type
+    except (ValueError, AttributeError):
+        return False  # a damaged file is reported by who reads it
+
+
+def draft_bytes(name: str, context: int, batch: int) -> int:
+    """Memory that an EAGLE draft takes in bfloat16: weights, and latents of so many tokens.
+
+    Raises:
+        ValueError: There is no EAGLE draft of this name.
+    """
+    folder = Path(name)
+    if not folder.is_dir() or not is_draft(folder):
+        raise ValueError(f"{name} is no folder of an EAGLE draft; the planner counts none other.")
+    file = folder / ("params.json" if is_official(folder) else "config.json")
+    content = json.loads(file.read_text())
+    config = config_of(content, file) if file.name == "params.json" else Small4EagleConfig.from_dict(content)
+    with torch.device("meta"):
+        weights = sum(each.numel() for each in Small4EagleDraft(config).parameters())
+    return 2 * (weights + config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * context * batch)
+
+
 def _names(folder: Path) -> dict[Path, list[str]]:
     out = {}
     for file in sorted(folder.glob("consolidated*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            out[file] = list(opened.keys())
+        try:
+            with safe_open(file, framework="pt") as opened:
+                out[file] = list(opened.keys())
+        except (SafetensorError, OSError):
+            continue  # a damaged file is reported by who reads it
     return out
 
 
@@ -144,7 +175,9 @@ def read_official(folder: Path, dtype: torch.dtype | None = None) -> Small4Eagle
     extra = sorted(unknown + list(set(state) - set(own)))
     for what, names in (("missing", missing), ("of another shape", wrong), ("unknown", extra)):
         if names:
-            raise ValueError(f"{folder}: tensors are {what}: {', '.join(names[:4])}{' ...' if names[4:] else ''}")
+            raise ValueError(
+                f"{folder}: is an EAGLE draft with tensors {what}: {', '.join(names[:4])}{' ...' if names[4:] else ''}"
+            )
     draft.load_state_dict(state, assign=True)
     draft.config.dtype = dtype
     return draft.eval()

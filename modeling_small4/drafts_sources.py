@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from .cpu_matmul import linear
 from .drafts_eagle import Small4EagleDraft
+from .drafts_eagle_small import SmallEagle, SmallEagleState
 from .drafts_pace import Pace
 from .drafts_view import DraftView
 
@@ -83,32 +84,47 @@ class Drafting:
 
 
 class EagleDrafting(Drafting):
-    """By an EAGLE draft, which reads what the model shows of each token."""
+    """By an EAGLE draft, which reads what the model shows of each token.
 
-    def __init__(self, source: Small4EagleDraft, model: PreTrainedModel, pace: Pace) -> None:
+    Args:
+        small: The same draft's matrices where it is small; they serve where no row is padded.
+    """
+
+    def __init__(
+        self, source: Small4EagleDraft, model: PreTrainedModel, pace: Pace, small: SmallEagle | None = None
+    ) -> None:
         super().__init__(pace, DraftView())
-        self.source, self.cache = source, source.new_cache()
         self.embeddings, self.head = model.get_input_embeddings(), model.get_output_embeddings()
+        self.source, self.cache = source, source.new_cache()
+        self.small = None if small is None else SmallEagleState(small)
 
     def propose(
         self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
     ) -> list[torch.Tensor]:
         assert self.view is not None
         tokens: list[torch.Tensor] = []
-        seen, sure = self.view.take(), 1.0
+        seen, sure, small = self.view.take(), 1.0, self.small if mask is None else None
         embeddings = torch.cat((seen.embeddings[:, 1:], self.embeddings(ids[:, -1:])), dim=1)
-        hidden, positions = seen.hidden, seen.positions
+        hidden, positions, steps = seen.hidden, seen.positions, 0
+        first = int(positions[0, 0]) if small else 0
         shown = None if mask is None else mask[:, mask.shape[1] - 1 - self.cache.get_seq_length() - len(seen) : -1]
-        kept = None
         while True:
-            hidden = self.source(embeddings, hidden, shown, positions, self.cache)[:, -1:]
-            kept = self.cache.get_seq_length() if kept is None else kept
-            sure = self.worth(linear(self.head, hidden)[:, -1], going, tokens, sure)
+            if small:
+                hidden = small(embeddings, hidden, first)[:, -1:]
+                first += len(seen) if not steps else 1
+            else:
+                hidden = self.source(embeddings, hidden, shown, positions, self.cache)[:, -1:]
+            steps += 1
+            logits = small.logits(hidden) if small else linear(self.head, hidden.to(embeddings.dtype))
+            sure = self.worth(logits[:, -1], going, tokens, sure)
             if not sure or len(tokens) >= room or not self.pace.worth_drafting(len(tokens), sure):
                 break
             embeddings, positions = self.embeddings(tokens[-1][:, None]), positions[:, -1:] + 1
             shown = None if shown is None else torch.cat((shown, shown.new_ones((shown.shape[0], 1))), dim=1)
-        self.cache.crop(kept - self.cache.get_seq_length())  # its own guesses are replaced by what the model shows
+        if small:  # its own guesses are replaced by what the model shows
+            small.forget(steps - 1)
+        else:
+            self.cache.crop(1 - steps)
         return tokens
 
 

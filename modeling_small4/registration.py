@@ -24,6 +24,7 @@ from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+from .drafts_eagle import Small4EagleConfig, Small4EagleDraft
 from .image_processing_small4 import Small4ImageProcessor
 from .modeling_small4 import (
     Small4ForCausalLM,
@@ -77,9 +78,9 @@ def _ours(config: PreTrainedConfig) -> Small4Config:
 
 def register_auto_classes() -> None:
     """Register every class under the Auto classes that fit it. Calling it again changes nothing."""
-    for config in (Small4Config, Small4TextConfig, Small4VisionConfig):
+    for config in (Small4Config, Small4TextConfig, Small4VisionConfig, Small4EagleConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
-    for model in (Small4Model, Small4TextModel, Small4VisionModel):
+    for model in (Small4Model, Small4TextModel, Small4VisionModel, Small4EagleDraft):
         AutoModel.register(model.config_class, model, exist_ok=True)
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto.register(Small4Config, Small4ForCausalLM, exist_ok=True)
@@ -112,10 +113,23 @@ def demo_checkpoint() -> Path:
     Raises:
         FileNotFoundError: The installation carries none; reinstall, or pass a checkpoint of your own.
     """
+    return _shipped("demo", "checkpoint")
+
+
+def demo_draft() -> Path:
+    """Folder of the demo checkpoint's EAGLE draft, for `generate(draft=...)`; beside the demo checkpoint.
+
+    Raises:
+        FileNotFoundError: The installation carries none; reinstall.
+    """
+    return _shipped("demo_draft", "draft")
+
+
+def _shipped(name: str, what: str) -> Path:
     package = Path(__file__).resolve().parent
-    for folder in (package / "demo", package.parent / "model_card" / "demo"):
+    for folder in (package / name, package.parent / "model_card" / name):
         if (folder / "config.json").is_file():
             return folder
     raise FileNotFoundError(
-        f"No demo checkpoint beside {package}; reinstall modeling-small4, or name a checkpoint folder yourself."
+        f"No demo {what} beside {package}; reinstall modeling-small4, or name a checkpoint folder yourself."
     )

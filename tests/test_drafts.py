@@ -56,8 +56,8 @@ def bold(model: Small4ForCausalLM, drafts: dict[str, Any]) -> None:
     for draft in drafts.values():
         drafting_for(model, draft)
     kept = model.__dict__["_small4_drafts"]
-    for key, (source, _) in kept.items():
-        kept[key] = source, Bold(Costs(8, 2, 4))
+    for key, (source, _, small) in kept.items():
+        kept[key] = source, Bold(Costs(8, 2, 4)), small
 
 
 def prompts(processor: Small4Processor, questions: list[str], mode: str = "high") -> dict[str, torch.Tensor]:

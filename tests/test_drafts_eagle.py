@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_small4 import Small4Config, Small4ForCausalLM
+from modeling_small4 import Small4Config, Small4ForCausalLM, demo_draft
+from modeling_small4.commands.cli import main
 from modeling_small4.drafts_eagle import Small4EagleDraft
+from modeling_small4.drafts_eagle_small import SmallEagle, SmallEagleState
 from modeling_small4.drafts_reading import read_draft
 
 HEADS, NOPE, ROPE, VALUE, RANK, Q_RANK, SIZE, WIDTH, VOCAB, LAYERS = 4, 6, 4, 5, 16, 12, 32, 48, 50, 2
@@ -129,11 +131,14 @@ def test_the_official_draft_computes_what_a_plain_version_does(tmp_path: Path, l
     expected = plainly(given, embeddings, hidden)
     with torch.no_grad():
         whole = draft(embeddings[None], hidden[None])[0]
+        state, small = SmallEagleState(SmallEagle(draft, torch.zeros(VOCAB, SIZE))), []
         cache, pieces = draft.new_cache(), []
         for part in torch.arange(length).split(3):
             pieces.append(draft(embeddings[None, part], hidden[None, part], None, part[None], cache))
+            small.append(state(embeddings[None, part], hidden[None, part], int(part[0])))
     torch.testing.assert_close(whole, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(torch.cat(pieces, 1)[0], expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(small, 1)[0], expected, atol=2e-5, rtol=1e-4)
 
 
 def test_fp8_tensors_are_expanded(tmp_path: Path) -> None:
@@ -193,3 +198,28 @@ def test_it_drafts_for_a_model(tmp_path: Path) -> None:
     given = {"input_ids": ids, "attention_mask": (ids != 0).long(), "max_new_tokens": 30}
     folder = str(write(tmp_path, tensors(6)))
     assert torch.equal(model.generate(**given), model.generate(**given, draft=folder))
+
+
+def test_convert_and_plan_know_the_official_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = tensors(7, torch.bfloat16)
+    folder, out = write(tmp_path / "raw", given), tmp_path / "ours"
+    assert main(["convert", str(folder), str(out)]) == 0
+    converted = read_draft(str(out), torch.bfloat16).state_dict()
+    assert torch.equal(converted["model.layers.1.mlp.down_proj.weight"], given["layers.1.feed_forward.w2.weight"])
+    assert main(["convert", str(folder), str(tmp_path / "third"), "--to", "mistral"]) == 1
+    assert "EAGLE draft" in capsys.readouterr().err
+    planned = []
+    for draft in ([], ["--draft", str(folder)], ["--draft", str(out)]):
+        assert main(["plan", "--devices", "4xH100", "--context", "1000", "--json", *draft]) == 0
+        planned.append(json.loads(capsys.readouterr().out)["devices"][0]["used"])
+    size = 2 * sum(weight.numel() for weight in given.values()) + 2 * LAYERS * (RANK + ROPE) * 1000
+    assert planned[1] == planned[2] == planned[0] + size
+    assert main(["plan", "--draft", str(tmp_path)]) == 1
+
+
+def test_generate_takes_a_draft(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for draft in ([], ["--draft", "prompt_lookup"], ["--draft", str(demo_draft())]):
+        assert main(["generate", "What is 48 + 75?", "--reasoning-mode", "high", "--json", *draft]) == 0
+        said.append(json.loads(capsys.readouterr().out)["content"])
+    assert said[0] == said[1] == said[2] == "123"

@@ -26,6 +26,7 @@ PUBLIC = {
     "Small4ForCausalLM", "Small4ForSequenceClassification", "Small4ForTokenClassification",
     "Small4ImageProcessor", "Small4Processor", "Small4Streamer", "Small4Tokenizer", "ImageAccess", "LatentCache",
     "demo_checkpoint",
+    "demo_draft",
     "AnswerCallback", "ExpertLoadCallback", "Grammar", "Small4DataCollator", "lora_targets",
 }  # fmt: skip
 BUILT = ("build", "dist", "*.egg-info", ".*", "__pycache__", "results")
@@ -61,7 +62,7 @@ def test_importing_the_package_imports_no_trainer_and_nothing_optional() -> None
 FLAGS = {
     "--model": "folder", "--image": "file", "--reasoning-mode": "high", "--max-new-tokens": "1",
     "--max-thinking-tokens": "0", "--seed": "3", "--preset": "latency", "--expert-memory": "1GB",
-    "--load-prefix": "file", "--save-prefix": "file",
+    "--draft": "prompt_lookup", "--load-prefix": "file", "--save-prefix": "file",
 }  # fmt: skip
 
 

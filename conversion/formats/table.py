@@ -71,8 +71,8 @@ ROWS = (
     Row("MLX, 2 to 8 bits", "`scales`, `biases`, `switch_mlp`; mode "
         "affine", NUMBERS, CONVERT, "mlx, mlx-lm", "test_formats_mlx.py::test_every_width_is_read"),
     Row("GGUF", "`*.gguf`, vision in `*mmproj*.gguf`", NUMBERS, CONVERT, "gguf", "test_formats_gguf.py::test_types"),
-    Row("official EAGLE draft", "`eagle_linear.weight`", "refused: a draft beside a "
-        "model", "refused by name", "-", "test_formats_refused.py::test_the_eagle_draft_is_called_so"),
+    Row("official EAGLE draft", "`eagle_linear.weight`", "as bfloat16, FP8 expanded", "`generate(draft=...)` opens "
+        "it", "-", "test_drafts_eagle.py::test_convert_and_plan_know_the_official_draft"),
 )  # fmt: skip
 
 _FOUR = "nearest is 4 bits as compressed-tensors (llm-compressor), GPTQ or AWQ"

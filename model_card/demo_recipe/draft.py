@@ -1,6 +1,6 @@
 """Train the demo's EAGLE draft on the demo's own answers, and write it as a folder that `generate(draft=...)` loads.
 
-    python -m model_card.demo_recipe.draft --out model_card/demo_draft [--rows 400] [--steps 1200]
+    python -m model_card.demo_recipe.draft --out model_card/demo_draft [--rows 1200] [--steps 1500]
 
 Answers to problems of the training side, in both modes; then the draft alone learns, Muon on its matrices. 290,000
 parameters in one layer; about 20 minutes on one core.
@@ -84,8 +84,8 @@ def batch(rng: random.Random, rows: list[tuple[Seen, torch.Tensor]]) -> tuple[Se
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo's EAGLE draft.")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=400, help="problems of each task")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--rows", type=int, default=1200, help="problems of each task")
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     folder = demo_checkpoint()

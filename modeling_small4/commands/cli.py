@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reasoning import END_THINK, REASONING_MODES, THINK
 from .env import PACKAGE, installed
-from .terminal import add_expert_memory, debugging, run_command
+from .terminal import DRAFT, add_expert_memory, debugging, run_command
 
 if TYPE_CHECKING:
     from .session import Answer, Session
@@ -99,6 +99,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=("latency",), help="latency: answer as fast as possible, with drafts from the text so far"
     )
+    parser.add_argument("--draft", metavar="DRAFT", help=DRAFT)
     add_expert_memory(parser)
     parser.add_argument("--seed", metavar="N", type=_whole(0), help="makes sampling repeatable")
     parser.add_argument(
@@ -160,7 +161,9 @@ def _session(args: argparse.Namespace) -> "Session":
     model, processor = load(args.model or str(demo_checkpoint()), expert_memory=args.expert_memory)
     if args.seed is not None:
         torch.manual_seed(args.seed)
-    session = Session(model, processor, args.reasoning_mode, args.max_new_tokens, args.max_thinking_tokens, args.preset)
+    session = Session(
+        model, processor, args.reasoning_mode, args.max_new_tokens, args.max_thinking_tokens, args.preset, args.draft
+    )
     if args.load_prefix is not None:
         session.load_prefix(args.load_prefix)
     return session

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-bits", type=int, choices=(16, 8), default=16, help="bits per cached number (default: 16)"
     )
+    parser.add_argument("--draft", metavar="DIR", help="an EAGLE draft to be held too")
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="how weights are spread (default: auto)")
     parser.add_argument("--table", action="store_true", help="print what fits on many machines, as a Markdown table")
     parser.add_argument(
@@ -72,6 +73,10 @@ def run(args: argparse.Namespace) -> None:
         return
     machine = parse_machine(args.devices) if args.devices else this_machine()
     asked = {name: getattr(args, name) for name in ("context", "batch", "chunk", "images", "cache_bits")}
+    if args.draft:
+        from ..drafts_reading import draft_bytes
+
+        asked["draft_bytes"] = draft_bytes(args.draft, args.context, args.batch)
     made = plan(config, machine, args.dtype or stored_precision(config), layout=args.layout, **asked)
     estimate = speed(config, made, measure() if args.measure else None)
     print(json.dumps(_as_json(config, made, estimate)) if args.json else _as_text(config, made, estimate))

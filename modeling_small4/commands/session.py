@@ -45,6 +45,7 @@ class Session:
         max_new_tokens: per answer, thinking included; None: `generation_config.max_new_tokens`, else 4096.
         max_thinking_tokens: None for no limit.
         preset: of `generate`; "latency" or None.
+        draft: of `generate`; a folder, a Hub name or "prompt_lookup".
     """
 
     model: Small4ForCausalLM
@@ -53,6 +54,7 @@ class Session:
     max_new_tokens: int | None = None
     max_thinking_tokens: int | None = None
     preset: str | None = None
+    draft: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
     _cache: Any = None
     _cached: list[int] = field(default_factory=list)
@@ -110,6 +112,7 @@ class Session:
             max_thinking_tokens=self.max_thinking_tokens,
             max_new_tokens=new,
             preset=self.preset,
+            draft=self.draft,
             tokenizer=self.processor.tokenizer,
             streamer=streamer,
         )

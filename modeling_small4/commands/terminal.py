@@ -112,6 +112,12 @@ def describe_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+DRAFT = (
+    "what drafts tokens, for several to be checked in one step: a folder or Hub repository of an EAGLE draft or a "
+    "small model, or prompt_lookup; answers stay the same"
+)
+
+
 def add_expert_memory(parser: argparse.ArgumentParser) -> None:
     """Declare `--expert-memory`, of all commands that run a model."""
     parser.add_argument(

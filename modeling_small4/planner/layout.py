@@ -24,7 +24,7 @@ _STEPS = 40  # how finely whole modules are balanced over GPUs
 class Request:
     """What has to fit. `context`: tokens per sequence, prompt and answer; `batch`: sequences at once; `chunk`: tokens
     read per forward pass; `images`: of the largest size, encoded at once; `cache_bits`: 16, or 8 for the quantized
-    cache.
+    cache; `draft_bytes`: of a draft and its cache, which stands where the head is, or whole on each device.
     """
 
     precision: str = "fp8"
@@ -33,6 +33,7 @@ class Request:
     chunk: int = CHUNK
     images: int = 1
     cache_bits: int = 16
+    draft_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def _sharded(config: Small4Config, machine: Machine, request: Request, layout: s
     for tensor in tensors(config):
         size = tensor.nbytes(request.precision)
         weights[tensor.part] = weights.get(tensor.part, 0) + (ceil(size / ranks) if _is_cut(config, tensor) else size)
+    if request.draft_bytes:
+        weights["draft"] = request.draft_bytes
     work = _activations(config, request, ranks, fused=False)
     loads = tuple(Load(gpu, dict(weights), _cache(config, request), work) for gpu in machine.gpus)
     distributed = {"tp_size": ranks} | ({"ep_size": ranks} if layout == "expert" else {})
@@ -292,6 +295,8 @@ def _units(config: Small4Config, request: Request) -> Iterator[_Unit]:
         words = tensor.name.split(".")
         home = next(weights[name] for n in (1, 2, 3, 4) if (name := ".".join(words[:n])) in weights)
         home[tensor.part] = home.get(tensor.part, 0) + tensor.nbytes(request.precision)
+    if request.draft_bytes:
+        weights["lm_head"]["draft"] = request.draft_bytes
     for name in names:
         yield _Unit(name, weights[name], _cache(config, request) // layers if ".layers." in name else 0)
 
