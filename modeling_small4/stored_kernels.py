@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import linear, pad
 
 from .stored_native import Library, library
+from .stored_triton import triton_products, triton_takes
 from .stored_weights import BLOCK, GROUP, Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
 
 JOB = struct.Struct("18qd2q")  # `Job` of the C text
@@ -47,6 +48,8 @@ def products(weights: Sequence[StoredWeight], inputs: Sequence[torch.Tensor]) ->
     """`product` of each weight with its inputs; threads are started once for all of them, as for the experts of a
     token.
     """
+    if triton_takes(weights, inputs):
+        return triton_products(weights, inputs)
     kernels = library() if all(_usable(*pair) for pair in zip(weights, inputs, strict=True)) else None
     if kernels is None or any(len(x) > fused_tokens(kernels.variant.narrow, x.dtype) for x in inputs):
         return [_by_pieces(weight, x, kernels) for weight, x in zip(weights, inputs, strict=True)]

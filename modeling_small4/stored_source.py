@@ -193,6 +193,9 @@ INLINE Decoded decode(const Row *row, const int form, int64_t column) {
 INLINE void arrange(const Job *job, int64_t token, int64_t column, const uint16_t *places, void *out) {
     int64_t from = token * job->input_stride + column;
     int count = job->columns - column < BLOCK ? (int)(job->columns - column) : BLOCK;
+#ifdef NARROW
+    if (narrow(job) && count == BLOCK) { permute((const uint16_t *)job->inputs + from, places, out); return; }
+#endif
     uint16_t halves[BLOCK] = {0};
     float values[BLOCK] = {0};
     if (job->type == FLOAT32) memcpy(values, (const float *)job->inputs + from, (size_t)count * 4);

@@ -21,9 +21,9 @@ static void pack_group(const Job *job, int64_t group) {
     const int words = BLOCK / (narrow(job) ? 2 : 1);
     uint32_t *out = (uint32_t *)job->prepared;
     uint16_t places[BLOCK];
+    _Alignas(64) uint32_t lines[LANES * BLOCK] = {0};  // zeros stay where there is no token
     for (int i = 0; i < BLOCK; i++) places[i] = (uint16_t)order((int)job->form, i);
     for (int64_t column = 0; column < padded(job); column += BLOCK) {
-        _Alignas(64) uint32_t lines[LANES * BLOCK] = {0};
         for (int64_t i = 0; i < LANES && group * LANES + i < job->tokens; i++)
             arrange(job, group * LANES + i, column, places, lines + i * words);
         int64_t panel = column / PANEL * PANEL, at = packed_at(job, group, panel) + (column - panel) * LANES;
