@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 
 from ..reasoning import REASONING_MODES
-from .terminal import add_expert_memory
+from .terminal import DRAFT, add_expert_memory
 
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic", "llguidance")
 INSTALL = f'The server needs {", ".join(NEEDED)}: pip install ".[serve]".'
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--device", default="auto", help="cpu, cuda:0, ... (default: all GPUs, else the CPU)")
     add_expert_memory(parser)
+    add("--draft", metavar="DRAFT", help=f"{DRAFT}; for answers that run alone")
     add("--max-batch", metavar="N", type=int, default=32, help="how many answers are decoded at once (default: 32)")
     add("--max-queue", metavar="N", type=int, default=256, help="how many requests may wait (default: 256)")
     add("--max-n", metavar="N", type=int, default=16, help="how many answers one request may ask for (default: 16)")
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     server = make_server(
         os.path.expanduser(args.model or str(demo_checkpoint())), args.host, args.port, args.reasoning_mode,
             args.device,
-        expert_memory=args.expert_memory,
+        expert_memory=args.expert_memory, draft=args.draft,
         name=args.served_name, key=key, hosts=tuple(args.allowed_host), origins=tuple(args.allowed_origin),
         image_hosts=tuple(args.image_host), rows=args.max_batch, waiting=args.max_queue, answers=args.max_n,
         images=args.max_images, body=args.max_body * 2**20, prefix_bytes=int(args.prefix_cache * 2**30),

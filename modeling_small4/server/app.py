@@ -51,6 +51,7 @@ class Options:
             request.
         prefix_bytes: kept of what was read before.
         image_hosts: from which images may be fetched; none by default.
+        draft: of `generate`, for answers that run alone.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Options:
     images: int = 32
     prefix_bytes: int = 2**31
     image_hosts: tuple[str, ...] = ()
+    draft: str | None = None
 
 
 class Api:
@@ -69,7 +71,7 @@ class Api:
 
     def __init__(self, model: Small4ForCausalLM, processor: Small4Processor, options: Options) -> None:
         self.options, self.tokenizer = options, processor.tokenizer
-        self.engine = Engine(model, self.tokenizer, options.rows, options.waiting, options.prefix_bytes)
+        self.engine = Engine(model, self.tokenizer, options.rows, options.waiting, options.prefix_bytes, options.draft)
         context = model.config.get_text_config().max_position_embeddings
         limits = Limits(context, options.answers, options.images, ImageAccess(hosts=options.image_hosts))
         self.asker = Asker(model, processor, limits, options.mode)

@@ -9,10 +9,13 @@ import torch
 
 from ..cache import LatentCache
 from ..configuration_small4 import Small4Config
+from ..drafts_loading import drafting_for
+from ..drafts_sources import Drafting
 from ..generation_grammar import GrammarProcessor, GrammarRow
 from ..modeling_small4 import Small4ForCausalLM
 from ..reasoning import ARGS, END_THINK, THINK, TOOL_CALLS
 from ..tokenization_small4 import Small4Tokenizer
+from .drafting import DraftedAnswer
 from .jobs import Job
 from .prefixes import PrefixStore
 from .ragged import RaggedBatch
@@ -32,6 +35,7 @@ class Answer:
     grammar: GrammarProcessor | None
     ids: list[int]
     tokens: int = 0
+    drafted: DraftedAnswer | None = None
 
 
 @dataclass
@@ -42,13 +46,22 @@ class Reading:
     cache: LatentCache
     embeds: torch.Tensor
     done: int
+    drafting: Drafting | None = None
 
 
 class Decoder:
-    """A model and its tokenizer, with the prefixes of prompts that were read before."""
+    """A model and its tokenizer, with the prefixes of prompts that were read before.
 
-    def __init__(self, model: Small4ForCausalLM, tokenizer: Small4Tokenizer, prefixes: PrefixStore) -> None:
-        self.model, self.tokenizer, self.prefixes = model, tokenizer, prefixes
+    Args:
+        draft: of `generate`, for answers that run alone; None for none.
+    """
+
+    def __init__(
+        self, model: Small4ForCausalLM, tokenizer: Small4Tokenizer, prefixes: PrefixStore, draft: str | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.prefixes, self.draft = model, tokenizer, prefixes, draft
+        if draft is not None:
+            drafting_for(model, draft)  # loads it, or says why it cannot
         self.eos = _eos_of(model, tokenizer)
         self._closed = {flag: self._closed_ids(flag) for flag in (False, True)}
 
@@ -65,7 +78,8 @@ class Decoder:
         first = sum(stop <= job.cached for _, stop in prompt.images)
         if prompt.pixel_values is not None and prompt.image_sizes is not None and first < len(prompt.images):
             embeds = self._with_images(ids, embeds, prompt.pixel_values[first:], prompt.image_sizes[first:])
-        return Reading(job, cache, embeds, job.cached)
+        alone = self.draft is not None and job.answers == 1
+        return Reading(job, cache, embeds, job.cached, drafting_for(self.model, self.draft) if alone else None)
 
     def _with_images(
         self, ids: torch.Tensor, embeds: torch.Tensor, pixels: torch.Tensor, sizes: torch.Tensor
@@ -80,7 +94,9 @@ class Decoder:
         """Reads at most so many tokens more. Returns the logits `[vocabulary]` behind the last one."""
         begin = reading.done - reading.job.cached
         embeds = reading.embeds[:, begin : begin + most]
-        logits = self.model(inputs_embeds=embeds, cache=reading.cache, use_cache=True, logits_to_keep=1).logits
+        view = None if reading.drafting is None else reading.drafting.view
+        given = {} if view is None else {"draft_view": view}
+        logits = self.model(inputs_embeds=embeds, cache=reading.cache, use_cache=True, logits_to_keep=1, **given).logits
         reading.done += embeds.shape[1]
         return logits[0, -1].float().cpu()
 
@@ -88,7 +104,12 @@ class Decoder:
         """The answers of a prompt that has been read, each with a cache of its own."""
         self.prefixes.keep(reading.job.prompt.key, reading.cache)
         copies = (_copied(reading.cache, self.model.config) for _ in range(reading.job.answers - 1))
-        return [self._new_answer(reading.job, index, cache) for index, cache in enumerate([reading.cache, *copies])]
+        answers = [self._new_answer(reading.job, index, cache) for index, cache in enumerate([reading.cache, *copies])]
+        if reading.drafting is not None:
+            prompt = reading.job.prompt
+            before = prompt.ids[: len(prompt.ids) - prompt.begun]
+            answers[0].drafted = DraftedAnswer(reading.drafting, before, reading.cache)
+        return answers
 
     def _new_answer(self, job: Job, index: int, cache: LatentCache) -> Answer:
         known, ids = self.tokenizer.control_ids, job.prompt.ids
@@ -108,6 +129,12 @@ class Decoder:
     def forward(self, running: list[Answer]) -> torch.Tensor:
         """Logits `[answers, vocabulary]` behind each one's last token."""
         device = self.model.device
+        if len(running) == 1 and (drafted := running[0].drafted) is not None:
+            return drafted.forward(self.model, running[0].ids, running[0].job.most - running[0].tokens - 1)[None]
+        for answer in running:  # together with others it goes on plainly
+            if answer.drafted is not None:
+                answer.drafted.settle()
+                answer.drafted = None
         last = torch.tensor([[answer.ids[-1] for answer in running]], device=device)
         if len(running) == 1:
             return self.model(input_ids=last, cache=running[0].cache, use_cache=True).logits[0]
@@ -127,6 +154,8 @@ class Decoder:
 
     def keep(self, answer: Answer) -> None:
         """Stores the cache of a finished answer, for a prompt that goes on from there."""
+        if answer.drafted is not None:
+            answer.drafted.settle()
         generated = answer.ids[answer.job.prompt.begun :]
         self.prefixes.keep([*answer.job.prompt.key, *generated], answer.cache)
 

@@ -28,6 +28,7 @@ class Engine:
         rows: most answers decoded at once.
         waiting: most requests that wait for their turn.
         prefix_bytes: for what was read before; see `PrefixStore`.
+        draft: see `Decoder`.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Engine:
         rows: int = 32,
         waiting: int = 256,
         prefix_bytes: int = 2**31,
+        draft: str | None = None,
     ) -> None:
         self.rows, self.waiting = rows, waiting
         self.prefixes, self.counts = PrefixStore(prefix_bytes), Counts()
-        self.decoder = Decoder(model, tokenizer, self.prefixes)
+        self.decoder = Decoder(model, tokenizer, self.prefixes, draft)
         self._queue: deque[Job] = deque()
         self._reading: Reading | None = None
         self._running: list[Answer] = []

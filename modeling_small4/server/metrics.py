@@ -1,11 +1,14 @@
 """`/metrics`: what the engine counts, as Prometheus reads it. Knows nothing of requests."""
 
+from ..drafts_loading import paces
 from .engine import Engine
 
 
 def metrics_text(engine: Engine) -> str:
     """All figures, one a line, each with its kind and meaning."""
     counts, prefixes = engine.counts, engine.prefixes
+    used = paces(engine.decoder.model).values()
+    drafted, accepted = sum(pace.drafted for pace in used), sum(pace.accepted for pace in used)
     lines = []
     for name, kind, about, value in (
         ("queue", "gauge", "Requests that wait.", engine.queued),
@@ -14,6 +17,8 @@ def metrics_text(engine: Engine) -> str:
         ("prompt_tokens_total", "counter", "Tokens of prompts.", counts.prompt_tokens),
         ("cached_tokens_total", "counter", "Tokens of prompts that were kept from before.", counts.cached_tokens),
         ("generated_tokens_total", "counter", "Generated tokens.", counts.generated_tokens),
+        ("drafted_tokens_total", "counter", "Tokens that a draft has drafted.", drafted),
+        ("accepted_tokens_total", "counter", "Drafted tokens that the model chose too.", accepted),
         ("cache_entries", "gauge", "Beginnings that are kept.", len(prefixes)),
         ("cache_bytes", "gauge", "Bytes of the beginnings that are kept.", prefixes.nbytes),
     ):

@@ -1,0 +1,63 @@
+"""The server with a draft: the same answers, alone and beside others, and how many drafted tokens were chosen."""
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from server_cases import Service
+
+from modeling_small4 import demo_checkpoint, demo_draft
+
+QUESTIONS = ["What is 482 + 759?", "Reverse the word dolphin.", "What is 91 - 38?", "Hello!"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Service]:
+    running = Service(demo_checkpoint(), "demo")
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module", params=["eagle", "prompt_lookup"])
+def drafted(request: pytest.FixtureRequest) -> Iterator[Service]:
+    draft = str(demo_draft()) if request.param == "eagle" else request.param
+    running = Service(demo_checkpoint(), "demo", draft=draft)
+    yield running
+    running.close()
+
+
+def ask(service: Service, question: str, **fields: Any) -> Any:
+    body = {"model": "demo", "messages": [{"role": "user", "content": question}], "reasoning_effort": "high"} | fields
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{service.port}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        said = json.loads(answer.read())
+    return said["choices"], said["usage"]["completion_tokens"]
+
+
+def test_answers_are_those_without_a_draft(plain: Service, drafted: Service) -> None:
+    for fields in ({}, {"temperature": 1.0, "seed": 3}, {"max_tokens": 6}, {"stop": ["+1="]}, {"n": 2, "seed": 1}):
+        for question in QUESTIONS[:2]:
+            assert ask(plain, question, **fields) == ask(drafted, question, **fields)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda question: ask(drafted, question), QUESTIONS))
+    assert together == [ask(plain, question) for question in QUESTIONS]
+
+
+def test_metrics_count_drafted_tokens(drafted: Service) -> None:
+    ask(drafted, QUESTIONS[0])
+    with urllib.request.urlopen(f"http://127.0.0.1:{drafted.port}/metrics", timeout=60) as answer:
+        text = answer.read().decode()
+    counts = {
+        name: int(re.search(rf"^small4_{name}_tokens_total (\d+)$", text, re.M)[1]) for name in ("drafted", "accepted")
+    }  # type: ignore[index]
+    assert counts["drafted"] >= counts["accepted"] >= 0
+    if drafted.engine.decoder.draft != "prompt_lookup":
+        assert counts["accepted"] > 0
