@@ -1,4 +1,4 @@
-"""Where a routed expert lies on disk, and reading it: byte ranges of safetensors files, found in their headers.
+"""Where a routed expert is on disk, and how to read it: byte ranges of safetensors files, found in their headers.
 
 A layer's experts are stored in a few tensors whose first dimension counts experts, so one expert is one range of each
 of them. Ranges are read with `preadv` straight into their place, and the system is told to drop them from its file
@@ -7,6 +7,7 @@ cache. Must not know: what stays in memory.
 
 import json
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -67,6 +68,7 @@ class WatchedFile:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         if hasattr(os, "posix_fadvise"):  # or it reads ahead, up to megabytes behind each expert
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        weakref.finalize(self, self._file.close)
         self._state = self._look()
 
     def read(self, begin: int, into: memoryview) -> None:
@@ -81,11 +83,11 @@ class WatchedFile:
             if not count:
                 raise OSError(f"{self.path} ends too early: it was cut off while the model was in use. Load it again.")
             done += count
-        if hasattr(os, "posix_fadvise"):  # what is kept is kept in our own memory
+        if hasattr(os, "posix_fadvise"):  # experts are cached in our own memory, not in the file cache
             os.posix_fadvise(descriptor, begin, len(into), os.POSIX_FADV_DONTNEED)
 
     def check(self) -> None:
-        """Raise OSError if another file stands there now, or this one was written to."""
+        """Raise OSError if the file was replaced or written to."""
         if self._look() != self._state:
             raise OSError(f"{self.path} was changed while the model was in use. Load the model again.")
 
@@ -94,7 +96,7 @@ class WatchedFile:
             now = os.stat(self.path)
         except OSError as error:
             raise OSError(
-                f"{self.path} cannot be read any more ({error.strerror}). Put it back or load the model again."
+                f"{self.path} can no longer be read ({error.strerror}). Put it back or load the model again."
             ) from error
         return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
@@ -103,7 +105,7 @@ def _read_at(descriptor: int, into: memoryview, begin: int, path: str) -> int:
     try:
         if hasattr(os, "preadv"):
             return os.preadv(descriptor, [into], begin)
-        with open(path, "rb", buffering=0) as alone:  # elsewhere, with a position of its own
+        with open(path, "rb", buffering=0) as alone:  # on other systems, with its own file position
             alone.seek(begin)
             return alone.readinto(into) or 0
     except OSError as error:

@@ -116,7 +116,7 @@ def weights(p: dict[str, Any], seed: int = 0) -> Tensors:
 
 
 def quantized(name: str, tensor: torch.Tensor) -> bool:
-    """Whether the FP8 release quantises this tensor."""
+    """Whether the FP8 release quantizes this tensor."""
     return tensor.ndim == 2 and name.startswith("layers.") and not name.endswith(".gate.weight")
 
 

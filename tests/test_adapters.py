@@ -244,7 +244,7 @@ def test_bitsandbytes_says_that_it_leaves_the_experts(tmp_path: Path, caplog: py
         )
     finally:
         logging.disable_propagation()
-    assert "bitsandbytes quantises linear layers only" in caplog.text
+    assert "bitsandbytes quantizes linear layers only" in caplog.text
     layer = model.model.language_model.layers[1]
     assert layer.self_attn.o_proj.weight.dtype == torch.uint8
     assert layer.mlp.experts.gate_up_proj.dtype == torch.bfloat16

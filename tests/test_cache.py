@@ -276,7 +276,7 @@ def test_long_prompt_is_read_in_chunks_with_images(
     assert torch.equal(got, model.generate(**inputs, **GREEDY, use_cache=False))
 
 
-def test_transformers_quantised_cache_still_works(model: Small4ForCausalLM) -> None:
+def test_transformers_quantized_cache_still_works(model: Small4ForCausalLM) -> None:
     ids = text_ids(CASE, length=30)
     options = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
     output = model.generate(ids, **GREEDY, **options, return_dict_in_generate=True, output_logits=True)

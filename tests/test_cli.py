@@ -280,6 +280,7 @@ def test_an_error_nobody_foresaw_is_one_line_too(small4: Run, monkeypatch: pytes
     assert err.endswith(line)
 
 
+@pytest.mark.filterwarnings("default")
 def test_warnings_of_a_command_are_lines(small4: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def careful(args: Any) -> None:
         warnings.warn("this field\nis not read", UserWarning, stacklevel=1)

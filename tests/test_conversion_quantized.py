@@ -101,7 +101,7 @@ def test_fp8_scalars_of_shape_one_and_without_activation_scales(tmp_path: Path, 
 
 @pytest.mark.parametrize("to", ["small4", "mistral", "transformers"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_fp8_is_dequantised_as_the_release_does(tmp_path: Path, to: str, dtype: str) -> None:
+def test_fp8_is_dequantized_as_the_release_does(tmp_path: Path, to: str, dtype: str) -> None:
     p, raw = raw_case(tmp_path / "raw", seed=8, fp8=True)
     run(tmp_path / "raw", tmp_path / "out", to=to, dtype=dtype)
     kind, plain = getattr(torch, dtype), rc.dequantized(raw)

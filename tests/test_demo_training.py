@@ -127,6 +127,7 @@ def take_steps(team: Team, out: Path) -> None:
     torch.save(layers.state_dict(), out / f"{team.size}-{team.rank}.pt")
 
 
+@pytest.mark.slow
 def test_a_team_takes_the_steps_of_one(tmp_path: Path) -> None:
     for size in (1, 2):
         run_as_team(take_steps, size, tmp_path)

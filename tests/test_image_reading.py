@@ -238,7 +238,7 @@ def test_settings_of_a_call() -> None:
     whole = picture(56, 28)
     exact = OURS(whole, do_resize=False, do_normalize=False)["pixel_values"][0]
     torch.testing.assert_close(
-        exact.permute(1, 2, 0) * 255, torch.from_numpy(np.asarray(whole)).float(), atol=1e-3, rtol=0
+        exact.permute(1, 2, 0) * 255, torch.from_numpy(np.array(whole)).float(), atol=1e-3, rtol=0
     )
     with pytest.raises(ValueError, match="multiples of 28"):
         OURS(image, do_resize=False)

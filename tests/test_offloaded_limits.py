@@ -70,6 +70,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts only the heap elsewhere")
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_a_checkpoint_larger_than_the_limit(wide: Path, door: str) -> None:
     done = subprocess.run(

@@ -28,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def nbytes(parameter: Any) -> int:
-    """Of a parameter, or of the plain tensors that a quantised one is made of."""
+    """Of a parameter, or of the plain tensors that a quantized one is made of."""
     if not hasattr(parameter, "__tensor_flatten__"):
         return parameter.numel() * parameter.element_size()
     return sum(nbytes(getattr(parameter, name)) for name in parameter.__tensor_flatten__()[0])
