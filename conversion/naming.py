@@ -73,7 +73,7 @@ class Place:
         return (self.experts, self.matrices * shape[0], *shape[1:]) if self.index else shape
 
 
-# (raw name, our name, shape as keys of `_sizes`); a trailing sign on the raw name: "*" quantised in FP8, "~" rotary
+# (raw name, our name, shape as keys of `_sizes`); a trailing sign on the raw name: "*" quantized in FP8, "~" rotary
 # rows.
 _Rows = tuple[tuple[str, str, str], ...]
 _TOP: _Rows = (("tok_embeddings.weight", TEXT + "embed_tokens.weight", "vocab dim"),)

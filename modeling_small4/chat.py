@@ -1,7 +1,7 @@
 """A conversation laid out as pieces: control tokens, text and images, in the order in which the model reads them.
 
 Each text piece is to be encoded on its own, so no text can become a control token whatever it spells. Follows
-mistral-common's normalisation and layout for tokenizer v15. Must not know: tokenizers, ids, pixels.
+mistral-common's normalization and layout for tokenizer v15. Must not know: tokenizers, ids, pixels.
 """
 
 import json
@@ -71,7 +71,7 @@ def lay_out(
     if continue_final_message:
         _leave_open(records[-1], continue_final_message)
     check_conversation(records, finished)
-    records = _normalise(records)
+    records = _normalize(records)
     opening = _tools(tools) + _settings(mode)
     pieces = [Piece("control", BOS)]
     first_user = next((record for record in records if record.role == "user"), None)
@@ -94,8 +94,8 @@ def _leave_open(last: Message, how: bool | str) -> None:
         raise ValueError(f"continue_final_message must be a bool, 'content' or 'reasoning_content', but is {how!r}.")
 
 
-def _normalise(records: list[Message]) -> list[Message]:
-    """Joins neighbouring user or assistant messages, and sorts tool results into the order of their calls."""
+def _normalize(records: list[Message]) -> list[Message]:
+    """Joins neighboring user or assistant messages, and sorts tool results into the order of their calls."""
     out: list[Message] = []
     call_ids: list[str] = []
     for role, group in groupby(records, key=lambda record: record.role):

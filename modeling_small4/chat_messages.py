@@ -317,7 +317,7 @@ def _reads_as(text: object, arguments: object) -> bool:
 
 
 def _arguments(function: Mapping[str, Any]) -> str:
-    """Arguments as JSON text; a dict is dumped as mistral-common does, whose later steps normalise the text."""
+    """Arguments as JSON text; a dict is dumped as mistral-common does, whose later steps normalize the text."""
     if "arguments" not in function:
         raise ValueError(f"the call of {function['name']!r} has no 'arguments'; give a dict or JSON text.")
     arguments = function["arguments"]

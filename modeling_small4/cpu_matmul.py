@@ -147,7 +147,7 @@ def linear(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     modules whose type is `nn.Linear` itself, and would leave every other one out.
 
     Args:
-        module: `nn.Linear`, or whatever an adapter, quantiser or sharding put in its place.
+        module: `nn.Linear`, or whatever an adapter, quantizer or sharding put in its place.
         inputs: `[..., in]`.
     """
     if inputs.device.type != "cpu" or inputs.numel() <= FEW * inputs.shape[-1] or is_torchdynamo_compiling():

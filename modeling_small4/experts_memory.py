@@ -1,6 +1,6 @@
-"""How much memory the routed experts of a model may take: what a caller asked for, or what this process has left.
+"""How much memory the routed experts of a model may take: what the caller requested, or what this process has left.
 
-Knows no tensors and no files but those in which the system states its limits.
+Knows no tensors, and no files except those in which the system publishes its limits.
 """
 
 import re
@@ -24,7 +24,7 @@ def parse_size(size: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", str(size).upper())
     if match is None or match[2] not in UNITS or isinstance(size, bool):
-        raise ValueError(f"{size!r} is no amount of memory; write it as '48GiB', '500MB' or a number of bytes.")
+        raise ValueError(f"{size!r} is not an amount of memory; write it as '48GiB', '500MB' or a number of bytes.")
     return int(float(match[1]) * UNITS[match[2]])
 
 
@@ -49,8 +49,8 @@ def parse_memory(asked: dict[str, str | int] | str | int) -> dict[str, int]:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process can still take: the least of what the machine has left and what its limits
-    allow.
+    """Bytes of main memory that this process can still allocate: the smaller of what the machine has left and what its
+    limits allow.
     """
     return max(0, min(psutil.virtual_memory().available, _left_of_rlimits(), _left_of_cgroup()))
 
@@ -70,8 +70,8 @@ def _left_of_rlimits() -> int:
 
 
 def _left_of_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """By the control group of this process and those around it, versions 2 and 1. File cache counts as free: it is
-    given up when needed.
+    """By the control groups of this process (version 1 or 2) and their parents. File cache counts as free, because the
+    kernel drops it when needed.
     """
     left = [2**63]
     for folder, limit, usage in _cgroups(root):
@@ -101,5 +101,5 @@ def _cgroups(root: Path) -> list[tuple[Path, str, str]]:
 
 
 def affordable(free: int, others: int) -> int:
-    """Bytes for experts where `free` are left and weights that are always in memory still need `others`."""
+    """Bytes for experts if `free` bytes are left and the weights that always stay in memory still need `others`."""
     return max(0, int((free - others - SPARE) * SHARE))

@@ -1,7 +1,7 @@
 """Routed experts that are not all in memory: those that tokens choose are fetched into a pool of slots, and computed
 with there.
 
-Outputs are those of the experts held whole, to the bit. For inference only. Must not know: how files are laid out,
+Outputs equal those of experts held in memory, bit for bit. For inference only. Must not know: how files are laid out,
 which slot is given up.
 """
 
@@ -26,7 +26,7 @@ STEMS = ("gate_up_proj", "down_proj")
 
 
 class Disk:
-    """The source of experts that are in no memory. Counts what it reads."""
+    """The source of experts that are not in memory. Counts what it reads."""
 
     def __init__(self, layers: Sequence[LayerFiles]) -> None:
         self.layers = layers
@@ -52,7 +52,7 @@ class ExpertStore:
     def held(self, layer: int, experts: Sequence[int]) -> Generator["Held", None, None]:
         """Chosen experts of a layer in as few groups as the pool has room for, each held until the next is asked for.
 
-        While a group is computed with, the next one is on its way if there is room.
+        While one group is computed, the next one is being read if there is room.
         """
         size = len(experts) if len(experts) <= self.pool.count else max(1, self.pool.count // 2)
         here = sorted(experts, key=lambda expert: (layer, expert) not in self.pool) if size < len(experts) else experts
@@ -71,7 +71,7 @@ class ExpertStore:
                 current.release()
 
     def describe(self) -> str:
-        """What is kept where, in one sentence."""
+        """Where the experts are kept, in one sentence."""
         slots, nbytes = self.pool.memory.shape
         total = sum(layer.count * layer.nbytes for layer in self.layers)
         return (
@@ -90,7 +90,7 @@ class ExpertStore:
 
 @dataclass
 class Held:
-    """Experts of one layer that are in their slots, or on their way there."""
+    """Experts of one layer that are in their slots, or being read into them."""
 
     files: LayerFiles
     holding: Holding
@@ -102,7 +102,7 @@ class Held:
         return parts[STEMS[0]].to(dtype), parts[STEMS[1]].to(dtype)
 
     def stored(self, layer: int, expert: int) -> dict[str, Parts]:
-        """Codes and scales of both, by what stands behind their names; waits for them."""
+        """Codes and scales of both, by the suffixes of their names; waits for them."""
         parts = self.files.parts(self.holding.slot((layer, expert)))
         return {
             stem: {name.removeprefix(stem): t for name, t in parts.items() if name.startswith(stem)} for stem in STEMS
@@ -110,7 +110,7 @@ class Held:
 
 
 class _WithoutGradient(torch.autograd.Function):
-    """An output that was computed with weights that may be gone when its gradient is asked for."""
+    """An output whose weights may no longer be in memory when its gradient is requested."""
 
     @staticmethod
     def forward(ctx: Any, output: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -125,7 +125,7 @@ class _WithoutGradient(torch.autograd.Function):
 
 
 class Small4OffloadedExperts(nn.Module):
-    """All routed experts of a layer, without parameters. Stands where `Small4Experts` or `Small4StoredExperts` would.
+    """All routed experts of a layer, without parameters. Replaces `Small4Experts` or `Small4StoredExperts`.
 
     Args:
         store: The experts of all layers.
@@ -139,7 +139,7 @@ class Small4OffloadedExperts(nn.Module):
         self.store, self.layer, self.num_experts, self.act_fn = store, layer, num_experts, act_fn
         self.like: torch.Tensor
         self.plain = store.layers[layer].pieces.keys() == set(STEMS)
-        # Follows `to()` and its like, as weights would.
+        # Changed by `to()` and similar calls, as weights would be.
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
 
     @torch.compiler.disable

@@ -1,8 +1,8 @@
-"""Which experts are in memory: slots of equal size, filled as experts are asked for, and a measure of use that decides
+"""Which experts are in memory: slots of equal size, filled as experts are requested, and a measure of use that decides
 what stays.
 
-One `Pool` serves all layers and all threads that share a model. What is being computed with is held and never
-overwritten. A pool of slots on an accelerator takes its experts from a pool in host memory, which takes them from disk.
+One `Pool` serves all layers and all threads that share a model. Experts in use are held and never overwritten. A pool
+of slots on an accelerator takes its experts from a pool in host memory, which takes them from disk.
 Must not know: files, what an expert computes.
 """
 
@@ -15,13 +15,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-READERS = 8  # experts on their way at a time: what a fast disk needs to be busy
+READERS = 8  # experts being read at a time: enough to keep a fast disk busy
 HALF_LIFE = 128  # tokens after which a use counts half
 Expert = tuple[int, int]  # layer among those with experts, expert
 
 
 class Source(Protocol):
-    """Where a pool takes experts from."""
+    """Where a pool gets experts from."""
 
     def load(self, expert: Expert, slot: torch.Tensor) -> None:
         """Fill `slot`, uint8 `[slot bytes]`."""
@@ -30,8 +30,8 @@ class Source(Protocol):
 class Usage:
     """How much each expert was used lately: the sum of its tokens, one of `HALF_LIFE` tokens ago counting half.
 
-    Between the least recently used and the least often used, and the same for a prompt read at once as for its tokens
-    one by one.
+    A compromise between least recently used and least often used. A prompt counts the same whether it is read at once
+    or token by token.
     """
 
     def __init__(self, layers: int, experts: int) -> None:
@@ -57,7 +57,7 @@ class Pool:
 
     Args:
         count, nbytes: Slots and bytes of each.
-        source: Where what is missing comes from.
+        source: Where missing experts come from.
         usage: Shared by the pools of a model.
         device: Where the slots are; those of a CPU are pinned where that makes copies faster.
     """
@@ -151,14 +151,14 @@ class Pool:
         try:
             self._source.load(expert, self.memory[index])
         except BaseException:
-            with self._changed:  # so that the next one who asks tries again
+            with self._changed:  # so that the next request tries again
                 del self._slots[expert]
                 self._content[index], self._places[index] = None, (-1, -1)
             raise
         self._arrivals[index] = None
 
     def release(self, indices: Sequence[int]) -> None:
-        """Give back what was held; done by `Holding`."""
+        """Release held experts; called by `Holding`."""
         with self._changed:
             self._holders[list(indices)] -= 1
             self._changed.notify_all()
@@ -172,7 +172,7 @@ class Holding:
         self._arrivals = dict(zip(indices, arrivals, strict=True))
 
     def slot(self, expert: Expert) -> torch.Tensor:
-        """Its bytes, once they are there, uint8 `[slot bytes]` on the pool's device.
+        """Its bytes, once they have been read, uint8 `[slot bytes]` on the pool's device.
 
         Raises:
             OSError: They could not be read.
@@ -183,7 +183,7 @@ class Holding:
         return self._pool.memory[self._indices[expert]]
 
     def release(self) -> None:
-        """Once. Waits for what is still arriving: slots are not given away under a reader."""
+        """Release them, once. Waits for reads in progress: a slot is not reused while it is being filled."""
         for arrival in self._arrivals.values():
             if arrival is not None:
                 arrival.exception()

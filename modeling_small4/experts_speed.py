@@ -1,7 +1,7 @@
-"""How fast a model decodes whose experts are partly on disk, estimated from bandwidths. Arithmetic, and two short
+"""Estimates how fast a model decodes when some of its experts are on disk, from bandwidths. Arithmetic, and two short
 measurements.
 
-Knows no model; the planner has the same for whole machines.
+Knows no model; the planner does the same for whole machines.
 """
 
 import time
@@ -12,8 +12,9 @@ SAMPLE = 2**25  # bytes that are read to measure main memory
 
 
 def hit_rate(share: float) -> float:
-    """How many of the chosen experts are in memory where a share of all experts is: its root, between uniform use (the
-    share itself) and the skew measured on the demo checkpoint."""
+    """The share of chosen experts that are in memory, given the share of all experts that are: its square root, which
+    is between uniform use (the share itself) and the skew measured on the demo checkpoint.
+    """
     return min(1.0, share) ** 0.5
 
 

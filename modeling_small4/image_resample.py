@@ -1,4 +1,4 @@
-"""Bicubic resampling of images to normalised float arrays, as mistral-common's OpenCV call computes it.
+"""Bicubic resampling of images to normalized float arrays, as mistral-common's OpenCV call computes it.
 
 Cubic kernel with a = -0.75, half-pixel centres, no antialiasing, edges repeated, float32 and no clamping. An image
 passes in strips that stay in the processor's cache: to RGB, then rows as sums of four rows each, then columns as
@@ -49,7 +49,7 @@ class _Blocks(NamedTuple):
 
 
 def resample(image: Image.Image, out: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Resizes an image to the size of `out`, normalised by `(value / 255 - mean) / std`.
+    """Resizes an image to the size of `out`, normalized by `(value / 255 - mean) / std`.
 
     Args:
         image: decoded PIL image of any mode that Pillow can bring to RGB; what is transparent becomes white.

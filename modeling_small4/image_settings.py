@@ -52,7 +52,7 @@ class ImageSettings:
         """Those of an image processor, with what a call gives in place of its own.
 
         Raises:
-            ValueError: an argument that is not known, or a value that cannot be honoured.
+            ValueError: an argument that is not known, or a value that cannot be honored.
         """
         given = {name: value for name, value in given.items() if value is not None}
         _check(given)

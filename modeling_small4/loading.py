@@ -1,5 +1,5 @@
-"""Loading that never guesses: a checkpoint whose tensors do not match the model is refused, with the list of what is
-wrong.
+"""Loading that never guesses: a checkpoint whose tensors do not match the model is refused, with a list of the
+differences.
 
 transformers only warns and leaves missing weights random. This file knows names of tensors, not their meaning.
 """
@@ -32,7 +32,7 @@ from .loading_unfused import tensors_of
 from .stored_config import METHOD, Small4StoredConfig
 
 SHOWN = 4
-# What the call of `from_pretrained` that is running says about experts: transformers hands none of its arguments on to
+# What the current call of `from_pretrained` says about experts: transformers passes none of its arguments on to
 # loading.
 _asked: ContextVar[Asked | None] = ContextVar("small4_expert_memory", default=None)
 
@@ -187,7 +187,7 @@ def _unfused(model: PreTrainedModel, files: list[str], load_config: Any, asked: 
 
 
 def _expert_memory(given: dict[str, str | int] | str | int | bool | None, kwargs: dict[str, Any]) -> Asked | None:
-    """What `from_pretrained` was told about experts; None: they are loaded as all weights are."""
+    """The `expert_memory` of `from_pretrained`; None: experts are loaded like all other weights."""
     if given is None or given is True:
         silent = kwargs.get("device_map") in (None, "auto") and kwargs.get("max_memory") is None
         return Asked(None) if silent else None
@@ -199,7 +199,7 @@ def _stored(model: PreTrainedModel) -> bool:
 
 
 def _converters(quantizer: HfQuantizer | None) -> list[WeightConverter]:
-    """What has to be done to tensors while they are loaded."""
+    """How tensors are changed while they are loaded."""
     if quantizer is None or not quantizer.pre_quantized:
         return []
     method = quantizer.quantization_config.quant_method
@@ -209,8 +209,8 @@ def _converters(quantizer: HfQuantizer | None) -> list[WeightConverter]:
 
 
 def _check_generation_config(file: Path) -> None:
-    """Raise ValueError or OSError with the file's name for settings that transformers would stumble over, or drop
-    without a word.
+    """Raise ValueError or OSError with the file's name for settings that would fail inside transformers, or that it
+    would drop silently.
     """
     if file.exists():
         content = read_json(file)

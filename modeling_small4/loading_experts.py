@@ -1,4 +1,4 @@
-"""After loading: the implementation of experts that fits how a quantizer holds them. Knows no kernel."""
+"""After loading: chooses the implementation of experts that fits how a quantizer holds them. Knows no kernel."""
 
 import torch
 from transformers import PreTrainedModel
@@ -9,14 +9,14 @@ logger = logging.get_logger(__name__)
 
 
 def choose_experts_implementation(model: PreTrainedModel, quantizer: HfQuantizer | None) -> None:
-    """After loading with a quantiser: choose the implementation that its experts work with, or say that experts were
+    """After loading with a quantizer: choose the implementation that its experts work with, or say that experts were
     left out.
     """
     method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
     experts = [p for name, p in model.named_parameters() if name.endswith("mlp.experts.gate_up_proj")]
     if method == "bitsandbytes" and experts:
         logger.warning(
-            "bitsandbytes quantises linear layers only and leaves the routed experts, nearly all of the weights, in "
+            "bitsandbytes quantizes linear layers only and leaves the routed experts, nearly all of the weights, in "
             f"{str(experts[0].dtype).removeprefix('torch.')}; to hold them in 8 bits, load with from_pretrained(..., "
             '**weight_only("int8")).'
         )
@@ -24,7 +24,7 @@ def choose_experts_implementation(model: PreTrainedModel, quantizer: HfQuantizer
         return
     if type(experts[0]) is torch.nn.Parameter:
         logger.warning(
-            "This torchao configuration leaves the routed experts, nearly all of the weights, unquantised; "
+            "This torchao configuration leaves the routed experts, nearly all of the weights, unquantized; "
             'for int8 use from_pretrained(..., **weight_only("int8")).'
         )
     elif model.config.get_text_config()._experts_implementation != "eager":

@@ -1,4 +1,4 @@
-"""Checkpoints that `from_pretrained` cannot load because they name or pack tensors in another way: told by their
+"""Checkpoints that `from_pretrained` cannot load because they name or pack tensors differently: recognized by their
 headers, refused by name.
 
 `small4 convert` reads them. Knows names of tensors only.
@@ -22,8 +22,8 @@ _DRAFT = 0
 
 
 def refuse_unconverted(source: object) -> None:
-    """Raise ValueError for a folder that is no checkpoint of transformers' kind but one that `small4 convert` reads,
-    with the command.
+    """Raise ValueError for a folder that transformers cannot load but `small4 convert` reads; the message has the
+    command.
     """
     folder = Path(source) if isinstance(source, str | Path) else None
     if folder is None or not folder.is_dir() or (folder / "config.json").exists():
@@ -50,7 +50,7 @@ def refuse_other_layouts(files: list[str] | None, name: str, draft: bool = False
             with safe_open(file, framework="pt", backend="pread") as opened:
                 names = list(opened.keys())
         except (SafetensorError, OSError):
-            continue  # a damaged file is reported by who reads it
+            continue  # a damaged file is reported when it is read
         for number, (pattern, what) in enumerate(_FOREIGN):
             if draft and number == _DRAFT:
                 continue

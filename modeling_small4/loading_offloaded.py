@@ -85,7 +85,7 @@ def offload_experts(
 
 
 def _estimated(store: ExpertStore, others: int, chosen: int) -> str:
-    """How fast a token is likely to be decoded, by what memory and disk do just now. chosen: experts of a token in all
+    """The estimated time of a token, from the current bandwidth of memory and disk. chosen: experts of a token in all
     layers.
     """
     layer, nbytes = store.layers[0], store.pool.memory.shape[1]

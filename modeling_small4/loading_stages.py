@@ -1,4 +1,4 @@
-"""Pipeline parallelism: each process holds some of the decoder's layers and hands its result to the next.
+"""Pipeline parallelism: each process holds some of the decoder's layers and passes its result to the next.
 
 transformers (5.24) cuts models whose base model is the decoder itself (`apply_pipeline_parallelism` reads
 `base_model.layers`, and fails with AttributeError where a tower stands beside the decoder). Here the same stages are
@@ -46,7 +46,7 @@ def distribute(host: Callable[..., Any], model: PreTrainedModel, config: Any, me
     """transformers' `maybe_distribute_model`, `host`, preceded by our own cut into stages where those are asked for.
 
     Raises:
-        ValueError: Stages are asked for a model without a language modelling head, or more of them than it has layers.
+        ValueError: Stages are asked for a model without a language modeling head, or more of them than it has layers.
     """
     if mesh is None:
         return host(model, config, mesh)

@@ -450,7 +450,7 @@ class Small4Model(Small4PreTrainedModel):
 
 
 class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
-    """Small 4 with its language modelling head: text, images, chat and reasoning in one class."""
+    """Small 4 with its language modeling head: text, images, chat and reasoning in one class."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012

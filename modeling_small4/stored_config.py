@@ -1,6 +1,6 @@
 """What a configuration says about quantization, for transformers' loading: which of its entries mean stored weights.
 
-Knows the words of `config.json`; no tensors.
+Knows the keys and values of `config.json`; no tensors.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
 METHOD = "small4_stored"
-# What transformers itself loads into this model. Everything else comes to us: to be held, or refused by name.
+# What transformers itself loads into this model. Everything else is handled here: held, or refused by name.
 _HOST_METHODS = ("bitsandbytes", "torchao", "small4_int4", METHOD)
 # The methods whose weights are held, by what they are called in `config.json`, and the formats of the second.
 HELD_METHODS = ("fp8", "compressed-tensors")
@@ -18,8 +18,8 @@ HELD_FORMATS = ("float-quantized", "naive-quantized", "nvfp4-pack-quantized", "p
 class Small4StoredConfig(FineGrainedFP8Config):
     """The `quantization_config` of a checkpoint whose weights are held as stored, or expanded if `dequantize`.
 
-    A kind of transformers' configuration of FP8 because only with those a caller's `dequantize` reaches a checkpoint
-    that has an entry of its own. It is saved as the entry that it was made of.
+    A subclass of transformers' FP8 configuration, because only then a caller's `dequantize` reaches a checkpoint that
+    has its own entry. It is saved as the entry from which it was made.
 
     Args:
         entry: `quantization_config` of `config.json`, word for word.
@@ -33,7 +33,7 @@ class Small4StoredConfig(FineGrainedFP8Config):
 
     @property
     def method(self) -> str | None:
-        """What the checkpoint itself calls its way of quantizing."""
+        """The quantization method, as the checkpoint calls it."""
         method = self.entry.get("quant_method")
         return method.replace("compressed_tensors", "compressed-tensors") if isinstance(method, str) else method
 
@@ -49,7 +49,7 @@ class Small4StoredConfig(FineGrainedFP8Config):
         return getattr(self, name, default)
 
     def get_loading_attributes(self) -> dict[str, Any]:
-        """What a caller may change of a checkpoint's own entry."""
+        """The settings of a checkpoint's entry that a caller may change."""
         return {"dequantize": self.dequantize}
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,8 +66,8 @@ class Small4StoredConfig(FineGrainedFP8Config):
 
 
 def stored_entry(entry: object) -> Any:
-    """A `quantization_config` as read from `config.json`, made a `Small4StoredConfig` unless it is transformers' own
-    business.
+    """Turns a `quantization_config` from `config.json` into a `Small4StoredConfig`, unless transformers loads it
+    itself.
     """
     if not isinstance(entry, dict) or entry.get("quant_method") in _HOST_METHODS:
         return entry
@@ -77,7 +77,7 @@ def stored_entry(entry: object) -> Any:
 
 
 def refuse_unknown(config: Small4StoredConfig) -> None:
-    """Raise ValueError for a way of quantizing that is not read, and say what to do."""
+    """Raise ValueError for a quantization that is not read, and say what to do."""
     method, words = config.method, config.entry.get("format")
     if config.entry.get("transform_config"):
         raise ValueError(

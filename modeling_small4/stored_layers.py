@@ -96,7 +96,7 @@ class StoredProduct(torch.autograd.Function):
 
 @torch.compiler.disable
 def multiply(weight: StoredWeight, inputs: torch.Tensor) -> torch.Tensor:
-    """`inputs @ weight.T` with a gradient for the inputs. Compiled code is left and entered again around it."""
+    """`inputs @ weight.T` with a gradient for the inputs. It breaks the graph of compiled code."""
     return StoredProduct.apply(inputs, weight)
 
 
@@ -156,7 +156,7 @@ class StoredModule(nn.Module):
 
 
 class Small4StoredLinear(StoredModule):
-    """A linear layer of a stored weight. Answers in the dtype of its input."""
+    """A linear layer of a stored weight. Its output has the dtype of its input."""
 
     def __init__(
         self, in_features: int, out_features: int, parts: Mapping[str, Part], bias: nn.Parameter | None = None
@@ -191,9 +191,7 @@ class Small4StoredLinear(StoredModule):
 
 
 def is_readable(module: Any) -> bool:
-    """True for a stored linear whose weight is all there is to it, and here: no adapter, shard or offload hook in
-    between.
-    """
+    """True for a stored linear whose weight can be read directly: there is no adapter, shard or offload hook."""
     return type(module) is Small4StoredLinear and is_unwrapped(module) and not module.stored().codes.is_meta
 
 

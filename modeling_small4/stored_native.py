@@ -1,5 +1,5 @@
-"""Compiles the C text of `stored_source` at first use and loads it. Without a C compiler there is no library, and torch
-does the work.
+"""Compiles the C source in `stored_source` at first use and loads it. Without a C compiler there is no library, and
+torch does the work.
 
 `SMALL4_KERNELS` chooses: "auto" (the default), "off", or the name of a set of instructions. Compiled files are kept in
 a folder of the user's cache that nobody else can write to. Must not know: what weights mean.
@@ -85,7 +85,7 @@ VARIANTS = {variant.name: variant for variant in (_AVX512_BF16, _AVX512, _AVX2, 
 
 
 class Unavailable(Exception):
-    """Why there are no kernels, in words that complete "because ..."."""
+    """Why there are no kernels: a message that completes "because ..."."""
 
 
 class Library:

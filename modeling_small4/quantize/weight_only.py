@@ -25,7 +25,7 @@ def weight_only(kind: str = "int8") -> dict[str, Any]:
     they are.
 
     "int4": 4 bits and, for each group of 128 values (64 or 32 where rows are short), a scale and a zero; on CPUs,
-    through torch itself; `kv_b_proj` stays too. The checkpoint must be unquantised, is read piece by piece, and the
+    through torch itself; `kv_b_proj` stays too. The checkpoint must be unquantized, is read piece by piece, and the
     model cannot be saved.
 
     Raises:

@@ -1,7 +1,6 @@
-"""What every endpoint does with a job's events: hands them from the engine's thread to the event loop, and counts
-tokens.
+"""Shared by all endpoints: passes the events of a job from the engine's thread to the event loop, and counts tokens.
 
-Knows nothing of the API's forms.
+Knows nothing of the formats of the API.
 """
 
 import asyncio
@@ -27,10 +26,10 @@ class Listener:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, (job, event))
 
     async def events(self, answers: int) -> AsyncIterator[tuple[int, Event]]:
-        """(number of the job, event) until so many answers have ended.
+        """(number of the job, event) until that many answers have ended.
 
         Raises:
-            ApiError: The engine failed on one.
+            ApiError: The engine failed on one of the jobs.
         """
         while answers:
             number, event = await self._queue.get()
@@ -100,7 +99,7 @@ class Usage:
 
 
 def token_report(tokenizer: Small4Tokenizer, report: Reported) -> dict[str, Any]:
-    """A token's log probability in the form of the chat API."""
+    """A token's log probability in the format of the chat API."""
 
     def one(token: int, logprob: float) -> dict[str, Any]:
         data = tokenizer.token_bytes(token) or tokenizer.control_tokens.get(token, "").encode()

@@ -1,4 +1,4 @@
-"""The application: routes, and what they all do with a request. Start reading here.
+"""The application: the routes, and the steps that every request goes through. Start reading here.
 
 A request is read and checked (`fields`, `conversation`), made into jobs (`asking`), decoded by the engine's thread
 (`engine`) and answered (`chat_api`, `responses_api`, `completions_api`). Knows nothing of tensors.
@@ -46,11 +46,13 @@ class Options:
 
     Attributes:
         name: what clients call the model.
-        mode: of reasoning, for requests that do not say.
-        rows: most answers decoded at once. waiting: most requests in the queue. answers: largest `n`. images: of one
-            request.
-        prefix_bytes: kept of what was read before.
-        image_hosts: from which images may be fetched; none by default.
+        mode: reasoning mode of requests that do not set one.
+        rows: how many answers are decoded at once.
+        waiting: length of the queue.
+        answers: largest `n`.
+        images: limit for one request.
+        prefix_bytes: memory for the KV cache of earlier prompts.
+        image_hosts: hosts from which images may be fetched; none by default.
         draft: of `generate`, for answers that run alone.
     """
 
@@ -143,7 +145,9 @@ class Api:
     async def _answer(
         self, request: Request, fields: Any, jobs_of: Callable[[Listener], list[Job]], answers: Any
     ) -> Response:
-        """Puts the jobs in the queue, and answers whole or streaming. A client that leaves has its jobs dropped."""
+        """Puts the jobs in the queue, and answers whole or streaming. If the client disconnects, its jobs are
+        cancelled.
+        """
         listener = Listener()
         jobs = await asyncio.to_thread(jobs_of, listener)
         self._submit(jobs)
@@ -175,13 +179,13 @@ class Api:
             yield line(_failure().body)
 
     def _cancel(self, jobs: list[Job]) -> None:
-        """Drops what has not ended; an answer that has is not touched by it."""
+        """Cancels what has not ended. Finished answers are not affected."""
         for job in jobs:
             self.engine.cancel(job)
 
 
 class _Stream(StreamingResponse):
-    """Server-sent events; `ended` is called at their end, and when the client leaves, be it before the first."""
+    """Server-sent events. `ended` is called at their end and when the client disconnects, even before the first one."""
 
     def __init__(self, lines: AsyncIterator[bytes], ended: Callable[[], None]) -> None:
         super().__init__(lines, media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -195,7 +199,7 @@ class _Stream(StreamingResponse):
 
 
 async def _while_there(request: Request, answer: Any) -> Any:
-    """The answer, unless the client leaves before."""
+    """The answer, unless the client disconnects first."""
     made, left = asyncio.ensure_future(answer), asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((made, left), return_when=asyncio.FIRST_COMPLETED)
@@ -215,7 +219,7 @@ async def _left(request: Request) -> None:
 
 
 def as_json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON answer, in ASCII, so that half a surrogate pair that a client sent does not break it."""
+    """A JSON response, in ASCII, so that a lone surrogate from a client does not break it."""
     return Response(json.dumps(value), status, headers, "application/json")
 
 
@@ -230,9 +234,7 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = {404: "There is nothing at this path.", 405: "This path does not take that method."}.get(
-        error.status_code
-    )
+    message = {404: "There is no such path.", 405: "This path does not support that method."}.get(error.status_code)
     refused = ApiError(message or str(error.detail), status=error.status_code)
     return as_json(refused.body, refused.status)
 
@@ -275,7 +277,7 @@ def make_app(api: Api) -> FastAPI:
 
 
 class Server(uvicorn.Server):
-    """A server that knows what it serves. `run()` serves until interrupted."""
+    """A uvicorn server with its `Api`. `run()` serves until interrupted."""
 
     def __init__(self, api: Api, port: int) -> None:
         app, host = make_app(api), api.options.access.host
@@ -296,9 +298,9 @@ def make_server(
 
     Args:
         model: checkpoint folder or Hub repository.
-        mode: of reasoning, for requests that do not say; None: the checkpoint's own.
-        device: a device, or "auto" for the accelerators there are, else the CPU.
-        expert_memory: of `from_pretrained`.
+        mode: reasoning mode of requests that do not set one; None: the checkpoint's own.
+        device: a device, or "auto" for all accelerators, else the CPU.
+        expert_memory: as in `from_pretrained`.
         options: fields of `Options` and of `Access`.
 
     Raises:

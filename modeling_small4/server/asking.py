@@ -1,6 +1,6 @@
-"""From checked fields and a conversation to a job for the engine: prompt, sampling, mode of reasoning, grammar, limits.
+"""Turns checked fields and a conversation into a job for the engine: prompt, sampling, reasoning mode, grammar, limits.
 
-What cannot be done is refused here, before anything waits in the queue. Knows nothing of HTTP and of answers' form.
+Refuses what cannot be done before anything waits in the queue. Knows nothing of HTTP or of the format of answers.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from .fields import ChatLikeFields, CommonFields, CompletionFields
 from .jobs import Event, Job, Prompt
 from .sampling import Sampling
 
-# Reasoning efforts of the API -> mode of the model, and most tokens of thought.
+# Reasoning effort of the API -> mode of the model, and limit of thinking tokens.
 EFFORTS: dict[str, tuple[str, int | None]] = {
     "none": ("none", None),
     "minimal": ("none", None),
@@ -38,7 +38,9 @@ class Limits:
     """What one request may ask for.
 
     Attributes:
-        context: tokens of prompt and answer together. answers: `n`. images: of one request.
+        context: tokens of prompt and answer together.
+        answers: `n`.
+        images: of one request.
         image_access: where images may be read from besides data URLs.
     """
 
@@ -51,7 +53,7 @@ class Limits:
 class Asker:
     """
     Args:
-        mode: of reasoning, for requests that do not say; None: the checkpoint's own.
+        mode: reasoning mode of requests that do not set one; None: the checkpoint's own.
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class Asker:
         """The job of a chat or responses request.
 
         Args:
-            where: the field that holds the conversation. most: tokens of the answer, as asked for.
+            where: the field that holds the conversation.
+            most: the requested token limit of the answer.
 
         Raises:
             ApiError: What is wrong with the request.
@@ -92,9 +95,7 @@ class Asker:
         return job
 
     def text_job(self, fields: CompletionFields, prompt: str | list[int], tell: Tell) -> Job:
-        """The job of one prompt of a completion: text, all of which is text, or ids, which may be those of special
-        tokens.
-        """
+        """The job of one prompt of a completion: a string, which is plain text, or ids, which may be special tokens."""
         if isinstance(prompt, str):
             ids = [self.tokenizer.bos_token_id, *self.tokenizer.encode_texts([prompt])[0]]
         else:
@@ -143,9 +144,7 @@ class Asker:
         return most or min(self.model.generation_config.max_new_tokens or context, context - length)
 
     def _sampling(self, fields: CommonFields, answers: int, logprobs: int | None) -> Sampling:
-        """What the request says; where it says nothing, the checkpoint's generation settings, and greedy decoding
-        without any.
-        """
+        """The sampling settings of the request, else of the checkpoint's generation config, else greedy decoding."""
         own = self.model.generation_config
         temperature, top_p, top_k = fields.temperature, fields.top_p, fields.top_k
         if temperature is None:
@@ -179,7 +178,9 @@ class Asker:
         return out
 
     def _mode(self, fields: ChatLikeFields, effort: str | None) -> tuple[str | None, int | None]:
-        """Mode and budget, wherever they were given; a request that gives two different ones is refused."""
+        """Mode and thinking budget, from any of the fields that set them. A request with two different modes is
+        refused.
+        """
         given: dict[str, tuple[str, int | None]] = {}
         if effort is not None:
             given["reasoning_effort"] = EFFORTS[effort]
@@ -201,7 +202,7 @@ class Asker:
                     given[f"chat_template_kwargs.{name}"] = ("high" if flag else "none", None)
         if len({mode for mode, _ in given.values()}) > 1:
             names = " and ".join(given)
-            raise ApiError(f"{names} ask for two different modes of reasoning; give one of them.", next(iter(given)))
+            raise ApiError(f"{names} ask for two different reasoning modes; give one of them.", next(iter(given)))
         mode = next((mode for mode, _ in given.values()), None)
         budgets = [budget for _, budget in given.values() if budget is not None]
         budget = fields.max_thinking_tokens if fields.max_thinking_tokens is not None else min(budgets, default=None)
@@ -213,10 +214,10 @@ class Asker:
     def _grammar(
         self, fields: ChatLikeFields, tools: list[dict[str, Any]], response_format: dict[str, Any] | None, close: bool
     ) -> Grammar | None:
-        """What the answer must be: a response format, calls of tools, both, or a grammar given as such.
+        """The constraint on the answer: a response format, tool calls, both, or an explicit grammar.
 
-        Where the client set no limit, an answer that runs into the server's own is closed in time; else it is cut off,
-        as said.
+        If the client set no token limit, an answer that reaches the server's limit is closed before it. Otherwise it is
+        cut off at the client's limit.
         """
         content = None
         if response_format is not None and response_format.get("type") != "text":
@@ -264,17 +265,17 @@ class Asker:
         return Prompt(ids, key, begun, spans, pixels, sizes)
 
     def _begun(self, ids: list[int]) -> int:
-        """How many ids at the end are the beginning of the answer."""
+        """How many of the last ids belong to the answer."""
         ends = {self.tokenizer.control_ids.get(token) for token in (END_INST, END_TOOL_RESULTS)}
         ends.add(self.tokenizer.eos_token_id)
         return next((index for index, token in enumerate(reversed(ids)) if token in ends), len(ids))
 
 
 def read_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tools of either API in the chat format's form.
+    """Tools of either API in the form of the chat format.
 
     Raises:
-        ApiError: One that is no function, or that is wrong; `param` is its path.
+        ApiError: A tool that is not a function, or is invalid; `param` is its path.
     """
     out: list[dict[str, Any]] = []
     for index, tool in enumerate(tools):
@@ -292,13 +293,13 @@ def read_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with blamed_on(inner):
             tool_definitions([plain])
         if any(kept["name"] == other["function"]["name"] for other in out):
-            raise ApiError(f"{inner}.name: there are two tools of the name {kept['name']!r}.", f"{inner}.name")
+            raise ApiError(f"{inner}.name: there are two tools with the name {kept['name']!r}.", f"{inner}.name")
         out.append(plain)
     return out
 
 
 def _response_format(given: dict[str, Any]) -> Grammar:
-    """A chat's `response_format` or a response's `text.format`, whose fields lie one level higher."""
+    """A chat's `response_format` or a response's `text.format`, whose fields are one level higher."""
     kind = given.get("type")
     if kind not in ("json_object", "json_schema"):
         raise ApiError(

@@ -1,6 +1,4 @@
-"""`/v1/completions`: text that goes on from a prompt, without a chat format; whole or as a stream. Knows nothing of
-HTTP.
-"""
+"""`/v1/completions`: continues a prompt without a chat format, whole or as a stream. Knows nothing of HTTP."""
 
 import time
 import uuid

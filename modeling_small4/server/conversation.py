@@ -1,7 +1,6 @@
-"""Messages and items of requests as the conversation that the chat format knows; nothing in them is lost or passed over
-silently.
+"""Turns messages and items of requests into a conversation of the chat format. Nothing in them is ignored silently.
 
-Chats have `messages`, responses have `input` items. What is wrong is refused with its path. Knows nothing of prompts
+Chats have `messages`, responses have `input` items. An error names the path of what is wrong. Knows nothing of prompts
 and decoding.
 """
 
@@ -9,7 +8,7 @@ from typing import Any
 
 from .errors import ApiError, blamed_on
 
-# Keys that say nothing to the model: they come back with the answers of this or another server, or from clients' own
+# Keys without a meaning for the model: they are sent back with answers of this or another server, or by clients'
 # classes.
 _SILENT = frozenset(
     ("name", "annotations", "parsed", "provider_specific_fields", "cache_control", "weight", "id", "status", "phase")
@@ -21,7 +20,7 @@ _KEYS = {
     "system": _COMMON, "developer": _COMMON, "user": _COMMON, "assistant": _ASSISTANT,
     "tool": _COMMON | {"tool_call_id"},
 }  # fmt: skip
-_KEPT = frozenset(("chunks", "empty", "reasoning_closed"))  # of our own parsed answers
+_KEPT = frozenset(("chunks", "empty", "reasoning_closed"))  # in our own parsed answers
 
 
 def from_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -36,11 +35,11 @@ def from_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def from_input(given: str | list[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:
-    """The conversation of a responses request: instructions first, then its items; what the assistant wrote in a row,
-    thought, text and calls, is one message.
+    """The conversation of a responses request: the instructions, then its items. Consecutive items of the assistant
+    (thought, text, calls) are one message.
 
     Raises:
-        ApiError: As `from_messages`.
+        ApiError: As in `from_messages`.
     """
     out: list[dict[str, Any]] = [] if instructions is None else [{"role": "system", "content": instructions}]
     if isinstance(given, str):
@@ -102,7 +101,7 @@ def _assistant(message: dict[str, Any], at: str) -> dict[str, Any]:
 
 
 def _says_nothing(message: dict[str, Any]) -> bool:
-    """Whether the assistant said nothing at all, which is an answer like any other."""
+    """Whether the assistant's answer is empty, which is allowed."""
     content = message.get("content")
     if isinstance(content, list) and all(part == {"type": "text", "text": ""} for part in content):
         message["content"] = content = ""
@@ -130,7 +129,7 @@ def _content(content: object, role: str, at: str) -> Any:
     if role in ("system", "developer") and any(
         isinstance(part, dict) and "image" in str(part.get("type")) for part in content
     ):
-        raise ApiError(f"{at}: images can only stand in messages of the user and of tools.", at)
+        raise ApiError(f"{at}: only messages of the user and of tools can hold images.", at)
     return [_part(part, role, f"{at}[{index}]") for index, part in enumerate(content)]
 
 
@@ -152,7 +151,7 @@ def _part(part: object, role: str, at: str) -> dict[str, Any]:
 
 
 def _image(part: dict[str, Any], at: str) -> str:
-    """The URL of an image, in whichever of its forms; what may be read is the server's to say."""
+    """The URL of an image, in any of its forms. Access is checked elsewhere."""
     if part.get("detail") not in (None, "auto", "high", "original", "low"):
         raise ApiError(f"{at}.detail must be auto, low or high.", f"{at}.detail")
     if part.get("file_id") is not None:
@@ -204,7 +203,7 @@ def _item(item: dict[str, Any], at: str) -> dict[str, Any]:
 
 
 def _join(message: dict[str, Any], more: dict[str, Any]) -> None:
-    """Adds what the assistant went on with."""
+    """Appends what the assistant wrote next."""
     for key in ("reasoning_content", "content"):
         if more.get(key) is None:
             continue

@@ -25,7 +25,7 @@ from .sampling import Reported, Sampler, Thought
 
 @dataclass
 class Answer:
-    """One answer in the making; `ids` are what the prompt holds of it and what was generated."""
+    """An answer that is being generated. `ids`: what the prompt holds of it, and what was generated."""
 
     job: Job
     index: int
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass
 class Reading:
-    """A prompt in the reading: `done` tokens are in the cache."""
+    """A prompt that is being read; `done` of its tokens are in the cache."""
 
     job: Job
     cache: LatentCache
@@ -66,11 +66,11 @@ class Decoder:
         self._closed = {flag: self._closed_ids(flag) for flag in (False, True)}
 
     def begin(self, job: Job) -> Reading:
-        """Takes what is known of the prompt, and embeds the rest."""
+        """Takes the longest known prefix of the prompt from the store, and embeds the rest."""
         prompt, cache = job.prompt, LatentCache(self.model.config)
         job.cached = self.prefixes.take(prompt.key, cache)
         for start, stop in prompt.images:
-            if start < job.cached < stop:  # images are embedded whole
+            if start < job.cached < stop:  # an image is embedded as a whole
                 cache.crop(start - job.cached)
                 job.cached = start
         ids = torch.tensor([prompt.ids[job.cached :]], device=self.model.device)
@@ -91,7 +91,7 @@ class Decoder:
         return embeds.masked_scatter(places, torch.cat(list(features)).to(embeds.device, embeds.dtype))
 
     def read(self, reading: Reading, most: int) -> torch.Tensor:
-        """Reads at most so many tokens more. Returns the logits `[vocabulary]` behind the last one."""
+        """Reads at most that many more tokens. Returns the logits `[vocabulary]` after the last one."""
         begin = reading.done - reading.job.cached
         embeds = reading.embeds[:, begin : begin + most]
         view = None if reading.drafting is None else reading.drafting.view
@@ -127,7 +127,7 @@ class Decoder:
         return Answer(job, index, cache, sampler, reader, grammar, list(begun))
 
     def forward(self, running: list[Answer]) -> torch.Tensor:
-        """Logits `[answers, vocabulary]` behind each one's last token."""
+        """Logits `[answers, vocabulary]` after the last token of each answer."""
         device = self.model.device
         if len(running) == 1 and (drafted := running[0].drafted) is not None:
             return drafted.forward(self.model, running[0].ids, running[0].job.most - running[0].tokens - 1)[None]
@@ -153,14 +153,14 @@ class Decoder:
         return token, report
 
     def keep(self, answer: Answer) -> None:
-        """Stores the cache of a finished answer, for a prompt that goes on from there."""
+        """Stores the cache of a finished answer, for prompts that continue it."""
         if answer.drafted is not None:
             answer.drafted.settle()
         generated = answer.ids[answer.job.prompt.begun :]
         self.prefixes.keep([*answer.job.prompt.key, *generated], answer.cache)
 
     def _closed_ids(self, calls: bool) -> torch.Tensor:
-        """Special tokens that mean nothing in an answer, and ids that no text has."""
+        """Ids that an answer never contains: special tokens without a meaning there, and ids beyond the tokenizer's."""
         known = self.tokenizer.control_ids
         useful = {THINK, END_THINK, *((TOOL_CALLS, ARGS) if calls else ())}
         closed = {index for token, index in known.items() if token not in useful} - self.eos

@@ -25,9 +25,9 @@ CHUNK = 1024  # tokens of prompts read between two steps of the running answers
 class Engine:
     """
     Args:
-        rows: most answers decoded at once.
-        waiting: most requests that wait for their turn.
-        prefix_bytes: for what was read before; see `PrefixStore`.
+        rows: how many answers are decoded at once.
+        waiting: how many requests may wait.
+        prefix_bytes: limit of the `PrefixStore`.
         draft: see `Decoder`.
     """
 
@@ -54,7 +54,7 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the token that it is at; jobs that are left fail."""
+        """Ends the thread after the current token. Unfinished jobs fail."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -85,7 +85,7 @@ class Engine:
             self._wake.notify()
 
     def cancel(self, job: Job) -> None:
-        """Has the job dropped; nothing more is told of it."""
+        """Cancels the job; it gets no more events."""
         with self._wake:
             job.cancelled = True
             self._wake.notify()
@@ -122,7 +122,7 @@ class Engine:
             self._count("cancelled")
 
     def _read_prompts(self) -> None:
-        """Reads up to `CHUNK` tokens of prompts, of as many jobs as there is room for."""
+        """Reads up to `CHUNK` tokens of prompts, from as many jobs as fit."""
         left = CHUNK
         while left > 0:
             if self._reading is None:
@@ -148,8 +148,8 @@ class Engine:
         return None
 
     def _read(self, reading: Reading, most: int) -> int:
-        """Reads at most so many tokens; the answers begin when all of the prompt is read. Returns how many tokens it
-        was.
+        """Reads at most that many tokens and returns how many it read. Its answers start when the whole prompt has been
+        read.
         """
         before = reading.done
         logits = self.decoder.read(reading, most)
@@ -161,7 +161,7 @@ class Engine:
         return reading.done - before
 
     def _step(self) -> None:
-        """Takes all running answers one token further."""
+        """Generates one token of every running answer."""
         if not self._running:
             return
         running = list(self._running)
@@ -179,7 +179,7 @@ class Engine:
                 self._fail([answer.job], error)
 
     def _advance(self, answer: Answer, logits: torch.Tensor) -> None:
-        """Chooses an answer's next token and tells what became certain by it."""
+        """Chooses an answer's next token and sends the text that is now certain."""
         token, report = self.decoder.choose(answer, logits)
         self.counts.generated(1)
         if token in self.decoder.eos:
@@ -206,7 +206,7 @@ class Engine:
         self._tell(answer.job, Event(answer.index, deltas, Finish(reason, answer.reader, answer.tokens)))
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
-        """Drops the jobs. The whole story is for whoever runs the server; the client is told one sentence."""
+        """Fails the jobs. The traceback goes to the server's standard error; the client gets one sentence."""
         print("small4 serve: a request failed", file=sys.stderr)
         traceback.print_exception(error, file=sys.stderr)
         for job in {id(job): job for job in jobs}.values():
@@ -219,7 +219,7 @@ class Engine:
         if not job.cancelled:
             try:
                 job.tell(event)
-            except RuntimeError:  # whoever listened is gone
+            except RuntimeError:  # the event loop that listened is closed
                 job.cancelled = True
 
     def _count(self, outcome: str) -> None:
@@ -227,5 +227,5 @@ class Engine:
 
 
 def _words(error: Exception) -> str:
-    """What a client is told; a ValueError's sentence says what was wrong with its request."""
+    """The message for the client. A ValueError says what was wrong with the request; other errors are not shown."""
     return str(error) if isinstance(error, ValueError) else "The server failed on this request."

@@ -1,5 +1,5 @@
-"""What a request that cannot be answered gets back, in the form that OpenAI's clients show. Knows nothing of requests
-or models.
+"""The error of a request that cannot be answered, in the form that OpenAI's clients show. Knows nothing of requests or
+models.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,14 @@ LONGEST = 600  # characters of a message
 
 
 class ApiError(Exception):
-    """A refusal.
+    """A request is refused.
 
     Args:
         message: one sentence: what was given, what is allowed.
-        param: the field at fault, `messages[0].content` style.
-        status: of HTTP. code: OpenAI's word for it. headers: further ones of the answer.
+        param: the path of the wrong field, such as `messages[0].content`.
+        status: HTTP status.
+        code: OpenAI's code for it.
+        headers: additional headers of the response.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class ApiError(Exception):
 
 @contextmanager
 def blamed_on(param: str) -> Iterator[None]:
-    """Turns the library's ValueErrors into refusals of a field."""
+    """Turns ValueErrors of the library into errors about a field."""
     try:
         yield
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""The fields of requests: their types and ranges, which of them mean nothing here, and how a wrong one is named.
+"""The fields of requests: their types and ranges, which have no effect here, and the error for a wrong one.
 
-A field that stands in no model is refused. Knows nothing of what the fields do.
+A field that no model lists is refused. Knows nothing of what the fields do.
 """
 
 import json
@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import ApiError
 
-# Accepted and without effect: they concern bookkeeping, billing or caching of a hosted service, or hint at what makes
-# no difference.
+# Accepted without effect: they concern bookkeeping, billing or caching of a hosted service, or are hints that make no
+# difference.
 NO_EFFECT = frozenset(
     (
         *("user", "metadata", "store", "service_tier", "safety_identifier", "client_metadata", "prediction"),
@@ -26,7 +26,7 @@ Fields = TypeVar("Fields", bound="CommonFields")
 
 
 class CommonFields(BaseModel):
-    """What every endpoint that generates understands; `top_k`, `min_p`, `repetition_penalty` and `random_seed` are not
+    """The fields of every endpoint that generates. `top_k`, `min_p`, `repetition_penalty` and `random_seed` are not
     OpenAI's.
     """
 
@@ -49,7 +49,7 @@ class CommonFields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _that_say_something(cls, values: Any) -> Any:
-        """null says the same as a field that is left out."""
+        """null means the same as leaving a field out."""
         return {name: value for name, value in values.items() if value is not None and name not in NO_EFFECT}
 
 
@@ -60,9 +60,7 @@ class StreamOptions(BaseModel):
 
 
 class Reasoning(BaseModel):
-    """Responses' `reasoning`; summaries are not made, so only "auto" may be asked for, which leaves it to the
-    server.
-    """
+    """Responses' `reasoning`. There are no summaries, so only "auto" is allowed, which leaves it to the server."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     effort: Effort | None = None
@@ -71,7 +69,7 @@ class Reasoning(BaseModel):
 
 
 class Thinking(BaseModel):
-    """Anthropic's way to ask for a thought, as litellm hands it on."""
+    """Anthropic's way to ask for thinking, as litellm passes it on."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["enabled", "disabled", "adaptive"]
@@ -89,7 +87,7 @@ class TemplateOptions(BaseModel):
 
 
 class ChatLikeFields(CommonFields):
-    """What chats and responses share."""
+    """The fields that chats and responses share."""
 
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -152,7 +150,7 @@ class CompletionFields(CommonFields):
     @model_validator(mode="after")
     def _one_sample_each(self) -> "CompletionFields":
         if self.best_of not in (None, self.n or 1):
-            raise ValueError("best_of must be n; the server does not choose among more samples")
+            raise ValueError("best_of must equal n; the server does not choose among more samples")
         return self
 
 
@@ -160,7 +158,7 @@ def read_body(body: bytes) -> dict[str, Any]:
     """A request's JSON object.
 
     Raises:
-        ApiError: The bytes are none.
+        ApiError: The body is not a JSON object.
     """
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
@@ -176,7 +174,7 @@ def read_fields(model: type[Fields], body: dict[str, Any]) -> Fields:
     """The checked fields of a request.
 
     Raises:
-        ApiError: One is unknown, missing or wrong; `param` names it.
+        ApiError: A field is unknown, missing or wrong; `param` names it.
     """
     try:
         return model.model_validate(body)
@@ -191,7 +189,7 @@ def read_fields(model: type[Fields], body: dict[str, Any]) -> Fields:
         raise ApiError(f"{param or 'The request'}: {found['msg']}.", param, code="invalid_value") from None
 
 
-_UNIONS = ("str", "list", "dict", "int", "float", "bool")  # pydantic names the alternative that it tried last
+_UNIONS = ("str", "list", "dict", "int", "float", "bool")  # pydantic appends the alternative that it tried last
 
 
 def _path(parts: list[Any]) -> str | None:

@@ -1,6 +1,6 @@
-"""Who may ask: hosts, origins, the API key, and the size of a body; checked before anything of a request is read.
+"""Access control: hosts, origins, the API key, and the size of a body. Checked before the request is read.
 
-An ASGI middleware, so that streams and clients that leave pass through it unchanged. Knows nothing of the API.
+An ASGI middleware, so that streams and disconnects pass through it unchanged. Knows nothing of the API.
 """
 
 import hmac
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError
 
-_OPEN = ("/", "/health")  # without the key: a page without data, and a sign of life
+_OPEN = ("/", "/health")  # allowed without the key: a page without data, and the health check
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Access:
     """
     Attributes:
         host: the address that the server listens on.
-        key: the API key; None: none is asked for.
-        hosts: further names under which clients may reach the server.
-        origins: web pages of other origins that may ask, as "https://example.com".
-        body: bytes of the largest request.
+        key: the API key; None: no key is required.
+        hosts: additional host names of the server.
+        origins: other origins whose pages may send requests, as "https://example.com".
+        body: largest request in bytes.
     """
 
     host: str = "127.0.0.1"
@@ -40,11 +40,11 @@ class Access:
         name = _name(headers.get("host", ""))
         if not self._known(name):
             raise ApiError(
-                f"The host {name[:80]!r} is not served here; --allowed-host allows further ones.", status=403
+                f"The host {name[:80]!r} is not served here; --allowed-host allows another host.", status=403
             )
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and origin.partition("://")[2] != headers.get("host"):
-            raise ApiError("Web pages of other origins may not ask; --allowed-origin allows them.", status=403)
+            raise ApiError("Pages of this origin may not send requests; --allowed-origin allows an origin.", status=403)
         if self.key is not None and path not in _OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.key.encode()):
@@ -57,9 +57,7 @@ class Access:
             raise ApiError(f"The body is larger than the {self.body} bytes allowed.", status=413)
 
     def _known(self, name: str) -> bool:
-        """This machine's own names, those allowed, and addresses: only a name can be made to point elsewhere by its
-        owner.
-        """
+        """This machine's names, the allowed ones, and plain addresses. (DNS rebinding needs a name.)"""
         if name in ("localhost", self.host, *self.hosts):
             return True
         try:
@@ -105,7 +103,7 @@ class Guard:
 
 
 async def refuse(error: ApiError, send: Send) -> None:
-    """Sends a refusal."""
+    """Sends an error."""
     body = json.dumps(error.body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]

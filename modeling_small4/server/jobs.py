@@ -1,4 +1,4 @@
-"""What goes into the engine and comes out of it: prompts, jobs, events, counts.
+"""The engine's input and output: prompts, jobs, events, counts.
 
 Knows nothing of models, of threads, or of HTTP.
 """
@@ -20,9 +20,11 @@ class Prompt:
     """What the model reads.
 
     Attributes:
-        ids: its tokens. key: the same, but those of images stand for what they show.
-        begun: how many of the last ids are the beginning of the answer.
-        images: for each image where its tokens begin and end. pixel_values, image_sizes: as the processor makes them.
+        ids: its tokens.
+        key: the same, but an image's tokens are replaced by hashes of its content.
+        begun: how many of the last ids belong to the answer.
+        images: where the tokens of each image begin and end.
+        pixel_values, image_sizes: as the processor makes them.
     """
 
     ids: list[int]
@@ -44,7 +46,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to one answer of a job: pieces of it, its end, or (for the job as a whole) that it failed."""
+    """Progress of one answer of a job: new pieces, its end, or (for the whole job) a failure."""
 
     answer: int = 0
     deltas: list[Delta] = field(default_factory=list)
@@ -58,10 +60,12 @@ class Job:
 
     Attributes:
         tell: called in the engine's thread with each event.
-        mode: "none", "high", or None where the model is free to think. budget: most tokens of thought.
-        calls: whether tool calls may be made. raw: for text that is no chat.
-        cached: tokens of the prompt that did not have to be read, once it has been.
-        cancelled: set it to have the job dropped within a token.
+        mode: "none", "high", or None if the model decides.
+        budget: limit of thinking tokens.
+        calls: whether tool calls are allowed.
+        raw: the prompt is plain text, not a chat.
+        cached: tokens of the prompt that did not have to be read, known after it was read.
+        cancelled: set it to stop the job within a token.
     """
 
     prompt: Prompt
@@ -80,7 +84,7 @@ class Job:
 
 
 class QueueFullError(Exception):
-    """As many requests wait as are allowed to."""
+    """The queue is full."""
 
 
 @dataclass
@@ -101,6 +105,6 @@ class Counts:
             self.recent.popleft()
 
     def rate(self) -> float:
-        """Tokens a second, of the last ten."""
+        """Tokens per second, over the last ten seconds."""
         now = time.monotonic()
         return sum(tokens for when, tokens in list(self.recent) if now - when <= 10) / 10

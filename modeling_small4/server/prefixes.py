@@ -1,7 +1,7 @@
-"""Latents of prompts and answers that were read before, so that a request which begins with the same tokens reads only
-the rest.
+"""The prefix cache: latents of earlier prompts and answers, so that a request that begins with the same tokens reads
+only the rest.
 
-They are kept exactly as they were computed, bounded in bytes, the least recently used go first. Knows nothing of
+They are kept as they were computed, up to a limit of bytes; the least recently used are dropped first. Knows nothing of
 requests or decoding.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from ..cache import LatentCache
 
-LEAST = 64  # tokens from which on a beginning is worth keeping
+LEAST = 64  # the shortest prefix that is worth keeping, in tokens
 
 
 @dataclass
@@ -40,11 +40,11 @@ class PrefixStore:
         return len(self._entries)
 
     def take(self, key: list[int], cache: LatentCache) -> int:
-        """Fills an empty cache with the longest beginning of `key` that is kept, but for its last token; how many
-        tokens that is.
+        """Fills an empty cache with the longest known prefix of `key`, without the last token of `key`. Returns its
+        length in tokens.
 
         Args:
-            key: one number for each token of a prompt; those of images stand for what they show.
+            key: one number for each token of a prompt; for images, hashes of their content.
         """
         wanted = np.asarray(key[:-1], dtype=np.int64)
         lengths = {name: _common(entry.key, wanted) for name, entry in self._entries.items()}
@@ -61,17 +61,17 @@ class PrefixStore:
         return length
 
     def keep(self, key: list[int], cache: LatentCache) -> None:
-        """Keeps what a cache holds of `key`, its first tokens. The cache may go on growing, but not go back."""
+        """Keeps what a cache holds of `key`. The cache may grow afterwards, but must not be cropped."""
         length = min(len(key), int(cache.get_seq_length()))
         if not self.limit or length < LEAST:
             return
         wanted = np.asarray(key[:length], dtype=np.int64)
         for name, entry in list(self._entries.items()):
             common = _common(entry.key, wanted)
-            if common == len(wanted):  # it is kept already
+            if common == len(wanted):  # already kept
                 self._entries.move_to_end(name)
                 return
-            if common == len(entry.key):  # it goes on in the new one
+            if common == len(entry.key):  # the new one continues it
                 self._drop(name)
         entry = _Entry(wanted, [[store[:, :, :length] for store in layer.stores] for layer in cache.layers])
         if entry.nbytes > self.limit:
@@ -86,7 +86,7 @@ class PrefixStore:
 
 
 def _common(mine: np.ndarray, theirs: np.ndarray) -> int:
-    """How many first numbers are equal."""
+    """Length of the common prefix."""
     length = min(len(mine), len(theirs))
     differs = mine[:length] != theirs[:length]
     return int(differs.argmax()) if differs.any() else length

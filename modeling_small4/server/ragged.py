@@ -1,8 +1,7 @@
-"""One decoding step of several sequences at once, each with a cache of its own: no row is padded, and rows come and go
+"""One decoding step of several sequences at once, each with its own cache. No row is padded, and rows join and leave
 freely.
 
-Their new tokens stand one after the other in one row, so that all but attention sees a single batch. Knows nothing of
-requests.
+Their new tokens form one row, so that everything but attention sees a single sequence. Knows nothing of requests.
 """
 
 from collections.abc import Sequence
@@ -13,11 +12,11 @@ import torch
 from ..attention_paged import Attend, PagedBatch
 from ..cache import LatentCache, extend
 
-TOGETHER = 4096  # tokens up to which caches are copied into one batch; a longer one is attended to alone, where it lies
+TOGETHER = 4096  # caches of up to this many tokens are copied into one batch; a longer one is read in place, alone
 
 
 class RaggedBatch(PagedBatch):
-    """What a forward is given as its cache.
+    """The `cache` argument of a forward pass.
 
     Args:
         caches: of each sequence; every forward adds one token to each.
@@ -56,7 +55,7 @@ class RaggedBatch(PagedBatch):
 
 
 def _alike(lengths: list[int]) -> list[list[int]]:
-    """Groups of rows of which none is more than twice as long as another, but for the shortest; long ones alone."""
+    """Groups of rows in which none is over twice as long as another (very short ones aside); long rows are alone."""
     groups: list[list[int]] = []
     limit = -1
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):

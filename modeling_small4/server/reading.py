@@ -1,7 +1,7 @@
-"""Tokens of one answer read into thinking, content and tool calls as they come, by id: no text is ever taken for a
-special token.
+"""Reads the tokens of one answer into thinking, content and tool calls as they arrive, by id: text is never mistaken
+for a special token.
 
-Also looks for stop strings, which it takes out of the content. Knows nothing of requests, models or HTTP.
+Also finds stop strings and removes them from the content. Knows nothing of requests, models or HTTP.
 """
 
 import codecs
@@ -20,7 +20,7 @@ _LETTERS = string.ascii_letters + string.digits
 
 @dataclass
 class Call:
-    """A tool call; `whole` once its arguments are valid JSON and the message has gone on."""
+    """A tool call. `whole` is set when its arguments are valid JSON and something follows them."""
 
     name: str = ""
     arguments: str = ""
@@ -30,8 +30,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer that has become certain: of a thought, of the content, or of the arguments of the `call`
-    with that index, which `begins` with the piece that says so. `reports` are those of the content's tokens."""
+    """A piece of an answer that is certain: of the thought, of the content, or of the arguments of the `call` with that
+    index. `begins` marks the first piece of a call. `reports`: log probabilities of the content's tokens.
+    """
 
     channel: str
     text: str
@@ -44,11 +45,12 @@ class Reader:
     """Reads one answer.
 
     Args:
-        control: id -> special token. token_bytes: id -> bytes of any other.
+        control: id -> special token.
+        token_bytes: id -> bytes of any other.
         eos: ids that end the message.
         stops: strings that end the answer; content up to the first of them is kept.
-        begun: what the prompt holds of the answer; it is read, but not given out again.
-        raw: for text that is no chat: there are no thoughts and calls in it.
+        begun: the part of the answer that is in the prompt; it is read, but not returned again.
+        raw: plain text, without thoughts and calls.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Reader:
 
     @property
     def thinking(self) -> str | None:
-        """The thought, None where there was none."""
+        """The thought, or None."""
         return "".join(self.parts[THINKING]) if self.thought else None
 
     @property
@@ -84,13 +86,13 @@ class Reader:
         return "".join(self.parts[CONTENT])
 
     def feed(self, token: int, report: Reported | None) -> list[Delta]:
-        """What has become certain by one more token. `stopped` says that it completed a stop string."""
+        """The pieces that are certain after one more token. `stopped` is set if it completes a stop string."""
         deltas = self._kept(self._step(token, report))
         self.thinking_tokens += self._state == THINKING and token not in self._control
         return deltas
 
     def finish(self, ended: bool) -> list[Delta]:
-        """What was held back; `ended` says that the message ended by itself, so that its last call is whole if it is
+        """The pieces that were held back. `ended`: the message ended by itself, so its last call is whole if it is
         JSON.
         """
         deltas = self._text(self._decoder.decode(b"", final=True), ())
@@ -118,7 +120,7 @@ class Reader:
     def _special(self, token: str) -> list[Delta]:
         deltas: list[Delta] = []
         if self._state == CONTENT and token in (THINK, TOOL_CALLS) and self._held:
-            deltas.append(self._given(self._held))  # no stop string goes on behind a special token
+            deltas.append(self._given(self._held))  # a stop string does not continue across a special token
         if token == THINK:
             self._state, self.thought = THINKING, True
         elif token == END_THINK and self._state == THINKING:
@@ -157,7 +159,7 @@ class Reader:
         return Delta(CONTENT, text, reports=reports)
 
     def _close_call(self) -> None:
-        """The last call is whole if its arguments are a JSON object."""
+        """Marks the last call whole if its arguments are a JSON object."""
         if self.calls and self._state in (NAME, ARGUMENTS):
             try:
                 self.calls[-1].whole = isinstance(json.loads(self.calls[-1].arguments), dict)
@@ -166,5 +168,5 @@ class Reader:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many last characters of the text may be the beginning of the stop string."""
+    """How many of the last characters of the text may be the start of the stop string."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -42,7 +42,7 @@ def wants_logprobs(fields: ResponsesFields) -> bool:
 
 @dataclass
 class _Item:
-    """An item of the output in the making, its index, and what it holds so far."""
+    """An item of the output that is being generated, its index, and its content so far."""
 
     kind: str
     index: int
@@ -88,7 +88,7 @@ class ResponseAnswers:
         if event.finish is None:
             return
         if self._open is None and not self.items:
-            yield from self._begin("message")  # the assistant said nothing
+            yield from self._begin("message")  # an empty answer
         if self._open is not None:
             whole = self._open.kind != "function_call" or event.finish.reader.calls[-1].whole
             yield from self._end("incomplete" if event.finish.reason == "length" else "completed")
@@ -177,7 +177,7 @@ class ResponseAnswers:
         return self._valid(self.head | end | {"usage": Usage.of(jobs, [finish]).as_response()})
 
     def _head(self, body: dict[str, Any]) -> dict[str, Any]:
-        """What the response says of the request."""
+        """The fields of the response that repeat the request."""
         head: dict[str, Any] = {"id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time())}
         head |= {"model": self.model, "error": None, "incomplete_details": None, "usage": None}
         echoed = (

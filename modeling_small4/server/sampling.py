@@ -1,7 +1,6 @@
-"""From the logits of one sequence to its next token: rules, penalties, bias, temperature, and the probabilities that
-are reported.
+"""Chooses the next token of a sequence from its logits: rules, penalties, bias, temperature; and reports probabilities.
 
-Knows nothing of requests' form, of text, or of other sequences.
+Knows nothing of request formats, of text, or of other sequences.
 """
 
 from collections import Counter
@@ -9,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-ALWAYS, NEVER = 100.0, -100.0  # of a logit bias: nothing else, and never
-CANDIDATES = 1024  # most likely tokens among which top-p is looked for first
+ALWAYS, NEVER = 100.0, -100.0  # logit biases that force or forbid a token
+CANDIDATES = 1024  # top-p first searches this many of the most likely tokens
 
 
 @dataclass(frozen=True)
@@ -19,10 +18,12 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the most likely token.
-        top_k: 0 for no limit. top_p: 1 for no limit. min_p: least probability relative to that of the most likely
-            token.
-        frequency_penalty, presence_penalty: taken off a token's logit for each time, or once if, it was generated.
-        repetition_penalty: divides a positive logit of any token seen, in the prompt too; multiplies a negative one.
+        top_k: 0 for no limit.
+        top_p: 1 for no limit.
+        min_p: least probability relative to that of the most likely token.
+        frequency_penalty, presence_penalty: subtracted from a token's logit for each time it was generated, or once.
+        repetition_penalty: divides the positive logit of any earlier token, in the prompt too; multiplies a negative
+            one.
         bias: token id -> added to its logit.
         seed: makes sampling repeatable.
         logprobs: how many alternatives are reported for each token; None for no report.
@@ -42,9 +43,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Reported:
-    """Log probability of a token as the model gave it, before all rules, and those of its most likely alternatives, by
-    id.
-    """
+    """The model's log probability of a token, before all rules, and those of the most likely alternatives, by id."""
 
     token: int
     logprob: float
@@ -52,14 +51,14 @@ class Reported:
 
 
 class Thought:
-    """When a thought opens, how long it lasts, and that none opens behind it: `ThinkingProcessor`, for ids as they
-    come.
+    """Rules of thinking: when it starts, how long it lasts, and that it does not start again. As `ThinkingProcessor`,
+    but token by token.
 
     Args:
-        mode: "high" opens with a thought; "none" has none; None leaves it to the model.
-        budget: most tokens between `[THINK]` and `[/THINK]`.
-        think, end_think: their ids; None where the vocabulary has none.
-        begun: what the prompt holds of the answer.
+        mode: "high" starts with a thought; "none" has none; None leaves it to the model.
+        budget: limit of tokens between `[THINK]` and `[/THINK]`.
+        think, end_think: their ids; None if the vocabulary lacks them.
+        begun: the part of the answer that is in the prompt.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Thought:
             self.take(token)
 
     def take(self, token: int) -> None:
-        """A token of the answer."""
+        """Records a token of the answer."""
         self.taken += 1
         if token == self.think:
             self.inside, self.opened, self.length = True, True, 0
@@ -100,7 +99,7 @@ class Sampler:
         prompt: its ids.
         closed: ids that are never generated.
         eos: ids that end the message.
-        turn: tells apart sequences of one request, which share a seed.
+        turn: index of the sequence in its request; sequences of a request share a seed.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Sampler:
 
         Args:
             logits: float32 `[vocabulary]`, on the CPU.
-            allowed: what a grammar says: 0 where a token may follow, -inf where not.
+            allowed: the mask of a grammar: 0 for tokens that may follow, -inf for others.
         """
         forced = self.thought.forced()
         scores = self._ruled(self._penalized(logits.clone()), allowed)
@@ -144,20 +143,20 @@ class Sampler:
             tokens, counts = torch.tensor(list(self.generated)), torch.tensor(list(self.generated.values()))
             scores[tokens] -= counts * wanted.frequency_penalty + wanted.presence_penalty
         for token, value in wanted.bias.items():
-            if value >= ALWAYS:  # above all others, yet below what a grammar or a thought demands
+            if value >= ALWAYS:  # above all others, but below the rules of grammar and thinking
                 scores[token] = 1e6
             else:
                 scores[token] = -torch.inf if value <= NEVER else scores[token] + value
         return scores
 
     def _ruled(self, scores: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
-        """What may not follow at -inf. If nothing is left, all that may follow is as likely."""
+        """Sets forbidden tokens to -inf. If no likely token is left, all allowed tokens are equally likely."""
         if allowed is None:
             rules = torch.zeros_like(scores)
             rules[self.closed] = -torch.inf
         else:
             rules = allowed.clone()
-        if allowed is None or self.thought.inside:  # outside of thoughts a grammar says all
+        if allowed is None or self.thought.inside:  # outside of thoughts the grammar decides alone
             rules[[token for token in self.thought.banned(self.eos) if token is not None]] = -torch.inf
         ruled = scores + rules
         return rules if bool((ruled == -torch.inf).all()) else ruled
@@ -182,7 +181,7 @@ class Sampler:
 def _nucleus(
     probabilities: torch.Tensor, tokens: torch.Tensor | None, top_p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most likely tokens that together reach `top_p`, and at least one; their probabilities and ids."""
+    """The most likely tokens that together reach `top_p`, at least one: their probabilities and ids."""
     count = min(CANDIDATES, len(probabilities))
     largest, order = probabilities.topk(count)
     if largest.sum() < top_p:
