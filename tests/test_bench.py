@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from model_card.bench import decode, experts, harness, load, predecessor, stored_memory, train_step, vision, vllm_engine
+from model_card.bench import (
+    decode,
+    experts,
+    gpu,
+    harness,
+    load,
+    predecessor,
+    stored_memory,
+    stored_products,
+    train_step,
+    vision,
+    vllm_engine,
+)
 from modeling_small4 import Small4ForCausalLM, demo_checkpoint
 from modeling_small4.planner.sizes import tensors
 
@@ -178,3 +190,49 @@ def test_a_stored_checkpoint_takes_what_the_planner_says(tmp_path: Path, form: s
     expanded = sum(2 * tensor.count for tensor in tensors(stored_memory.scaled_down(3, 16)))
     assert row["stored_bytes"] < row["peak_bytes"] < 0.8 * expanded
     assert 0.92 < row["peak_to_planned"] < 1.08
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("form", stored_products.FORMS)
+def test_products_of_stored_weights(form: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    args, shapes = arguments(dtype=torch.bfloat16, copies=2), [(128, 256), (256, 128), (130, 256)]
+    with torch.inference_mode():
+        row = stored_products.measured(args, form, shapes, tokens)
+    positive(row, "ours_ms", "bfloat16_ms", "speedup_bfloat16", "bytes", "runs")
+    assert 0 <= row["error"] < 0.004
+    right = stored_products.products
+    monkeypatch.setattr(stored_products, "products", lambda *given: [1.01 * out for out in right(*given)])
+    with pytest.raises(SystemExit, match=f"{form} differs by"):
+        stored_products.measured(args, form, shapes, tokens)
+
+
+def test_result_of_stored_products(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stored_products, "EXPERTS", [(128, 256), (256, 128)])
+    monkeypatch.setattr(stored_products, "ATTENTION", [(64, 256)])
+    out = tmp_path / "stored_products.json"
+    monkeypatch.setattr(sys, "argv", f"x --tokens 1 20 --forms fp8 nvfp4 --runs 1 --threads 1 --out {out}".split())
+    stored_products.main()
+    found = json.loads(out.read_text())
+    names = {
+        f"{part}, {form}, {n} tokens" for part in ("experts", "attention") for form in ("fp8", "nvfp4") for n in (1, 20)
+    }
+    assert set(found["rows"]) == names
+    assert {"kernels", "fused_tokens", "cpu", "command", "commit", "machine", "versions"} <= set(found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is read from /proc")
+def test_what_is_measured_on_a_gpu_runs_without_one(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        rows = gpu.measured(arguments(dtype=torch.bfloat16, small=True, budget=0.1), tmp_path)
+    assert not [row["failed"] for row in rows.values() if "failed" in row]
+    assert rows["demo"]["equal"]
+    for form in stored_memory.FORMS:
+        positive(rows[f"memory, {form}"], "peak_bytes", "planned_bytes")
+        for name in (f"prefill of 64, {form}", f"decode at 64, {form}"):
+            positive(rows[name], "ours_ms", "bfloat16_ms", "speedup_bfloat16")
+    assert {"experts, nvfp4, 1 tokens", "_scaled_mm, 16 tokens"} <= set(rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_fails_leaves_the_others_alone() -> None:
+    assert gpu.tried("kernels", lambda: {}["none"]) == {"kernels": {"failed": "KeyError: 'none'"}}
