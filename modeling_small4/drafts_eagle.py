@@ -67,7 +67,8 @@ class Small4EagleDraft(Small4PreTrainedModel):
         Returns:
             Guesses of the model's hidden states of the tokens p + 1, `[batch, length, hidden_size]`.
         """
-        fused = linear(self.eagle_linear, torch.cat((embeddings, hidden_states.to(embeddings.dtype)), dim=-1))
+        dtype = self.model.norm.weight.dtype
+        fused = linear(self.eagle_linear, torch.cat((embeddings.to(dtype), hidden_states.to(dtype)), dim=-1))
         output = self.model(
             inputs_embeds=fused,
             attention_mask=attention_mask,

@@ -32,7 +32,11 @@ def drafting_for(model: PreTrainedModel, draft: object) -> Drafting:
     source, pace, small = _kept(model, draft)
     if source == PROMPT_LOOKUP:
         return LookupDrafting(pace)
+    if isinstance(draft, (str, Path)):
+        source.to(model.get_input_embeddings().weight.device)  # the model may have been moved since
     if isinstance(source, Small4EagleDraft):
+        if not isinstance(draft, (str, Path)) and SmallEagle.fits(source):  # its weights may have changed
+            small = SmallEagle(source, model.get_output_embeddings().weight)
         return EagleDrafting(source, model, pace, small)
     return ModelDrafting(source, pace)
 
@@ -48,11 +52,16 @@ def _name(draft: object) -> str:
 
 def _kept(model: PreTrainedModel, draft: object) -> tuple[Any, Pace, SmallEagle | None]:
     kept = model.__dict__.setdefault(_KEPT, {})
+    if not isinstance(draft, (str, Path, PreTrainedModel)):
+        raise ValueError(
+            f"draft is {draft!r}; give a folder or Hub name of an EAGLE draft or a small model, one of these "
+            f"loaded, or {PROMPT_LOOKUP!r}."
+        )
     key = str(draft) if isinstance(draft, (str, Path)) else draft
     if key not in kept:
         source = key if key == PROMPT_LOOKUP else _loaded(model, key)
         small = None
-        if isinstance(source, Small4EagleDraft) and SmallEagle.fits(source):
+        if isinstance(source, Small4EagleDraft) and isinstance(key, str) and SmallEagle.fits(source):
             small = SmallEagle(source, model.get_output_embeddings().weight)
         kept[key] = source, Pace(_costs(model)), small
     return kept[key]
@@ -64,14 +73,9 @@ def _costs(model: PreTrainedModel) -> Costs:
     return Costs(text.n_routed_experts, text.num_experts_per_tok, routed)
 
 
-def _loaded(model: PreTrainedModel, draft: object) -> PreTrainedModel:
+def _loaded(model: PreTrainedModel, draft: str | PreTrainedModel) -> PreTrainedModel:
     if isinstance(draft, str):
-        draft = read_draft(draft, model.dtype).to(model.get_output_embeddings().weight.device)
-    if not isinstance(draft, PreTrainedModel):
-        raise ValueError(
-            f"draft is {draft!r}; give a folder or Hub name of an EAGLE draft or a small model, one of these "
-            f"loaded, or {PROMPT_LOOKUP!r}."
-        )
+        draft = read_draft(draft, model.dtype).eval()
     own, theirs = model.config.get_text_config(), draft.config.get_text_config()
     for name in ("vocab_size", *(("hidden_size",) if isinstance(draft, Small4EagleDraft) else ())):
         if getattr(own, name) != getattr(theirs, name):
@@ -79,6 +83,4 @@ def _loaded(model: PreTrainedModel, draft: object) -> PreTrainedModel:
                 f"The draft has {name} {getattr(theirs, name)} and the model {getattr(own, name)}; a draft has to be "
                 "made for the model."
             )
-    if isinstance(draft, Small4EagleDraft) and model.get_output_embeddings() is None:
-        raise ValueError("An EAGLE draft needs the model's head, and this model has none.")
-    return draft.eval()
+    return draft

@@ -245,7 +245,7 @@ def test_mistakes_are_told(
     with pytest.raises(ValueError, match="assistant_model"):
         model.generate(**given, draft="prompt_lookup", assistant_model=model)
     with pytest.raises(ValueError, match="give a folder"):
-        model.generate(**given, draft=7)
+        model.generate(**given, draft=["prompt_lookup"])
     config = drafts["eagle"].config.__class__(**drafts["eagle"].config.to_dict() | {"hidden_size": 64})
     with pytest.raises(ValueError, match="hidden_size 64"):
         model.generate(**given, draft=Small4EagleDraft(config))

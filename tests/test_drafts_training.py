@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoProcessor, TrainingArguments
 
-from model_card.demo_recipe.draft import batch, rows_of, train
+from model_card.demo_recipe.draft import LAYERS, WIDTH, batch, rows_of, train
 from model_card.demo_recipe.draft_answers import answers
 from modeling_small4 import Small4DataCollator, Small4ForCausalLM, demo_checkpoint
 from modeling_small4.drafts_loading import drafting_for
@@ -65,6 +65,9 @@ def test_the_demo_script_learns_from_answers_of_the_demo() -> None:
     given = list(answers(model, AutoProcessor.from_pretrained(demo_checkpoint()), rows=4, seed=9))
     rows = [row for each in given for row in rows_of(model, each)]
     seen, labels = batch(random.Random(0), rows)
-    start, end = (float(draft_loss(train(model, given, steps, 0), model.lm_head, seen, labels)) for steps in (0, 15))
+    trained = train(model, given, 15, 0)
+    start, end = (
+        float(draft_loss(draft, model.lm_head, seen, labels)) for draft in (new_draft(model, LAYERS, WIDTH), trained)
+    )
     assert end < 0.8 * start
-    assert drafting_for(model, train(model, given, 0, 0)).view is not None
+    assert drafting_for(model, trained).view is not None
