@@ -26,11 +26,17 @@ static void *taken(int64_t bytes) {  // from standard input
 }
 
 int main(void) {  // the expanded weight, then the product
-    struct { int64_t form, scale_type, type, rows, columns, tokens, row_shift, column_shift, groups; double divisor; int64_t bytes[4]; } h;
+    struct {
+        int64_t form, scale_type, type, rows, columns, tokens, row_shift, column_shift, groups;
+        double divisor;
+        int64_t bytes[4];
+    } h;
     start();
     if (fread(&h, sizeof h, 1, stdin) != 1) return 2;
-    Job job = {.form = h.form, .scale_type = h.scale_type, .rows = h.rows, .columns = h.columns, .row_shift = h.row_shift};
-    job.codes = taken(h.bytes[0]), job.scale = taken(h.bytes[1]), job.zeros = taken(h.bytes[2]), job.inputs = taken(h.bytes[3]);
+    Job job = {.form = h.form, .scale_type = h.scale_type, .rows = h.rows, .columns = h.columns};
+    job.row_shift = h.row_shift;
+    job.codes = taken(h.bytes[0]), job.scale = taken(h.bytes[1]);
+    job.zeros = taken(h.bytes[2]), job.inputs = taken(h.bytes[3]);
     if (!h.bytes[2]) job.zeros = NULL;
     job.code_stride = h.bytes[0] / h.rows, job.scale_stride = job.zero_stride = h.groups, job.input_stride = h.columns;
     job.column_shift = h.column_shift, job.divisor = h.divisor;
@@ -69,7 +75,9 @@ def emulated(program: Path, weight: StoredWeight, inputs: torch.Tensor) -> tuple
     parts = [raw(part) for part in (weight.codes, scale, zeros, inputs)]
     sizes = (weight.rows, weight.columns, len(inputs), row_shift, column_shift, scale.shape[1], divisor)
     header = HEADER.pack(form, scale_type, stored_kernels.TYPES[inputs.dtype], *sizes, *map(len, parts))
-    done = subprocess.run([str(EMULATOR), str(program)], input=header + b"".join(parts), capture_output=True, check=True)
+    done = subprocess.run(
+        [str(EMULATOR), str(program)], input=header + b"".join(parts), capture_output=True, check=True
+    )
     split = 2 * weight.rows * weight.columns
     whole = torch.frombuffer(bytearray(done.stdout[:split]), dtype=torch.bfloat16)
     found = torch.frombuffer(bytearray(done.stdout[split:]), dtype=inputs.dtype)
