@@ -65,6 +65,10 @@ OVERRIDDEN = (
         ("model_kwargs=model_kwargs", "**candidate_kwargs", "candidate_length + 1 if not is_first_iteration else None"),
     ),
     Row(
+        f"{GENERATION}._sample", "decodes with drafts, several tokens a step; `generate` has no hook around a step",
+        "self input_ids logits_processor stopping_criteria generation_config synced_gpus streamer model_kwargs",
+    ),
+    Row(
         f"{GENERATION}.prepare_inputs_for_generation", "takes what assisted decoding is not to read again",
         "self input_ids next_sequence_length cache attention_mask inputs_embeds is_first_iteration kwargs",
     ),
@@ -151,6 +155,15 @@ IMPORTED = (
     Row("transformers.distributed.pipeline_parallel:PipelineIdentityLayer", "stands where another stage has a layer"),
     Row("transformers.distributed.pipeline_parallel:PipelineStage", "sends and receives"),
     Row("transformers.generation.candidate_generator:CandidateGenerator", "base class of drafts"),
+    Row(
+        "transformers.generation.candidate_generator:_prepare_attention_mask", "the mask over drafted tokens",
+        "model_kwargs new_length is_encoder_decoder",
+    ),
+    Row(
+        "transformers.generation.candidate_generator:_prepare_position_ids", "positions of drafted tokens",
+        "model_kwargs new_length is_encoder_decoder",
+    ),
+    Row("transformers.generation.utils:GenerateDecoderOnlyOutput", "what decoding with drafts returns"),
     Row("transformers.generation.continuous_batching.cache:PagedAttentionCache", "tells continuous batching from a "
         "plain call"),
     Row("transformers.generation.streamers:BaseStreamer", "base class of streamers"),
