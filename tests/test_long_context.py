@@ -88,6 +88,28 @@ def test_absorbed_expanded_and_naive_agree_in_outputs_and_gradients(
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("widths", [(32, 32), (40, 24), (24, 40)])
+def test_one_block_of_keys_is_plain_attention(
+    widths: tuple[int, int], padded: bool, causal: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs and the logarithm of the sum, also where values are wider or narrower than keys."""
+    monkeypatch.setattr(attention_blocks, "_fused", lambda device: fused)
+    generator = torch.Generator().manual_seed(sum(widths))
+    query, key, value = (torch.randn(2, 3, 17, width, generator=generator) for width in (widths[0], *widths))
+    padding = torch.arange(17) >= torch.tensor([[0], [5]]) if padded else None
+    part = attention_blocks.attend_part(query, key, value, 0.3, padding, causal)
+    allowed = torch.ones(2, 1, 17, 17, dtype=torch.bool)
+    allowed = allowed.tril() if causal else allowed
+    allowed = allowed if padding is None else allowed & padding[:, None, None]
+    scores = (query @ key.mT * 0.3).masked_fill(~allowed, -torch.inf)
+    seen = allowed.any(-1).expand(2, 3, 17)
+    torch.testing.assert_close(part.output[seen], (scores.softmax(-1) @ value)[seen], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(part.logsumexp[..., 0], scores.logsumexp(-1), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", ["sdpa", "eager", "flex_attention"])
 @pytest.mark.parametrize("path", PATHS)
 def test_few_and_many_queries_over_a_cache(
