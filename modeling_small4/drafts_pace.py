@@ -12,6 +12,7 @@ MEMORY = 0.9  # weight of what was known before, at each observation
 PROBE, LONGEST_PAUSE = 8, 512  # tokens decoded plainly before drafting is tried again; doubled each time it fails
 COUNT_EVERY = 64  # forwards
 FIRST_SLOPE = 0.1  # of a forward's time, for each time that the experts of one token are read again
+WORTH_TRYING = 0.1  # acceptance of all drafts so far from which a draft is tried at the beginning of each answer
 MARGIN = 1.03  # drafting has to promise this much
 
 
@@ -103,6 +104,11 @@ class Pace:
     def acceptance(self) -> float:
         """Share of drafted tokens that were accepted."""
         return self.accepted / self.drafted if self.drafted else 0.0
+
+    def begin_text(self) -> None:
+        """Another answer begins: a draft that was right before is tried again at once, whatever the last text was."""
+        if self.acceptance > WORTH_TRYING:
+            self.pause, self.next_pause = 0, PROBE
 
     def wants_draft(self) -> bool:
         """Whether to draft before the next forward."""

@@ -29,6 +29,7 @@ class Drafting:
         self.chances: list[float] = []
         self.seconds: float | None = None
         self.begun, self.asked, self.forwards = False, False, 0
+        pace.begin_text()
 
     def draft(self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int) -> torch.Tensor:
         """Tokens for behind `ids`, `[rows, as many as pay]`.

@@ -214,10 +214,15 @@ def test_a_draft_that_does_not_pay_is_left(model: Small4ForCausalLM) -> None:
         if asked:
             pace.note_draft(2, 0.3)
     assert pace.drafted / 2 * 0.4 < 0.05 * 2000
+    pace.begin_text()
+    assert pace.next_pause > 100  # a draft that was never right is not tried for each answer
     for _ in range(2000):
         asked = pace.wants_draft()
         pace.note_round([0.9, 0.9] if asked else [], 2 * asked, 1.0 + 0.1 * asked, asked)
     assert pace.gain > 1.5
+    pace.pause = 300
+    pace.begin_text()
+    assert pace.wants_draft()
     assert pace.pause == 0
 
 
