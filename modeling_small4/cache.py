@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, QuantizedCache
 from transformers.utils import is_torchdynamo_compiling
 
 from .configuration_small4 import Small4Config, Small4TextConfig
+from .files_reading import shown
 
 GROWTH = 1.25
 FIRST_TOKENS = 256
@@ -259,7 +260,7 @@ class LatentCache(Cache):
         static: bool = False,
     ) -> None:
         if bits not in (8, 16):
-            raise ValueError(f"bits={bits!r} is not possible; a latent cache has 16 (as computed) or 8.")
+            raise ValueError(f"bits={shown(bits)} is not possible; a latent cache has 16 (as computed) or 8.")
         text = config.get_text_config()
         if bits == 16:
             make = partial(StaticLatentLayer if static else LatentLayer, capacity)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .chat_messages import Chunk, Image, Message, Text, Thought, ToolCall, check_conversation, read_messages
 from .chat_tools import tools_text
+from .files_reading import shown
 from .reasoning import (
     ARGS,
     AVAILABLE_TOOLS,
@@ -88,10 +89,12 @@ def _leave_open(last: Message, how: bool | str) -> None:
     last.prefix = True
     if how in _REASONING_KEYS:
         if not isinstance(last.content, list) or not isinstance(last.content[0], Thought):
-            raise ValueError(f"continue_final_message={how!r}, but the last message has no {how}.")
+            raise ValueError(f"continue_final_message={shown(how)}, but the last message has no {how}.")
         last.content[0].closed = False
     elif how is not True and how != "content":
-        raise ValueError(f"continue_final_message must be a bool, 'content' or 'reasoning_content', but is {how!r}.")
+        raise ValueError(
+            f"continue_final_message must be a bool, 'content' or 'reasoning_content', but is {shown(how)}."
+        )
 
 
 def _normalize(records: list[Message]) -> list[Message]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from typing import Any
 
+from .files_reading import shown
+
 ROLES = ("system", "user", "assistant", "tool")
 _MAY_FOLLOW = {
     "system": ("system", "user", "assistant"),
@@ -183,7 +185,7 @@ def _read_message(message: object, index: int) -> Message:
         raise ValueError(f"Message {index} must be a dict with 'role' and 'content', but is {type(message).__name__}.")
     role = "system" if message.get("role") == "developer" else message.get("role")
     if role not in ROLES:
-        raise ValueError(f"Message {index} has the role {role!r}; allowed are {', '.join(ROLES)}.")
+        raise ValueError(f"Message {index} has the role {shown(role)}; allowed are {', '.join(ROLES)}.")
     try:
         content = _read_content(message.get("content"), role)
         if role == "assistant":
@@ -197,7 +199,7 @@ def _read_message(message: object, index: int) -> Message:
     call_id, name = message.get("tool_call_id"), message.get("name")
     for key, value in (("tool_call_id", call_id), ("name", name)):
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"Message {index} (tool): {key!r} must be a string, but is {value!r}.")
+            raise ValueError(f"Message {index} (tool): {key!r} must be a string, but is {shown(value)}.")
     return Message(role, content, tool_call_id=call_id, name=name)
 
 
@@ -218,7 +220,7 @@ def _read_assistant(message: Mapping[str, Any], content: str | list[Chunk] | Non
         raise ValueError(f"'tool_calls' must be a list, but is {type(calls).__name__}.")
     prefix = message.get("prefix") or False
     if not isinstance(prefix, bool):
-        raise ValueError(f"'prefix' must be true or false, but is {prefix!r}.")
+        raise ValueError(f"'prefix' must be true or false, but is {shown(prefix)}.")
     calls = [_read_call(call) for call in calls or ()]
     empty = message.get("empty") is True
     return Message("assistant", content, calls, prefix=prefix, empty=empty, exact=exact is not None)
@@ -266,12 +268,12 @@ def _read_chunk(chunk: object, role: str) -> Chunk:
     if kind == "thinking" and role == "assistant":
         closed = chunk.get("closed", True)
         if not isinstance(closed, bool):
-            raise ValueError(f"'closed' must be true or false, but is {closed!r}.")
+            raise ValueError(f"'closed' must be true or false, but is {shown(closed)}.")
         return Thought(_string(chunk, "thinking"), closed)
     if kind in ("image", "image_url") and role in ("user", "tool"):
         return Image(_image_source(chunk))
     allowed = {"assistant": "text and thinking", "system": "text"}.get(role, "text, image and image_url")
-    raise ValueError(f"content of type {kind!r} cannot stand here; allowed are {allowed}.")
+    raise ValueError(f"content of type {shown(kind)} cannot stand here; allowed are {allowed}.")
 
 
 def _image_source(chunk: Mapping[str, Any]) -> Any:
@@ -296,10 +298,10 @@ def _read_call(call: Any) -> ToolCall:
         )
     call_id = call.get("id", "null")
     if not isinstance(call_id, str):
-        raise ValueError(f"the 'id' of a tool call must be a string, but is {call_id!r}.")
+        raise ValueError(f"the 'id' of a tool call must be a string, but is {shown(call_id)}.")
     incomplete = call.get("incomplete")
     if incomplete not in (None, "name", "arguments"):
-        raise ValueError(f"'incomplete' of a tool call must be 'name' or 'arguments', but is {incomplete!r}.")
+        raise ValueError(f"'incomplete' of a tool call must be 'name' or 'arguments', but is {shown(incomplete)}.")
     name, exact = _string(function, "name"), function.get("arguments_text")
     if exact is not None and _reads_as(exact, function.get("arguments")):
         return ToolCall(call_id, name, exact, incomplete, exact=True)
@@ -336,5 +338,5 @@ def _arguments(function: Mapping[str, Any]) -> str:
 def _string(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} must be a string, but is {'missing' if value is None else repr(value)}.")
+        raise ValueError(f"{key!r} must be a string, but is {'missing' if value is None else shown(value)}.")
     return value

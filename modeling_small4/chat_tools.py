@@ -11,6 +11,7 @@ from typing import Any
 from transformers.utils import get_json_schema
 
 from .chat_messages import check_function_name
+from .files_reading import shown
 
 
 def tools_text(tools: Sequence[Any]) -> str:
@@ -45,22 +46,24 @@ def _definition(tool: Any) -> dict[str, Any]:
     if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
         raise ValueError(
             'A tool must be a Python function or {"type": "function", "function": {"name": ..., "parameters": ...}}, '
-            f"but is {tool!r}."
+            f"but is {shown(tool)}."
         )
     name, description, parameters = (function.get(key) for key in ("name", "description", "parameters"))
     description = "" if description is None else description
     parameters = {} if parameters is None else parameters
     if not isinstance(name, str):
-        raise ValueError(f"A tool's 'name' must be a string, but is {name!r}.")
+        raise ValueError(f"A tool's 'name' must be a string, but is {shown(name)}.")
     check_function_name(name)
     if not isinstance(description, str):
-        raise ValueError(f"The 'description' of the tool {name!r} must be a string, but is {description!r}.")
+        raise ValueError(f"The 'description' of the tool {shown(name)} must be a string, but is {shown(description)}.")
     if not isinstance(parameters, Mapping):
-        raise ValueError(f"The 'parameters' of the tool {name!r} must be a JSON schema (a dict), not {parameters!r}.")
+        raise ValueError(
+            f"The 'parameters' of the tool {shown(name)} must be a JSON schema (a dict), not {shown(parameters)}."
+        )
     try:
         check_json_schema(parameters, "schema")
     except ValueError as error:
-        raise ValueError(f"The 'parameters' of the tool {name!r} are no JSON schema (draft 7): {error}") from None
+        raise ValueError(f"The 'parameters' of the tool {shown(name)} are no JSON schema (draft 7): {error}") from None
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 

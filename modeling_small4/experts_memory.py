@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from .files_reading import shown
+
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 TIERS = ("gpu", "cpu")
@@ -24,7 +26,9 @@ def parse_size(size: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", str(size).upper())
     if match is None or match[2] not in UNITS or isinstance(size, bool):
-        raise ValueError(f"{size!r} is not an amount of memory; write it as '48GiB', '500MB' or a number of bytes.")
+        raise ValueError(
+            f"{shown(size)} is not an amount of memory; write it as '48GiB', '500MB' or a number of bytes."
+        )
     return int(float(match[1]) * UNITS[match[2]])
 
 

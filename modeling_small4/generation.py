@@ -22,6 +22,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from .attention_paged import LatentBatchingManager
+from .files_reading import shown
 from .generation_batching import continuous_batching_for, generate_many
 from .generation_call import GenerateCall, Modes
 from .generation_grammar import GrammarProcessor, GrammarRow
@@ -99,9 +100,9 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
             return super().generate(**call.arguments)
         if call.get("assistant_early_exit") is not None:
             raise ValueError(
-                f"assistant_early_exit={call.get('assistant_early_exit')!r} is not supported: no Small 4 is trained "
-                "to answer from a layer "
-                'in its middle. Pass assistant_model=..., prompt_lookup_num_tokens=..., or preset="latency".'
+                f"assistant_early_exit={shown(call.get('assistant_early_exit'))} is not supported: no Small 4 is "
+                "trained to answer from a layer in its middle. "
+                ' Pass assistant_model=..., prompt_lookup_num_tokens=..., or preset="latency".'
             )
         check_preset(call.preset)
         if call.arguments.get("draft") is not None:
@@ -339,7 +340,7 @@ def _modes_of_rows(mode: Modes, rows: int) -> list[str | None]:
 def _check_budget(budget: object) -> None:
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
         raise ValueError(
-            f"max_thinking_tokens is {budget!r}, but it must be a whole number of tokens, 0 or more; leave it out "
+            f"max_thinking_tokens is {shown(budget)}, but it must be a whole number of tokens, 0 or more; leave it out "
             "for thoughts of any length."
         )
 
@@ -371,7 +372,7 @@ def _refuse_continuous_batching(call: GenerateCall) -> None:
     if not call.ruled:
         return
     given = {"reasoning_mode": call.mode, "max_thinking_tokens": call.budget}
-    named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    named = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if value is not None)
     raise ValueError(
         f"{named} is not possible in continuous batching, which gives logits processors no history. Call generate, or "
         "write the mode into the prompts (processor.apply_chat_template(..., reasoning_mode=...)) and unset these "

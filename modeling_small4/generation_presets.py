@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.generation.candidate_generator import CandidateGenerator
 
+from .files_reading import shown
 from .generation_call import GenerateCall
 
 PRESETS = ("latency", "throughput")
@@ -24,7 +25,7 @@ def check_preset(preset: object) -> None:
     if preset is None or preset in PRESETS:
         return
     allowed = ", ".join(map(repr, PRESETS))
-    raise ValueError(f"preset is {preset!r}, but there are only {allowed}; leave it out for a plain call.")
+    raise ValueError(f"preset is {shown(preset)}, but there are only {allowed}; leave it out for a plain call.")
 
 
 def refuse(preset: str, call: GenerateCall, contradicting: dict[str, str]) -> None:
@@ -38,15 +39,14 @@ def refuse(preset: str, call: GenerateCall, contradicting: dict[str, str]) -> No
     for name, remedy in contradicting.items():
         given = call.get(name)
         if given is not None and given is not False:
-            raise ValueError(f"preset={preset!r} and {name} contradict each other; {remedy}.")
+            raise ValueError(f"preset={shown(preset)} and {name} contradict each other; {remedy}.")
     if call.get("use_cache") is False:
-        raise ValueError(f"preset={preset!r} and use_cache=False contradict each other; leave one of them out.")
+        raise ValueError(f"preset={shown(preset)} and use_cache=False contradict each other; leave one of them out.")
     cache = call.get("cache_implementation")
     if cache not in LATENT:
         raise ValueError(
-            f"preset={preset!r} makes its own cache, which contradicts cache_implementation={cache!r}; leave one of "
-            "them "
-            'out, or take "latent_8bit".'
+            f"preset={shown(preset)} makes its own cache, which contradicts cache_implementation={shown(cache)}; "
+            'leave one of them out, or take "latent_8bit".'
         )
 
 

@@ -13,6 +13,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .chat_images import flatten
+from .files_reading import shown
 from .files_saving import NoLinksFollowed
 from .image_reading import as_seen, seen_size
 from .image_resample import resample
@@ -61,7 +62,7 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
             ("max_image_size", max_image_size),
         ):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, but is {value!r}.")
+                raise ValueError(f"{name} must be a positive integer, but is {shown(value)}.")
         self.patch_size = patch_size
         self.spatial_merge_size = spatial_merge_size
         self.max_image_size = max_image_size

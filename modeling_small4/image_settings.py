@@ -10,6 +10,8 @@ from typing import Any
 from transformers.image_utils import ChannelDimension
 from transformers.processing_utils import ImagesKwargs
 
+from .files_reading import shown
+
 _BICUBIC = 3
 # Arguments that other image processors use, with the values that say what this one does anyway.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -103,10 +105,10 @@ def _check(given: Mapping[str, Any]) -> None:
             raise ValueError(f"Small4ImageProcessor has no argument {name} in a call.")
         if name in _FIXED and getattr(value, "value", value) not in _FIXED[name]:
             allowed = " or ".join(repr(each) for each in _FIXED[name])
-            raise ValueError(f"{name} is {value!r}, but Small4ImageProcessor knows only {allowed}.")
+            raise ValueError(f"{name} is {shown(value)}, but Small4ImageProcessor knows only {allowed}.")
     limit = given.get("max_image_size", 1)
     if not isinstance(limit, int) or limit < 1:
-        raise ValueError(f"max_image_size must be a positive integer, but is {limit!r}.")
+        raise ValueError(f"max_image_size must be a positive integer, but is {shown(limit)}.")
 
 
 def _longest_edge(size: Any, default: int) -> int:
@@ -117,7 +119,9 @@ def _longest_edge(size: Any, default: int) -> int:
     )
     edge = given.pop("longest_edge", None)
     if given or not isinstance(edge, int) or edge < 1:
-        raise ValueError(f"size is {size!r}, but it must be {{'longest_edge': pixels}}, the same as max_image_size.")
+        raise ValueError(
+            f"size is {shown(size)}, but it must be {{'longest_edge': pixels}}, the same as max_image_size."
+        )
     return edge
 
 
@@ -134,4 +138,4 @@ def _channels_last(name: str, value: object) -> bool:
     try:
         return ChannelDimension(value) is ChannelDimension.LAST
     except ValueError:
-        raise ValueError(f"{name} is {value!r}, but it must be 'channels_first' or 'channels_last'.") from None
+        raise ValueError(f"{name} is {shown(value)}, but it must be 'channels_first' or 'channels_last'.") from None

@@ -28,6 +28,7 @@ from .loading_names import published_names
 from .loading_offloaded import Asked, expert_store, offload_experts
 from .loading_stages import distribute
 from .loading_stored import about, expanders, refuse_codes, register
+from .loading_torchao import let_adapters_merge
 from .loading_unfused import tensors_of
 from .stored_config import METHOD, Small4StoredConfig
 
@@ -170,6 +171,7 @@ class Small4LoadingMixin:
         out = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         model._weight_conversions = []  # what is saved from now on are the model's own tensors under their own names
         choose_experts_implementation(model, load_config.hf_quantizer)
+        let_adapters_merge(model, load_config.hf_quantizer)
         return out
 
 

@@ -16,6 +16,7 @@ from .chat import Piece
 from .chat_images import fill, place_images
 from .chat_messages import read_objects
 from .chat_text import escape_all
+from .files_reading import shown
 from .image_processing_small4 import Small4ImageProcessor
 from .image_sources import ImageAccess, open_image
 from .processing_files import ProcessorFilesMixin
@@ -248,7 +249,9 @@ class Small4Processor(ProcessorFilesMixin):
         variables = variables | self.tokenizer.reasoning_variables(mode, effort)
         unknown = sorted(name for name, value in variables.items() if name not in known and value is not None)
         if mode is not None and not known & {"reasoning_mode", "reasoning_effort"}:
-            raise ValueError(f"reasoning_mode is {mode!r}, but this chat template has no such variable; leave it out.")
+            raise ValueError(
+                f"reasoning_mode is {shown(mode)}, but this chat template has no such variable; leave it out."
+            )
         if set(unknown) - {"reasoning_mode", "reasoning_effort"}:
             logger.warning_once(f"The chat template has no variables {unknown}; they are ignored.")
         variables = {name: value for name, value in variables.items() if name in known}

@@ -7,6 +7,8 @@ converter (which stores their ids). Must not know: torch, tokenizers, how a conv
 import json
 from collections.abc import Sequence
 
+from .files_reading import shown
+
 REASONING_MODES = ("none", "high")
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
@@ -42,7 +44,7 @@ def check_reasoning_mode(value: object) -> str:
     """Returns `value` when it is one of `REASONING_MODES`; anything else is a ValueError that names them."""
     if not isinstance(value, str) or value not in REASONING_MODES:
         allowed = " or ".join(repr(mode) for mode in REASONING_MODES)
-        raise ValueError(f"reasoning_mode is {value!r}, but it must be {allowed}.")
+        raise ValueError(f"reasoning_mode is {shown(value)}, but it must be {allowed}.")
     return value
 
 
@@ -56,8 +58,8 @@ def resolve_reasoning_mode(reasoning_mode: object = None, reasoning_effort: obje
     modes = [check_reasoning_mode(value) for value in given]
     if len(set(modes)) > 1:
         raise ValueError(
-            f"reasoning_mode={reasoning_mode!r} and reasoning_effort={reasoning_effort!r} are two names for one "
-            "setting and contradict each other; give one of them."
+            f"reasoning_mode={shown(reasoning_mode)} and reasoning_effort={shown(reasoning_effort)} are two names "
+            "for one setting and contradict each other; give one of them."
         )
     return modes[0] if modes else None
 

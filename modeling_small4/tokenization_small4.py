@@ -22,7 +22,7 @@ from .chat_messages import is_batch, read_objects
 from .chat_responses import SpecialTokenSplitter
 from .chat_template import chat_template as own_template
 from .chat_text import escape_all
-from .files_reading import check_json, check_text, folder_of, naming, one_line
+from .files_reading import check_json, check_text, folder_of, naming, one_line, shown
 from .files_saving import NoLinksFollowed
 from .reasoning import check_reasoning_mode, resolve_reasoning_mode
 from .tokenization_prompts import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
@@ -189,13 +189,13 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         if known is None:
             if asked is not None:
                 raise ValueError(
-                    f"reasoning_mode is {asked!r}, but this tokenizer has no model settings; leave it out."
+                    f"reasoning_mode is {shown(asked)}, but this tokenizer has no model settings; leave it out."
                 )
             return None
         if asked is None:
             return known["default"]
         if asked not in known["values"]:
-            raise ValueError(f"reasoning_mode is {asked!r}, but this tokenizer allows only {known['values']}.")
+            raise ValueError(f"reasoning_mode is {shown(asked)}, but this tokenizer allows only {known['values']}.")
         return check_reasoning_mode(asked)
 
     def encode_prompts(
@@ -250,7 +250,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         with_mask, tensors = options.pop("return_attention_mask", None), options.pop("return_tensors", None)
         padding, truncation, limit, _ = self._get_padding_truncation_strategies(**options)
         if side not in ("left", "right"):
-            raise ValueError(f"padding_side is {side!r}, but it must be 'left' or 'right'.")
+            raise ValueError(f"padding_side is {shown(side)}, but it must be 'left' or 'right'.")
         if truncation.value == "only_second":
             raise ValueError("truncation='only_second' needs pairs of texts, and a prompt is one text; give True.")
         if truncation.value != "do_not_truncate" and limit is not None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, Mistral3ForConditionalGeneration,
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from modeling_small4 import Small4ForCausalLM, lora_targets
+from modeling_small4.training.lora import LORA_TARGETS
 from tests.oracle import Case, image_inputs, text_ids
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -205,21 +206,71 @@ def test_what_a_killed_merge_left_is_cleared(trained: Path, tmp_path: Path, monk
     assert [entry.name for entry in tmp_path.iterdir()] == ["merged"]
 
 
-def test_experts_in_eight_bits(tmp_path: Path) -> None:
-    """torchao holds fused experts in 8 bits; adapters on the rest train, on the experts they are refused beforehand."""
+def in_eight_bits(folder: Path, targets: str, how: str, **options: Any) -> Any:
+    """A base that torchao holds in 8 bits, with a random adapter that moves its logits by about their own size."""
     pytest.importorskip("torchao")
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
     from modeling_small4.quantize.weight_only import weight_only
 
-    CASE.models()[0].save_pretrained(tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **weight_only("int8"))
-    with pytest.raises(ValueError, match=r"Int8Tensor.*aten\.baddbmm"):
-        lora_targets("all+experts", model=model)
-    tuned = get_peft_model(
-        model, LoraConfig(r=2, init_lora_weights=False, **lora_targets("attention+shared", model=model))
-    )
-    ids = text_ids(CASE, length=12)
+    if not (folder / "base").exists():
+        CASE.models()[0].to(torch.bfloat16).save_pretrained(folder / "base")
+    plain = {"int8": Int8WeightOnlyConfig(version=2), "fp8": Float8WeightOnlyConfig()}
+    loading = weight_only("int8") if how == "ours" else {"quantization_config": TorchAoConfig(plain[how])}
+    model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16, **loading)
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, **lora_targets(targets, model=model), **options)
+    return get_peft_model(model, config).eval()
+
+
+def apart(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float((left - right).float().norm() / right.float().norm())
+
+
+@pytest.mark.parametrize(("how", "targets"), [("ours", name) for name in LORA_TARGETS] + [("int8", "attention")])
+@pytest.mark.parametrize("safe", [False, True])
+def test_adapters_on_eight_bits_train_and_merge(tmp_path: Path, how: str, targets: str, safe: bool) -> None:
+    tuned, ids = in_eight_bits(tmp_path, targets, how), text_ids(CASE, 2, length=12)
     tuned(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in tuned.parameters() if p.requires_grad)
+    with torch.no_grad():
+        adapted = tuned(ids).logits
+        with tuned.disable_adapter():
+            base = tuned(ids).logits
+        tuned.merge_adapter(safe_merge=safe)
+        assert apart(tuned(ids).logits, adapted) < 0.1 < 0.5 < apart(base, adapted)
+        tuned.unmerge_adapter()
+        assert apart(tuned(ids).logits, adapted) < 0.1
+        with tuned.disable_adapter():
+            assert apart(tuned(ids).logits, base) < 0.1
+        merged = tuned.merge_and_unload(safe_merge=safe)
+        assert apart(merged(ids).logits, adapted) < 0.1
+        held = {type(p.data).__name__ for name, p in merged.named_parameters() if name.endswith("o_proj.weight")}
+        assert "Int8Tensor" in held
+        merged.save_pretrained(tmp_path / "merged")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
+        assert apart(again(ids).logits, merged(ids).logits) < 0.02
+
+
+@pytest.mark.parametrize("how", ["ours", "int8", "fp8"])
+def test_dora_on_eight_bits_is_not_merged_without_its_magnitudes(tmp_path: Path, how: str) -> None:
+    tuned, ids = in_eight_bits(tmp_path, "attention", how, use_dora=True), text_ids(CASE, 2, length=12)
+    with torch.no_grad():
+        adapted = tuned(ids).logits
+        for merge in (tuned.merge_and_unload, tuned.merge_adapter, lambda: tuned.merge_and_unload(safe_merge=True)):
+            with pytest.raises(ValueError, match=r"q_a_proj has a DoRA adapter.*in bfloat16") as refused:
+                merge()
+            assert "\n" not in str(refused.value)
+        assert apart(tuned(ids).logits, adapted) < 0.1  # the model goes on as it was
+
+
+@pytest.mark.parametrize("name", [CASE.models()[0], ["attention"], None, "x" * 5000, "Attention"])
+def test_what_is_no_name_of_targets_is_said_in_one_short_line(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"attention, attention\+shared, all\+experts") as refused:
+        lora_targets(name)
+    assert len(str(refused.value)) < 200
+    assert "\n" not in str(refused.value)
 
 
 def test_bitsandbytes_says_that_it_leaves_the_experts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx2
 
+from ..files_reading import shown
+
 MAX_REDIRECTS = 5
 
 
@@ -67,11 +69,11 @@ def _follow(url: str, access: Access, deadline: float) -> bytes:
         except httpx2.TimeoutException:
             raise _too_slow(url, access) from None
         except (OSError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise ValueError(f"{url!r} could not be fetched: {error or type(error).__name__}.") from None
+            raise ValueError(f"{shown(url)} could not be fetched: {error or type(error).__name__}.") from None
         if isinstance(answer, bytes):
             return answer
         url = urljoin(url, answer)
-    raise ValueError(f"{url!r} redirects more than {MAX_REDIRECTS} times.")
+    raise ValueError(f"{shown(url)} redirects more than {MAX_REDIRECTS} times.")
 
 
 def _check_url(url: str, access: Access) -> SplitResult:
@@ -79,9 +81,9 @@ def _check_url(url: str, access: Access) -> SplitResult:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise ValueError(f"{url!r} is no valid URL: {error}.") from None
+        raise ValueError(f"{shown(url)} is no valid URL: {error}.") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise ValueError(f"{url!r} is no http(s) URL.")
+        raise ValueError(f"{shown(url)} is no http(s) URL.")
     if parts.username is not None or parts.password is not None:
         raise ValueError("A URL with a user name or password is not allowed.")
     host = host.rstrip(".").lower()
@@ -152,4 +154,4 @@ def _get(parts: SplitResult, address: str, access: Access, deadline: float) -> b
 
 
 def _too_slow(url: str, access: Access) -> ValueError:
-    return ValueError(f"Fetching {url!r} took longer than {access.timeout} seconds.")
+    return ValueError(f"Fetching {shown(url)} took longer than {access.timeout} seconds.")

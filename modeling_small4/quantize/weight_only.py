@@ -10,6 +10,8 @@ one expert after the other: torchao's tensors cannot be transposed in three dime
 import importlib.util
 from typing import Any
 
+from ..files_reading import shown
+
 _LAYER = r"re:model\.language_model\.layers\.\d+\."
 _LINEARS, _EXPERTS = (
     _LAYER + r"(self_attn|mlp|mlp\.shared_experts)\.\w+_proj(_with_mqa)?",
@@ -38,7 +40,7 @@ def weight_only(kind: str = "int8") -> dict[str, Any]:
         return {"quantization_config": Int4Config()}
     if kind != "int8":
         raise ValueError(
-            f"Weights cannot be held as {kind!r}; int8 and int4 are possible (fp8 checkpoints load as they are)."
+            f"Weights cannot be held as {shown(kind)}; int8 and int4 are possible (fp8 checkpoints load as they are)."
         )
     if importlib.util.find_spec("torchao") is None:
         raise ValueError("int8 weights need torchao: pip install torchao")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..files_reading import shown
 from ..image_sources import ImageAccess
 from ..processing_small4 import Small4Processor
 from ..reasoning import END_THINK, IMG, IMG_BREAK, IMG_END, THINK, resolve_reasoning_mode
@@ -64,9 +65,9 @@ class Small4DataCollator:
 
     def __post_init__(self) -> None:
         if self.padding_side not in ("right", "left"):
-            raise ValueError(f"padding_side is {self.padding_side!r}, but it must be 'right' or 'left'.")
+            raise ValueError(f"padding_side is {shown(self.padding_side)}, but it must be 'right' or 'left'.")
         if self.overlong not in _OVERLONG:
-            raise ValueError(f"overlong is {self.overlong!r}, but it must be 'error' or 'truncate'.")
+            raise ValueError(f"overlong is {shown(self.overlong)}, but it must be 'error' or 'truncate'.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}, but it must be 1 or more, or None.")
         if self.packing and self.pad_to_multiple_of is not None:

@@ -10,6 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..files_reading import shown
+
 logger = logging.get_logger(__name__)
 
 _LAYER = r"(?:.*\.)?layers\.\d+\."
@@ -44,8 +46,9 @@ def lora_targets(name: str = "attention", vision: bool = False, model: PreTraine
     Raises:
         ValueError: an unknown name; or experts that are held in a quantized form, which no library adapts.
     """
-    if name not in LORA_TARGETS:
-        raise ValueError(f"There is no set of LoRA targets {name!r}; choose one of {', '.join(LORA_TARGETS)}.")
+    if not isinstance(name, str) or name not in LORA_TARGETS:
+        given = shown(name) if isinstance(name, str) else f"a {type(name).__name__} for a name"
+        raise ValueError(f"There is no set of LoRA targets {given}; choose one of {', '.join(LORA_TARGETS)}.")
     patterns = LORA_TARGETS[name] + ((_TOWER, _PROJECTOR) if vision else ())
     targets: dict[str, Any] = {"target_modules": "|".join(patterns)}
     if name == "all+experts":
@@ -60,15 +63,12 @@ def _check_experts(model: PreTrainedModel) -> None:
     if not held:
         raise ValueError(
             "This model has no routed experts that PEFT could adapt: it has none, or holds them packed in 4 bits, "
-            "which nothing trains on. "
-            "Load it without quantization_config."
+            "which nothing trains on. Load it without quantization_config."
         )
-    quantized = held - {"Tensor", "Parameter", "DTensor"}
+    quantized = held - {"Tensor", "Parameter", "DTensor", "Int8Tensor"}  # the last: see loading_torchao
     if quantized:
         raise ValueError(
             f"The routed experts are held as {', '.join(sorted(quantized))}, which PEFT cannot adapt: it adds the "
-            "adapter to the weight at each "
-            'step, and torchao 0.18 raises "NotImplementedError: Int8Tensor dispatch: attempting to run unimplemented '
-            "operator/function: "
-            'func=<OpOverload(op=\'aten.baddbmm\'...)>". Adapt "attention+shared", or load the experts in bfloat16.'
+            'adapter to the weight at each step. Adapt "attention+shared", or load the experts in bfloat16 or with '
+            'weight_only("int8").'
         )
