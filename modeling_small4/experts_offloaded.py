@@ -9,7 +9,6 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,36 +17,26 @@ from torch import nn
 
 from .cpu_matmul import one_experts_product
 from .experts_files import LayerFiles
-from .experts_pool import Expert, Holding, Pool, Usage
+from .experts_pool import Holding, Pool, Usage
+from .experts_tiers import Disk, MainMemory
 from .stored_layers import TOGETHER, gated, stored_weight
 
 Parts = dict[str, torch.Tensor]
 STEMS = ("gate_up_proj", "down_proj")
 
 
-class Disk:
-    """The source of experts that are not in memory. Counts what it reads."""
-
-    def __init__(self, layers: Sequence[LayerFiles]) -> None:
-        self.layers = layers
-        self.bytes_read = 0
-        self._lock = Lock()
-
-    def load(self, expert: Expert, slot: torch.Tensor) -> None:
-        """Read one expert from its files."""
-        count = self.layers[expert[0]].read(expert[1], slot)
-        with self._lock:
-            self.bytes_read += count
-
-
 @dataclass
 class ExpertStore:
-    """The experts of all layers of a model, shared by its copies and by all threads."""
+    """The experts of all layers of a model, shared by its copies and by all threads.
+
+    pool: Those that can be computed with. below: with an accelerator, those that wait in main memory.
+    """
 
     layers: Sequence[LayerFiles]
     disk: Disk
     usage: Usage
     pool: Pool
+    below: MainMemory | None = None
 
     def held(self, layer: int, experts: Sequence[int]) -> Generator["Held", None, None]:
         """Chosen experts of a layer in as few groups as the pool has room for, each held until the next is asked for.
@@ -71,13 +60,16 @@ class ExpertStore:
                 current.release()
 
     def describe(self) -> str:
-        """Where the experts are kept, in one sentence."""
-        slots, nbytes = self.pool.memory.shape
+        """What is kept where, in one sentence."""
         total = sum(layer.count * layer.nbytes for layer in self.layers)
-        return (
-            f"{total / 1e9:.1f} GB of routed experts stay on disk; up to {slots * nbytes / 1e9:.1f} GB of them "
-            f"({min(1.0, slots * nbytes / total):.0%}) are kept in memory."
-        )
+        places = [(self.pool, "in memory")] if self.below is None else []
+        if self.below is not None:
+            places = [(self.pool, f"on {self.pool.device}"), (self.below.pool, "in main memory")]
+        kept = [
+            f"{min(total, pool.memory.nbytes) / 1e9:.1f} GB ({min(1.0, pool.memory.nbytes / total):.0%}) {where}"
+            for pool, where in places
+        ]
+        return f"{total / 1e9:.1f} GB of routed experts stay on disk; of them up to {' and '.join(kept)}."
 
     def __deepcopy__(self, memo: Any) -> "ExpertStore":
         return self

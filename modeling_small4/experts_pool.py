@@ -1,16 +1,16 @@
 """Which experts are in memory: slots of equal size, filled as experts are requested, and a measure of use that decides
 what stays.
 
-One `Pool` serves all layers and all threads that share a model. Experts in use are held and never overwritten. A pool
-of slots on an accelerator takes its experts from a pool in host memory, which takes them from disk.
-Must not know: files, what an expert computes.
+One `Pool` serves all layers and all threads that share a model. What is being computed with is held and never
+overwritten. A pool of slots on an accelerator takes its experts from a pool in main memory and gives back what it drops
+(`experts_tiers`). Must not know: files, copies, what an expert computes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Condition, Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +18,16 @@ import torch
 READERS = 8  # experts being read at a time: enough to keep a fast disk busy
 HALF_LIFE = 128  # tokens after which a use counts half
 Expert = tuple[int, int]  # layer among those with experts, expert
+Load = Callable[[Expert, torch.Tensor, Any, Expert | None], None]  # as `Source.load`
 
 
 class Source(Protocol):
     """Where a pool gets experts from."""
 
-    def load(self, expert: Expert, slot: torch.Tensor) -> None:
-        """Fill `slot`, uint8 `[slot bytes]`."""
+    def load(self, expert: Expert, slot: torch.Tensor, after: Any, old: Expert | None) -> None:
+        """Fill `slot`, uint8 `[slot bytes]`. An accelerator may read it until it is past the mark `after`. `old` is the
+        expert in it so far, which may be kept elsewhere.
+        """
 
 
 class Usage:
@@ -59,15 +62,30 @@ class Pool:
         count, nbytes: Slots and bytes of each.
         source: Where missing experts come from.
         usage: Shared by the pools of a model.
-        device: Where the slots are; those of a CPU are pinned where that makes copies faster.
+        device: Where the slots are.
+        pinned: Pages that are never moved, which makes copies to an accelerator faster.
+        mark: Called when slots are given back: what the accelerator has to be past before they are overwritten.
     """
 
-    def __init__(self, count: int, nbytes: int, source: Source, usage: Usage, device: torch.device) -> None:
-        pinned = device.type == "cpu" and torch.cuda.is_available()
-        self.memory = torch.empty(count, nbytes, dtype=torch.uint8, device=device, pin_memory=pinned)
+    def __init__(
+        self,
+        count: int,
+        nbytes: int,
+        source: Source,
+        usage: Usage,
+        device: torch.device,
+        *,
+        pinned: bool = False,
+        mark: Callable[[], Any] = lambda: None,
+    ) -> None:
+        with torch.inference_mode(False):  # the readers write to it outside that mode
+            self.memory = torch.empty(count, nbytes, dtype=torch.uint8, device=device, pin_memory=pinned)
         self.device, self.usage = device, usage
         self.hits, self.misses = 0, 0
-        self._source = source
+        self._source, self._mark = source, mark
+        self._marks: list[Any] = [None] * count
+        self.present = np.zeros_like(usage.scores, dtype=bool)  # those that have arrived
+        self.above: Pool | None = None  # whose experts need not be kept here
         self._slots: dict[Expert, int] = {}
         self._content: list[Expert | None] = [None] * count
         self._places = np.full((count, 2), -1)
@@ -124,8 +142,30 @@ class Pool:
             return False
         self.hits, self.misses = self.hits + len(here), self.misses + len(missing)
         for expert, index in zip(missing, chosen, strict=True):
-            self._put(expert, index)
+            self._put(expert, index, self._source.load)
         return True
+
+    def adopt(self, expert: Expert, load: Load) -> None:
+        """Take an expert from elsewhere, by `load`, if it is used more than one that is here. Returns when it is
+        here.
+        """
+        with self._changed:
+            chosen = [] if expert in self._slots else self._least_used(1)
+            if not chosen or self._value(chosen[0]) > self.usage.scores[expert]:
+                return
+            arrival = self._put(expert, chosen[0], load)
+            self._give_back(arrival, chosen[0])
+        arrival.exception()
+
+    def _value(self, index: int) -> float:
+        """Uses of what is in a slot; -1 where it is empty, or its expert is above too."""
+        old = self._content[index]
+        spare = old is None or (self.above is not None and self.above.present[old])
+        return -1.0 if spare else float(self.usage.scores[old])
+
+    def _give_back(self, arrival: "Future[None]", index: int) -> None:
+        """Once it has arrived."""
+        arrival.add_done_callback(lambda _: self.release([index], computed=False))
 
     def _least_used(self, count: int) -> list[int]:
         """Up to `count` slots that nobody holds: empty ones, then those whose experts are used least."""
@@ -133,33 +173,42 @@ class Pool:
             return []
         layers, experts = self._places.T
         value = np.where(layers < 0, -1.0, self.usage.scores[layers, experts])
+        if self.above is not None:
+            value[(layers >= 0) & self.above.present[layers, experts]] = -0.5
         value[self._holders > 0] = np.inf
         chosen = np.argpartition(value, min(count, len(value)) - 1)[:count]
         return [int(index) for index in chosen if value[index] < np.inf]
 
-    def _put(self, expert: Expert, index: int) -> None:
+    def _put(self, expert: Expert, index: int, load: Load) -> "Future[None]":
+        """Begin to fill a slot, which is held from now on."""
         old = self._content[index]
         if old is not None:
             del self._slots[old]
+            self.present[old] = False
         self._slots[expert], self._content[index], self._places[index] = index, expert, expert
         self._holders[index] = 1
         if self._workers is None:
             self._workers = ThreadPoolExecutor(READERS, "small4-experts")
-        self._arrivals[index] = self._workers.submit(self._fetch, expert, index)
+        arrival = self._arrivals[index] = self._workers.submit(self._fetch, expert, index, old, load)
+        return arrival
 
-    def _fetch(self, expert: Expert, index: int) -> None:
+    def _fetch(self, expert: Expert, index: int, old: Expert | None, load: Load) -> None:
         try:
-            self._source.load(expert, self.memory[index])
+            load(expert, self.memory[index], self._marks[index], old)
         except BaseException:
             with self._changed:  # so that the next request tries again
                 del self._slots[expert]
                 self._content[index], self._places[index] = None, (-1, -1)
             raise
+        self.present[expert] = True  # held, so still its slot
         self._arrivals[index] = None
 
-    def release(self, indices: Sequence[int]) -> None:
-        """Release held experts; called by `Holding`."""
+    def release(self, indices: Sequence[int], computed: bool = True) -> None:
+        """Give back what was held; done by `Holding`. computed: by this thread, with what was in the slots."""
+        mark = self._mark() if computed else None
         with self._changed:
+            for index in indices if computed else ():
+                self._marks[index] = mark
             self._holders[list(indices)] -= 1
             self._changed.notify_all()
 

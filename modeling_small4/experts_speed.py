@@ -5,6 +5,7 @@ Knows no model; the planner does the same for whole machines.
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -18,25 +19,33 @@ def hit_rate(share: float) -> float:
     return min(1.0, share) ** 0.5
 
 
-def seconds_per_token(others: float, experts: float, share: float, host: float, disk: float) -> float:
-    """Decoding one token with experts in main memory and on disk; reading does not overlap with computing.
+def seconds_per_token(
+    others: float, experts: float, shares: tuple[float, float], fast: float, link: float, disk: float
+) -> float:
+    """Decoding one token with experts where they are computed with, in main memory below an accelerator, and on disk;
+    copying does not overlap with computing.
 
     Args:
-        others: Bytes of weights that every token reads from memory.
+        others: Bytes of weights that every token reads.
         experts: Bytes of the experts that a token chooses, in all layers.
-        share: Of all experts, how much is in memory.
-        host, disk: Bytes per second.
+        shares: Of all experts, how much is where they are computed with, and how much in main memory below it.
+        fast, link, disk: Bytes per second of the memory that is computed with, the link to it, and the disk.
     """
-    hit = hit_rate(share)
-    return (others + hit * experts) / host + (1 - hit) * experts / disk
+    here, kept = hit_rate(shares[0]), hit_rate(sum(shares))
+    return (others + here * experts) / fast + (kept - here) * experts / link + (1 - kept) * experts / disk
+
+
+def measured(copy: Callable[[], object], nbytes: int) -> float:
+    """Bytes per second of the best of four runs."""
+    best = float("inf")
+    for _ in range(4):  # the first also touches the memory
+        begin = time.perf_counter()
+        copy()
+        best = min(best, time.perf_counter() - begin)
+    return nbytes / best
 
 
 def measured_memory() -> float:
     """Bytes per second that this process reads from main memory."""
     numbers = torch.ones(SAMPLE // 4)
-    best = float("inf")
-    for _ in range(4):  # the first also touches the memory
-        begin = time.perf_counter()
-        numbers.sum()
-        best = min(best, time.perf_counter() - begin)
-    return SAMPLE / best
+    return measured(numbers.sum, SAMPLE)

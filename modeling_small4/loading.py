@@ -59,9 +59,10 @@ class Small4LoadingMixin:
         Args:
             dequantize: Expand its weights to the model's dtype instead. Also meant by
                 `quantization_config=FineGrainedFP8Config(dequantize=True)`.
-            expert_memory: Keep the routed experts on disk and at most so much of them in memory, as `{"cpu": "48GiB"}`;
-                for inference only. None: only if the model does not fit in memory and neither `device_map` nor
-                    `max_memory` says what to do. False: never.
+            expert_memory: Keep the routed experts on disk and at most so much of them in memory, as `{"cpu": "48GiB"}`,
+                or on one accelerator and in main memory, as `{"gpu": "18GiB", "cpu": "48GiB"}`; for inference only.
+                None: only if the model does not fit and neither `device_map` (other than "auto") nor `max_memory` says
+                what to do. False: never.
 
         Raises:
             ValueError: Tensors are missing from the checkpoint, have another shape than the model's (unless
@@ -78,9 +79,12 @@ class Small4LoadingMixin:
         asked = kwargs.get("quantization_config")
         if dequantize or (isinstance(asked, FineGrainedFP8Config) and asked.dequantize):
             kwargs["quantization_config"] = Small4StoredConfig(dequantize=True)
+        memory = _expert_memory(expert_memory, kwargs)
+        if memory is not None and "gpu" in (memory.memory or {}):
+            kwargs.setdefault("device_map", "auto")
         # Mismatched shapes are let through here, to be reported by name below.
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | kwargs
-        token = _asked.set(_expert_memory(expert_memory, kwargs))
+        token = _asked.set(memory)
         try:
             model, info = super().from_pretrained(*args, **options)  # type: ignore[misc]
         finally:

@@ -17,10 +17,12 @@ from transformers.core_model_loading import apply_renamings
 from transformers.utils import logging
 
 from .experts_files import LayerFiles, Stored, WatchedFile, folder_of, read_header
+from .experts_link import Link, link_to
 from .experts_memory import SPARE, affordable, free_memory
-from .experts_offloaded import Disk, ExpertStore, Small4OffloadedExperts
+from .experts_offloaded import ExpertStore, Small4OffloadedExperts
 from .experts_pool import Pool, Usage
-from .experts_speed import measured_memory, seconds_per_token
+from .experts_speed import measured, measured_memory, seconds_per_token
+from .experts_tiers import Disk, MainMemory
 from .loading_names import published_names
 from .moe import Small4Experts
 from .stored_config import METHOD
@@ -28,6 +30,7 @@ from .stored_layers import INPUT_SCALES, Small4StoredExperts
 
 logger = logging.get_logger(__name__)
 SAMPLE = 4  # experts that are read to measure the disk
+TRANSIT = 8  # slots in main memory through which experts pass on their way to an accelerator
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def offload_experts(
             return None
         raise ValueError(f"expert_memory cannot be used: {reason}.")
     assert files is not None
+    link = accelerator(load_config.device_map, asked)
     if asked.memory is None and _fits(model, load_config.device_map):
         return None
     headers = {file: read_header(file) for file in files}
@@ -68,7 +72,7 @@ def offload_experts(
     found = {path: _tensors(path, module, ours) for path, module in modules.items()}
     used = {name for tensors in found.values() for name, _ in tensors.values()}
     others = _others(model, modules)
-    store = _store(found, modules, others, asked, model.config.get_text_config().num_experts_per_tok)
+    store = _store(found, modules, others, asked, model.config.get_text_config().num_experts_per_tok, link)
     for layer, (path, module) in enumerate(modules.items()):
         dtype = next(module.parameters()).dtype if isinstance(module, Small4Experts) else model.dtype
         parent, _, name = path.rpartition(".")
@@ -76,25 +80,58 @@ def offload_experts(
         setattr(model.get_submodule(parent), name, made)
     if load_config.device_map:  # accelerate's, made for whole layers
         load_config.device_map.clear()
-        load_config.device_map[""] = torch.device("cpu")
+        load_config.device_map[""] = store.pool.device
     chosen = model.config.get_text_config().num_experts_per_tok * len(modules)
     logger.warning(
-        f"{store.describe()} They are read from {folder_of(files)} as needed: {_estimated(store, others, chosen)}."
+        f"{store.describe()} They are read from {folder_of(files)} as needed: {estimate(store, others, chosen).said}."
     )
     return _Rest(files, used)
 
 
-def _estimated(store: ExpertStore, others: int, chosen: int) -> str:
-    """The estimated time of a token, from the current bandwidth of memory and disk. chosen: experts of a token in all
-    layers.
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a decoded token, and the same in words with the bandwidths that say so."""
+
+    seconds: float
+    said: str
+
+
+def estimate(store: ExpertStore, others: int, chosen: int) -> Estimate:
+    """How fast a token is likely to be decoded, by what memory, link and disk do just now; takes some milliseconds.
+
+    Args:
+        store: The experts of a model.
+        others: Bytes of all weights but the experts'.
+        chosen: Experts of a token, in all layers.
     """
     layer, nbytes = store.layers[0], store.pool.memory.shape[1]
     slot, begin = torch.empty(nbytes, dtype=torch.uint8), time.perf_counter()
     read = sum(layer.read(expert, slot) for expert in range(min(SAMPLE, layer.count)))
-    disk, host = read / (time.perf_counter() - begin), measured_memory()
-    share = store.pool.count / sum(each.count for each in store.layers)
-    seconds = seconds_per_token(others, chosen * nbytes, share, host, disk)
-    return f"about {1 / seconds:.2g} tokens/s (memory {host / 1e9:.1f} GB/s, disk {disk / 1e9:.1f} GB/s)"
+    disk, fast, link = read / (time.perf_counter() - begin), measured_memory(), float("inf")
+    total, below = sum(each.count for each in store.layers), 0.0
+    said = f"memory {fast / 1e9:.1f} GB/s"
+    if store.below is not None:
+        link, fast = _rates(store.below.link, nbytes)
+        below = store.below.pool.count / total
+        said = f"{store.pool.device} {fast / 1e9:.0f} GB/s, link {link / 1e9:.1f} GB/s"
+    shares = min(1.0, store.pool.count / total), below
+    seconds = seconds_per_token(others, chosen * nbytes, shares, fast, link, disk)
+    return Estimate(seconds, f"about {1 / seconds:.2g} tokens/s ({said}, disk {disk / 1e9:.1f} GB/s)")
+
+
+def _rates(link: Link, nbytes: int) -> tuple[float, float]:
+    """Bytes per second of copies of `nbytes` to the accelerator, and of reading its memory."""
+    above = torch.empty(2, nbytes, dtype=torch.uint8, device=link.device)
+    waiting = torch.ones(nbytes, dtype=torch.uint8, pin_memory=link.device.type != "cpu")
+    up = measured(lambda: link.copy(waiting, above[0], None), nbytes)
+    return up, measured(lambda: link.copy(above[0], above[1], None), 2 * nbytes)
+
+
+def accelerator(device_map: dict[str, Any] | None, asked: Asked) -> Link | None:
+    """The link to the accelerator that is to compute: the first one that `device_map` names; None: the CPU computes."""
+    homes = [torch.device(home) for home in (device_map or {}).values() if home != "disk"]
+    found = sorted({(home.type, home.index or 0) for home in homes if home.type != "cpu"})
+    return link_to(torch.device(*found[0])) if found and (asked.memory is None or "gpu" in asked.memory) else None
 
 
 def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_config: Any, asked: Asked) -> str | None:
@@ -102,10 +139,12 @@ def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_co
     quantizer = load_config.hf_quantizer
     config: Any = getattr(quantizer, "quantization_config", None)
     homes = {torch.device(home).type for home in (load_config.device_map or {}).values() if home != "disk"}
-    if asked.memory is not None and ("gpu" in asked.memory or homes - {"cpu"}):
+    if asked.memory is not None and homes - {"cpu"} and "gpu" not in asked.memory:
         return (
-            "such experts are computed on the CPU so far; give main memory alone, {'cpu': '48GiB'}, and no other device"
+            "device_map names an accelerator, but expert_memory does not; add 'gpu': '18GiB', or leave device_map out"
         )
+    if asked.memory is not None and "gpu" in asked.memory and accelerator(load_config.device_map, asked) is None:
+        return "it names 'gpu', and there is no CUDA, ROCm or XPU device here; give main memory alone, {'cpu': '48GiB'}"
     if not modules:
         return "the model has no routed experts"
     if load_config.device_mesh is not None:
@@ -123,7 +162,7 @@ def _fits(model: PreTrainedModel, device_map: dict[str, Any] | None) -> bool:
     """
     homes = {str(home) for home in (device_map or {"": "cpu"}).values()}
     if homes - {"cpu", "disk"}:
-        return True  # with an accelerator, accelerate moves whole layers: experts are computed on the CPU only
+        return not homes & {"cpu", "disk"}  # accelerate would move whole layers
     return sum(p.numel() * p.element_size() for p in model.parameters()) + SPARE <= free_memory()
 
 
@@ -156,6 +195,7 @@ def _store(
     others: int,
     asked: Asked,
     top_k: int,
+    link: Link | None,
 ) -> ExpertStore:
     opened: dict[str, WatchedFile] = {}
     layers = [
@@ -163,17 +203,33 @@ def _store(
         for tensors in found.values()
     ]
     experts = max(module.num_experts for module in modules.values())
-    nbytes = max(layer.nbytes for layer in layers)
-    least = top_k * nbytes
-    limit = max(least, affordable(free_memory(), others)) if asked.memory is None else asked.memory.get("cpu", 0)
-    count = min(limit // nbytes, sum(module.num_experts for module in modules.values()))
-    if count < top_k:
+    nbytes, total = max(layer.nbytes for layer in layers), sum(module.num_experts for module in modules.values())
+    usage, disk, given = Usage(len(layers), experts), Disk(layers), asked.memory or {}
+    main = given.get("cpu", affordable(free_memory(), 0 if link else others))
+    if link is None:
+        count = _slots("cpu", main, nbytes, total, top_k, automatic=asked.memory is None)
+        return ExpertStore(layers, disk, usage, Pool(count, nbytes, disk, usage, torch.device("cpu")))
+    limit = given.get("gpu", affordable(link.free(), others))
+    count = _slots("gpu", limit, nbytes, total, top_k, automatic=asked.memory is None)
+    waiting = max(TRANSIT, min(main // nbytes, total - count + TRANSIT))
+    if "cpu" in given:
+        waiting = _slots("cpu", main, nbytes, waiting, 1, automatic=False)
+    host = Pool(waiting, nbytes, disk, usage, torch.device("cpu"), pinned=link.device.type != "cpu")
+    below = MainMemory(host, link)
+    host.above = Pool(count, nbytes, below, usage, link.device, mark=link.mark)
+    return ExpertStore(layers, disk, usage, host.above, below)
+
+
+def _slots(tier: str, limit: int, nbytes: int, most: int, least: int, *, automatic: bool) -> int:
+    """How many experts a tier of `limit` bytes holds, up to `most`."""
+    if automatic:
+        return max(least, min(limit // nbytes, most))
+    if limit // nbytes < least:
         raise ValueError(
-            f"{limit:,} bytes hold {count} experts of {nbytes:,} bytes, and one token needs {top_k} of them at a time; "
-            f"give at least {least:,} bytes in expert_memory={{'cpu': ...}}."
+            f"{limit:,} bytes hold {limit // nbytes} experts of {nbytes:,} bytes, and one token needs {least} of them "
+            f"at a time; give at least {least * nbytes:,} bytes in expert_memory={{'{tier}': ...}}."
         )
-    usage, disk = Usage(len(layers), experts), Disk(layers)
-    return ExpertStore(layers, disk, usage, Pool(count, nbytes, disk, usage, torch.device("cpu")))
+    return min(limit // nbytes, most)
 
 
 def expert_store(model: nn.Module) -> ExpertStore | None:

@@ -3,6 +3,7 @@ plots read.
 """
 
 import json
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -20,6 +21,11 @@ from model_card.bench import (
     predecessor,
     stored_memory,
     stored_products,
+    harness,
+    load,
+    predecessor,
+    residency,
+    stored_memory,
     train_step,
     vision,
     vllm_engine,
@@ -236,3 +242,18 @@ def test_what_is_measured_on_a_gpu_runs_without_one(tmp_path: Path) -> None:
 
 def test_a_part_that_fails_leaves_the_others_alone() -> None:
     assert gpu.tried("kernels", lambda: {}["none"]) == {"kernels": {"failed": "KeyError: 'none'"}}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the file cache cannot be dropped")
+def test_bytes_of_experts_that_move(tmp_path: Path) -> None:
+    """One layer of 8 experts, 400 MB; what is read is what misses explain, if the file system counts it."""
+    residency.write(tmp_path, 1, 8)
+    rows = residency.measured(arguments(shares=[0.5], tokens=8, threads=1), tmp_path)
+    half, above = rows["50% of the experts"], rows["50% on an accelerator"]
+    assert half["mb"] < 1.1 * half["need_mb"] + 1
+    assert 0 < half["hit_rate"] < 1
+    assert half["resident_gb"] < 1.5
+    assert 0 < above["need_mb"] <= above["copied_mb"] <= 2 * above["need_mb"]
+    assert above["fewer_copied"] > 2
+    assert residency.disk_rate(tmp_path, 0.1) > 0

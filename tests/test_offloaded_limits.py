@@ -26,6 +26,24 @@ taken = psutil.Process().memory_info().data
 resource.setrlimit(resource.RLIMIT_DATA, (taken + 400 * 2**20,) * 2)
 folder = sys.argv[1]
 """
+SERVER = """
+import http.client, json, threading, time
+from modeling_small4.server.app import make_server
+server = make_server(folder, port=0%s)
+thread = threading.Thread(target=server.run)
+thread.start()
+while not server.started:
+    time.sleep(0.05)
+    assert thread.is_alive()
+connection = http.client.HTTPConnection(*server.servers[0].sockets[0].getsockname()[:2], timeout=300)
+body = {"model": "small4", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "temperature": 0}
+connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+answer = json.loads(connection.getresponse().read())
+assert answer["usage"]["completion_tokens"] == 4, answer
+print(answer["choices"][0]["finish_reason"])
+server.should_exit = True
+thread.join()
+"""
 DOORS = {
     "generate": """
 from modeling_small4 import Small4ForCausalLM, Small4Processor
@@ -42,16 +60,8 @@ print(pipe([{"role": "user", "content": "hello"}], max_new_tokens=6, do_sample=F
 from modeling_small4.commands import cli
 sys.exit(cli.main(["generate", "hello", "--model", folder, "--max-new-tokens", "6", "--json"]))
 """,
-    "server": """
-from modeling_small4.server.app import make_server
-server = make_server(folder)
-print(type(server).__name__)
-""",
-    "server with a flag": """
-from modeling_small4.server.app import make_server
-server = make_server(folder, expert_memory="100MB")
-print(type(server).__name__)
-""",
+    "server": SERVER % "",
+    "server with a flag": SERVER % ', expert_memory="100MB"',
 }
 
 

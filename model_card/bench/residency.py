@@ -7,8 +7,8 @@ of a decoded token.
 from the repository root. Writes a bfloat16 checkpoint with experts of the released widths, 50 MB each, into DIR, and
 removes it. Each way runs in a process of its own, with the files dropped from the file cache first and after every
 token. The tokens are given, drawn at random: a model of random weights repeats itself, and a cache would look too good.
-All ways must answer each with the same next token. Runs on the CPU; routing is near to uniform, the worst case of a
-cache.
+All ways must answer each with the same next token. Routing is near to uniform, the worst case of a cache. Without a
+GPU, the accelerator is main memory, and only the bytes copied to it mean something.
 """
 
 import argparse
@@ -17,15 +17,20 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from model_card.bench.decode import random_state
 from model_card.bench.harness import child, options, read, report
-from modeling_small4 import Small4Config, Small4ForCausalLM
-from modeling_small4.loading_offloaded import expert_store
+from modeling_small4 import Small4Config, Small4ForCausalLM, loading_offloaded
+from modeling_small4.experts_files import WatchedFile
+from modeling_small4.experts_offloaded import ExpertStore
+from modeling_small4.experts_pool import READERS
+from modeling_small4.loading_offloaded import estimate, expert_store
 
 
 def write(folder: Path, layers: int, experts: int) -> None:
@@ -57,25 +62,56 @@ def resident_bytes() -> int:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
 
 
-def load(folder: Path, share: float | None) -> Small4ForCausalLM:
-    """With a share of the experts in memory; None: accelerate's disk offload of every layer."""
-    if share is None:
+class CountedLink:
+    """A `Link` to an accelerator that is main memory, where there is none: copies are counted, their time means
+    nothing.
+    """
+
+    device = torch.device("cpu")
+
+    def mark(self) -> None:
+        """What is computed is done when a call returns."""
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor, after: None) -> None:
+        """`MainMemory` counts it."""
+        target.copy_(source)
+
+    def free(self) -> int:
+        """Enough."""
+        return 2**40
+
+
+def load(folder: Path, way: str, share: float) -> Any:
+    """`disk`: accelerate's disk offload of every layer; `memory`: all in main memory, which is its CPU offload on a
+    CPU; `experts`: a share of the experts in memory; `accelerator`: a share on it, all others in main memory.
+    """
+    if way == "memory":
+        return Small4ForCausalLM.from_pretrained(folder, expert_memory=False)
+    if way == "disk":
         homes = {"model.language_model.embed_tokens": "cpu", "model.language_model.layers": "disk",
                  "model.language_model.norm": "cpu", "lm_head": "cpu"}  # fmt: skip
         return Small4ForCausalLM.from_pretrained(folder, device_map=homes, offload_folder=folder / "offloaded")
     whole = Small4Config.from_pretrained(folder).text_config
-    count = round(share * whole.n_routed_experts * whole.num_hidden_layers)
+    total = whole.n_routed_experts * whole.num_hidden_layers
     each = 3 * whole.hidden_size * whole.moe_intermediate_size * 2
-    return Small4ForCausalLM.from_pretrained(folder, expert_memory=max(count, whole.num_experts_per_tok) * each)
+    size = max(round(share * total), whole.num_experts_per_tok) * each
+    if way == "experts":
+        return Small4ForCausalLM.from_pretrained(folder, expert_memory=size)
+    memory = {"gpu": size, "cpu": total * each}
+    if torch.cuda.is_available():
+        return Small4ForCausalLM.from_pretrained(folder, expert_memory=memory)
+    with patch.object(loading_offloaded, "accelerator", lambda *_: CountedLink()):
+        return Small4ForCausalLM.from_pretrained(folder, expert_memory=memory)
 
 
 @torch.inference_mode()
-def decoded(folder: Path, share: float | None, tokens: int) -> dict[str, Any]:
+def decoded(folder: Path, way: str, share: float, tokens: int) -> dict[str, Any]:
     """Tokens one by one, the files dropped between them; the first quarter only warms up."""
     before = resident_bytes()
-    model = load(folder, share)
-    output = model(torch.arange(8)[None], use_cache=True)
-    ids, taken, begin_bytes, hits, misses = [], [], 0, 0, 0
+    model = load(folder, way, share)
+    home = model.get_input_embeddings().weight.device
+    output = model(torch.arange(8, device=home)[None], use_cache=True)
+    ids, taken, begin_bytes, hits, misses, begin_copied = [], [], 0, 0, 0, 0
     store = expert_store(model)
     given = torch.randint(1024, (tokens,), generator=torch.Generator().manual_seed(1))
     for step in range(tokens):
@@ -83,42 +119,71 @@ def decoded(folder: Path, share: float | None, tokens: int) -> dict[str, Any]:
         if step == tokens // 4:
             begin_bytes = disk_bytes()
             hits, misses = (store.pool.hits, store.pool.misses) if store else (0, 0)
+            begin_copied = copied(store)
         begin = time.perf_counter()
         ids.append(int(output.logits[0, -1].argmax()))
-        output = model(given[step].view(1, 1), past_key_values=output.past_key_values, use_cache=True)
+        output = model(given[step].view(1, 1).to(home), past_key_values=output.past_key_values, use_cache=True)
         taken.append(time.perf_counter() - begin)
     kept = taken[tokens // 4 :]
     row = {"ids": ids, "ms": 1e3 * sorted(kept)[len(kept) // 2], "mb": (disk_bytes() - begin_bytes) / len(kept) / 1e6}
     row["resident_gb"] = (resident_bytes() - before) / 1e9
     if store:
         found = store.pool.hits - hits, store.pool.misses - misses
-        row |= {"hit_rate": found[0] / max(1, sum(found)), "limit_gb": store.pool.memory.nbytes / 1e9}
+        limit = store.pool.memory.nbytes + (store.below.pool.memory.nbytes if store.below else 0)
+        row |= {"hit_rate": found[0] / max(1, sum(found)), "limit_gb": limit / 1e9}
+        row["copied_mb"] = (copied(store) - begin_copied) / len(kept) / 1e6
+        row["need_mb"] = found[1] * store.layers[0].nbytes / len(kept) / 1e6
+        row["estimated_ms"] = estimated(model, store)
     return row
+
+
+def copied(store: ExpertStore | None) -> int:
+    """Bytes copied to and from the accelerator so far."""
+    return store.below.up + store.below.down if store and store.below else 0
+
+
+def estimated(model: Any, store: ExpertStore) -> float:
+    """Milliseconds of a token that the line at the start speaks of, measured once more when all is warm."""
+    text = model.config.get_text_config()
+    others = sum(p.numel() * p.element_size() for p in model.parameters())
+    return 1e3 * estimate(store, others, text.num_experts_per_tok * len(store.layers)).seconds
 
 
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All ways, each in its own process."""
     rows: dict[str, Any] = {}
-    ways = {"accelerate, disk": None} | {f"{share:.0%} of the experts": share for share in args.shares}
-    for name, share in ways.items():
-        given = (
-            "--worker",
-            folder,
-            "--share",
-            -1 if share is None else share,
-            "--tokens",
-            args.tokens,
-            "--threads",
-            args.threads,
-        )
-        rows[name] = child("model_card.bench.residency", *given)
+    ways = [("accelerate, disk", "disk", 1.0), ("all in memory", "memory", 1.0)]
+    ways += [(f"{share:.0%} of the experts", "experts", share) for share in args.shares]
+    ways += [(f"{share:.0%} on an accelerator", "accelerator", share) for share in args.shares]
+    for name, way, share in ways:
+        given = {"worker": folder, "way": way, "share": share, "tokens": args.tokens, "threads": args.threads}
+        rows[name] = child("model_card.bench.residency", *(x for n, v in given.items() for x in (f"--{n}", v)))
     chosen = {tuple(row.pop("ids")) for row in rows.values()}
     if len(chosen) > 1:
         raise SystemExit("The ways choose different tokens; nothing is reported.")
     theirs = rows["accelerate, disk"]
-    for row in rows.values():
-        row |= {"speedup": theirs["ms"] / row["ms"], "fewer_bytes": theirs["mb"] / max(row["mb"], 1e-3)}
+    layers = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
+    for name, row in rows.items():
+        if name.endswith("accelerator"):  # accelerate copies every layer to it for every token
+            row["fewer_copied"] = layers / max(row["copied_mb"], 1e-3)
+        else:
+            row |= {"speedup": theirs["ms"] / row["ms"], "fewer_bytes": theirs["mb"] / max(row["mb"], 1e-3)}
     return rows
+
+
+def disk_rate(folder: Path, gigabytes: float = 1.0) -> float:
+    """Bytes per second that the disk gives for random pieces of the size of an expert's matrix, read by as many threads
+    as experts are, past the file cache.
+    """
+    file = max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    drop(folder)
+    opened, size = WatchedFile(str(file)), 2**25
+    places = torch.randperm(file.stat().st_size // size)[: max(1, int(gigabytes * 1e9 / size))].tolist()
+    buffers = torch.ones(len(places), size, dtype=torch.uint8).numpy()
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(READERS) as workers:
+        list(workers.map(lambda n: opened.read(places[n] * size, buffers[n].data), range(len(places))))
+    return len(places) * size / (time.perf_counter() - begin)
 
 
 def main() -> None:
@@ -130,24 +195,19 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5, 0.75])
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: a temporary folder)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--share", type=float, help=argparse.SUPPRESS)
     args = read(parser)
     if args.worker:
-        print(json.dumps(decoded(args.worker, None if args.share < 0 else args.share, args.tokens)), file=sys.stdout)
+        print(json.dumps(decoded(args.worker, args.way, args.share, args.tokens)), file=sys.stdout)
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         write(Path(folder), args.layers, args.experts)
         rows = measured(args, Path(folder))
-    form = {
-        "ms": "9.1f",
-        "mb": "9.1f",
-        "hit_rate": "9.2f",
-        "resident_gb": "11.2f",
-        "limit_gb": "9.2f",
-        "speedup": "8.2f",
-        "fewer_bytes": "11.2f",
-    }
-    report(args, {"rows": rows}, form)
+        disk = disk_rate(Path(folder)) / 1e9
+    columns = {"ms": 9, "estimated_ms": 12, "mb": 9, "need_mb": 9, "copied_mb": 9, "hit_rate": 8, "resident_gb": 11,
+               "limit_gb": 8, "speedup": 8, "fewer_bytes": 11, "fewer_copied": 12}  # fmt: skip
+    report(args, {"rows": rows, "disk_gb_s": disk}, {name: f"{width}.2f" for name, width in columns.items()})
 
 
 if __name__ == "__main__":
