@@ -65,7 +65,7 @@ def offload_experts(
         raise ValueError(f"expert_memory cannot be used: {reason}.")
     assert files is not None
     link = accelerator(load_config.device_map, asked)
-    if asked.memory is None and _fits(model, load_config.device_map):
+    if asked.memory is None and _fits(model, load_config.device_map, link):
         return None
     headers = {file: read_header(file) for file in files}
     ours = {apply_renamings(n, published_names()): (n, stored) for h in headers.values() for n, stored in h.items()}
@@ -156,13 +156,13 @@ def _obstacle(modules: Mapping[str, nn.Module], files: list[str] | None, load_co
     return None
 
 
-def _fits(model: PreTrainedModel, device_map: dict[str, Any] | None) -> bool:
+def _fits(model: nn.Module, device_map: dict[str, Any] | None, link: Link | None) -> bool:
     """Whether the model is to be loaded as usual: because it fits in main memory, or because part of it runs
     elsewhere.
     """
     homes = {str(home) for home in (device_map or {"": "cpu"}).values()}
     if homes - {"cpu", "disk"}:
-        return not homes & {"cpu", "disk"}  # accelerate would move whole layers
+        return link is None or not homes & {"cpu", "disk"}  # accelerate would move whole layers
     return sum(p.numel() * p.element_size() for p in model.parameters()) + SPARE <= free_memory()
 
 

@@ -93,10 +93,12 @@ def test_loaded_in_inference_mode(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_automatic_choice(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """As with `device_map="auto"` where accelerate would leave layers in main memory."""
-    assert loading._fits(torch.nn.Linear(2, 2), {"a": 0})
-    assert not loading._fits(torch.nn.Linear(2, 2), {"a": 0, "b": "cpu"})
-    assert not loading._fits(torch.nn.Linear(2, 2), {"a": "cuda:0", "b": "disk"})
-    monkeypatch.setattr(loading, "_fits", lambda model, device_map: False)
+    model, link = torch.nn.Linear(2, 2), FakeLink()
+    assert loading._fits(model, {"a": 0}, link)
+    assert not loading._fits(model, {"a": 0, "b": "cpu"}, link)
+    assert not loading._fits(model, {"a": "cuda:0", "b": "disk"}, link)
+    assert loading._fits(model, {"a": "mps", "b": "disk"}, None)
+    monkeypatch.setattr(loading, "_fits", lambda *_: False)
     monkeypatch.setattr(loading, "affordable", lambda free, others: min(free, 300_000))
     store = expert_store(loaded(folder, None, monkeypatch, FakeLink(100_000)))
     assert store is not None

@@ -74,8 +74,8 @@ def speed(config: Small4Config, made: Plan, rates: Rates | None = None) -> Speed
     """Estimate the decoding of one sequence at half the plan's context, and the reading of a prompt in chunks; None if
     the plan does not fit.
 
-    On CPUs, experts that do not fit in main memory are read from disk (`expert_memory`). With GPUs, accelerate copies
-    whole offloaded layers, including all of their experts.
+    Experts that do not fit are copied or read as they are chosen (`expert_memory`): from main memory to the first GPU,
+    and from disk.
     """
     rates = rates or rates_of(made.machine)
     precision, text = made.request.precision, config.text_config
@@ -86,9 +86,14 @@ def speed(config: Small4Config, made: Plan, rates: Rates | None = None) -> Speed
     cache = cache_bytes(config, made.request.context // 2, 1, made.request.cache_bits // 8)
     active = sum(t.count * (used if t.part == "routed experts" else 1) for t in tensors(config) if t.part in _ACTIVE)
     tiers: dict[str, float] = {}
-    if made.machine.gpus:
-        found = _with_gpus(made, rates, others + used * experts + cache) if made.fits else None
-        flops = rates.gpu_flops * (len(made.machine.gpus) if made.distributed else 1)
+    if made.machine.gpus and made.fits and not made.offloads:
+        ranks = len(made.machine.gpus) if made.distributed else 1
+        here, read = sum(sum(load.weights.values()) for load in made.loads), others + used * experts + cache
+        found: Times | None = {"gpu memory": read / rates.gpu / ranks}, {"gpu memory": here / rates.gpu / ranks}
+        flops = rates.gpu_flops * ranks
+    elif made.machine.gpus:
+        tiers = _gpu_tiers(made, experts, sum(sizes.values()) + cache)
+        found, flops = _from_tiers(tiers, rates, others + cache, experts, used), rates.gpu_flops
     else:
         whole = sum(sizes.values())
         found, tiers = _on_cpu(made, rates, (whole, others, cache), experts, used), _tiers(made, experts, whole)
@@ -102,6 +107,7 @@ def speed(config: Small4Config, made: Plan, rates: Rates | None = None) -> Speed
     return Speed(1 / sum(decode.values()), made.request.chunk / per_chunk, bound, prompt_bound, decode, tiers, rates)
 
 
+Times = tuple[dict[str, float], dict[str, float]]
 _ACTIVE = ("attention", "shared experts", "routed experts", "dense layers", "router")
 
 
@@ -109,17 +115,32 @@ def _parts(config: Small4Config) -> list[str]:
     return list(dict.fromkeys(tensor.part for tensor in tensors(config)))
 
 
-def _with_gpus(made: Plan, rates: Rates, read: float) -> tuple[dict[str, float], dict[str, float]]:
+def _gpu_tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
+    """Share of the experts on the first GPU, which holds all `others`, in main memory and on disk; empty where that GPU
+    has no room, or no memory of its own.
+    """
+    gpu, ram = made.machine.gpus[0], made.machine.ram
+    room = gpu.usable - others - max(load.activations for load in made.loads)
+    if gpu.unified or ram is None or not experts or room <= 0:
+        return {}
+    here = min(1.0, room / experts)
+    waiting = min(1 - here, ram.usable / experts)
+    return {"gpu": here, "memory": waiting, "disk": 1 - here - waiting}
+
+
+def _from_tiers(tiers: dict[str, float], rates: Rates, others: float, experts: int, used: float) -> Times | None:
     """Seconds of a decoded token, and those of a chunk's weights, by what they wait for."""
-    ranks = len(made.machine.gpus) if made.distributed else 1
-    waiting = {
-        str(load.device.name): sum(load.weights.values()) for load in made.loads if load.device.name in ("cpu", "disk")
+    if not tiers:
+        return None
+    here, kept = hit_rate(tiers["gpu"]), hit_rate(tiers["gpu"] + tiers["memory"])
+    decode = {
+        "gpu memory": (others + here * used * experts) / rates.gpu,
+        "link": (1 - here) * used * experts / rates.link,
     }
-    copies = {"link": waiting.get("cpu", 0) / rates.link, "disk": waiting.get("disk", 0) / min(rates.disk, rates.link)}
-    here = sum(sum(load.weights.values()) for load in made.loads) - sum(waiting.values())
-    whole = here / max(1, here + sum(waiting.values()))
-    copies = {name: seconds for name, seconds in copies.items() if seconds}
-    return {"gpu memory": whole * read / rates.gpu / ranks} | copies, {"gpu memory": here / rates.gpu / ranks} | copies
+    chunk = {"gpu memory": (others + experts) / rates.gpu, "link": (1 - tiers["gpu"]) * experts / rates.link}
+    if tiers["disk"] > 0:
+        decode["disk"], chunk["disk"] = (1 - kept) * used * experts / rates.disk, tiers["disk"] * experts / rates.disk
+    return decode, chunk
 
 
 def _tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
@@ -133,9 +154,7 @@ def _tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
     return {"memory": share, "disk": 1 - share}
 
 
-def _on_cpu(
-    made: Plan, rates: Rates, sizes: tuple[int, int, int], experts: int, used: float
-) -> tuple[dict[str, float], dict[str, float]] | None:
+def _on_cpu(made: Plan, rates: Rates, sizes: tuple[int, int, int], experts: int, used: float) -> Times | None:
     whole, others, cache = sizes
     share = _tiers(made, experts, whole)["memory"]
     if share * experts < used * experts / 36:  # not even one layer's choice
