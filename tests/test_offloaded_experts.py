@@ -193,8 +193,8 @@ def test_gradients_and_saving_are_refused(plain: Folders, tmp_path: Path) -> Non
         ({"gpu": "1GB", "cpu": "1GB"}, "names .gpu., and there is no CUDA"),
         ({"tpu": "1GB"}, "names 'tpu'"),
         ({}, "names nothing"),
-        ("much", "no amount of memory"),
-        ({"cpu": True}, "no amount of memory"),
+        ("much", "not an amount of memory"),
+        ({"cpu": True}, "not an amount of memory"),
     ],
 )
 def test_memory_that_cannot_be(plain: Folders, memory: Any, words: str) -> None:
