@@ -85,28 +85,33 @@ def answer(client: OpenAI, text: str, tokens: int) -> Any:
 
 
 def prefix_row(client: OpenAI, twin: OpenAI, tokens: int, runs: int) -> dict[str, Any]:
-    """Seconds until the first token of a prompt that is new, and of one whose beginning was read before."""
-    first, again = [], []
-    for run in range(runs):
-        text = f"{run}. " + long_text(tokens)
-        for times, question in ((first, "Which code has room 101?"), (again, "Which code has room 102?")):
+    """Milliseconds until the first token of a prompt that is new, and of one whose beginning was read before, after a
+    first round that warms up.
+    """
+    rounds: list[tuple[float, float]] = []
+    for run in range(runs + 1):
+        text, times = f"{run}. " + long_text(tokens), list[float]()
+        for question in ("Which code has room 101?", "What is the code of the lamp in room 102, then?"):
             began = time.perf_counter()
-            said = answer(client, text + question, 1)
-            times.append(time.perf_counter() - began)
-    whole = [answer(each, text + question, 24).choices[0].message.content for each in (client, twin)]
-    if whole[0] != whole[1]:
+            said = answer(client, text + question, 24 if run == runs else 1)
+            times.append((time.perf_counter() - began) * 1e3)
+        if run < runs:
+            rounds.append((times[0], times[1]))
+    if said.choices[0].message.content != answer(twin, text + question, 24).choices[0].message.content:
         raise SystemExit("An answer after a kept prefix is another one; nothing is stored.")
-    cached, prompt = said.usage.prompt_tokens_details.cached_tokens, said.usage.prompt_tokens
+    kept = rounds[1:] or rounds
     return {
-        "ours_ms": statistics.median(again) * 1e3, "alone_ms": statistics.median(first) * 1e3,
-        "ratio": statistics.median(b / a for a, b in zip(first, again, strict=True)),
-        "prompt_tokens": prompt, "cached_tokens": cached, "runs": runs,
+        "ours_ms": statistics.median(again for _, again in kept), "alone_ms": statistics.median(new for new, _ in kept),
+        "ratio": statistics.median(again / new for new, again in kept),
+        "prompt_tokens": said.usage.prompt_tokens, "cached_tokens": said.usage.prompt_tokens_details.cached_tokens,
+        "runs": len(kept),
     }  # fmt: skip
 
 
 def together_row(client: OpenAI, clients: int, tokens: int, runs: int) -> dict[str, Any]:
-    """Seconds of one answer alone, and of several at once."""
-    alone, together, texts = [], [], [f"What is {3 + i} + {40 + i}?" for i in range(clients)]
+    """Milliseconds of one answer alone, and of several at once."""
+    alone, together = list[float](), list[float]()
+    texts = [f"What is {3 + i} + {40 + i}?" for i in range(clients)]
     singles = [answer(client, text, tokens).choices[0].message.content for text in texts]
     with ThreadPoolExecutor(clients) as pool:
         for _ in range(runs + 1):

@@ -23,7 +23,7 @@ class _Entry:
 
     @property
     def nbytes(self) -> int:
-        return sum(store.numel() * store.element_size() for layer in self.stores for store in layer)
+        return sum(store.untyped_storage().nbytes() for layer in self.stores for store in layer)
 
 
 class PrefixStore:
@@ -73,7 +73,7 @@ class PrefixStore:
                 return
             if common == len(entry.key):  # the new one continues it
                 self._drop(name)
-        entry = _Entry(wanted, [[store[:, :, :length] for store in layer.stores] for layer in cache.layers])
+        entry = _Entry(wanted, [[_alone(store, length) for store in layer.stores] for layer in cache.layers])
         if entry.nbytes > self.limit:
             return
         while self.nbytes + entry.nbytes > self.limit:
@@ -90,6 +90,12 @@ def _common(mine: np.ndarray, theirs: np.ndarray) -> int:
     length = min(len(mine), len(theirs))
     differs = mine[:length] != theirs[:length]
     return int(differs.argmax()) if differs.any() else length
+
+
+def _alone(store: torch.Tensor, length: int) -> torch.Tensor:
+    """The first `length` tokens, without the memory around them; no copy where there is nothing around."""
+    part = store[:, :, :length]
+    return part if part.untyped_storage().nbytes() == part.numel() * part.element_size() else part.clone()
 
 
 def _with_room(store: torch.Tensor, room: int) -> torch.Tensor:
