@@ -21,7 +21,8 @@ MEASURES: dict[str, str] = {
     "preprocessing": "python -m model_card.bench.preprocessing --runs 7 --out model_card/results/preprocessing.json",
     "conversion": "python -m model_card.bench.conversion --layers 2 --runs 3 --out model_card/results/conversion.json",
     "weight_only": "python -m model_card.bench.weight_only --out model_card/results/weight_only.json",
-    "stored_memory": "python -m model_card.bench.stored_memory --out model_card/results/stored_memory.json",
+    "stored_memory": "python -m model_card.bench.stored_memory --prompt 512 --cold "
+    "--out model_card/results/stored_memory.json",
     "stored_products": "python -m model_card.bench.stored_products --out model_card/results/stored_products.json",
     "grammar_validity": "python -m model_card.bench.grammar_validity --schemas 1000 "
     "--out model_card/results/grammar_validity.json",
