@@ -31,17 +31,18 @@ with quiet_imports():
 if TYPE_CHECKING:
     from .training.evaluation import AnswerCallback
     from .training.expert_load import ExpertLoadCallback
+    from .training.stored_lora import stored_lora
 
-_CALLBACKS = {"AnswerCallback": "evaluation", "ExpertLoadCallback": "expert_load"}
+_ON_DEMAND = {"AnswerCallback": "evaluation", "ExpertLoadCallback": "expert_load", "stored_lora": "stored_lora"}
 
 register_auto_classes()
 
 
 def __getattr__(name: str) -> Any:
-    """Callbacks on demand: transformers' Trainer imports PEFT and other libraries that only training needs."""
-    if name not in _CALLBACKS:
+    """What only training needs, on demand: it imports transformers' Trainer, PEFT and other libraries."""
+    if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.training.{_CALLBACKS[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.training.{_ON_DEMAND[name]}"), name)
 
 
 __all__ = [
@@ -67,4 +68,5 @@ __all__ = [
     "demo_checkpoint",
     "demo_draft",
     "lora_targets",
+    "stored_lora",
 ]

@@ -23,6 +23,7 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 from transformers.utils import is_kernels_available, logging
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
+from .configuration_small4 import Small4TextConfig
 from .loading_layouts import refuse_other_layouts
 from .loading_names import published_names
 from .loading_unfused import DTYPES, Tensor, tensors_of
@@ -326,18 +327,22 @@ def _single(tensors: Any) -> torch.Tensor:
 def expand(model: Any, dtype: torch.dtype) -> Any:
     """Put plain modules with the expanded weights in place of those that hold stored ones."""
     for path, module in list(model.named_modules()):
-        if not isinstance(module, StoredModule):
-            continue
-        with torch.device("meta"):
-            plain: nn.Module = (
-                nn.Linear(module.in_features, module.out_features, bias=False)
-                if isinstance(module, Small4StoredLinear)
-                else Small4Experts(model.config.get_text_config())
-            )
-        for name in plain._parameters.keys() - {"bias"}:
-            plain.register_parameter(name, nn.Parameter(module.numbers(name, dtype)))
-        if isinstance(module, Small4StoredLinear):
-            plain.register_parameter("bias", module.bias)
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, plain)
+        if isinstance(module, StoredModule):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, expanded_module(module, model.config.get_text_config(), dtype))
     return model
+
+
+def expanded_module(module: StoredModule, text_config: Small4TextConfig, dtype: torch.dtype) -> nn.Module:
+    """A plain module with the expanded weights of one that holds stored ones."""
+    with torch.device("meta"):
+        plain: nn.Module = (
+            nn.Linear(module.in_features, module.out_features, bias=False)
+            if isinstance(module, Small4StoredLinear)
+            else Small4Experts(text_config)
+        )
+    for name in plain._parameters.keys() - {"bias"}:
+        plain.register_parameter(name, nn.Parameter(module.numbers(name, dtype)))
+    if isinstance(module, Small4StoredLinear):
+        plain.register_parameter("bias", module.bias)
+    return plain

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from .cpu_matmul import is_unwrapped
 from .stored_kernels import product, product_transposed, products
@@ -24,6 +25,19 @@ CODES = ("", "_packed")
 SCALES = ("_scale_inv", "_scale", "_global_scale", "_zero_point")
 INPUT_SCALES = ("activation_scale", "input_global_scale")
 TOGETHER = 16  # up to so many tokens all chosen experts are multiplied together, so that threads are started once
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to each expert's weight: `scaling * up @ down`, of `down` `[rank, in]` and `up` `[out, rank]`."""
+
+    down: Sequence[torch.Tensor]
+    up: Sequence[torch.Tensor]
+    scaling: float
+
+    def product(self, expert: int, inputs: torch.Tensor) -> torch.Tensor:
+        """`[tokens, in]` to `[tokens, out]`."""
+        return linear(linear(inputs, self.down[expert]), self.up[expert]) * self.scaling
 
 
 @dataclass(frozen=True)
@@ -210,10 +224,24 @@ class Small4StoredExperts(StoredModule):
         parts = {end: tensor[expert] for end, tensor in self._parts(stem).items()}
         return stored_weight(parts, half, 2 if stem == "gate_up_proj" else 1)
 
+    def shape(self, stem: str) -> torch.Size:
+        """Of the weight `stem` of all experts, as that of a plain module's parameter."""
+        weight, halves = self.stored(stem, 0), 2 if stem == "gate_up_proj" else 1
+        return torch.Size((self.num_experts, halves * weight.rows, weight.columns))
+
     def forward(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        low_rank: Mapping[str, Sequence[LowRank]] | None = None,
     ) -> torch.Tensor:
-        """As `Small4Experts.forward`: one expert after the other, each on all of its tokens."""
+        """As `Small4Experts.forward`: one expert after the other, each on all of its tokens.
+
+        low_rank: Adapters by the name of the weight that they are added to.
+        """
+        if hasattr(self, "parametrizations"):
+            raise ValueError("PEFT's own adapter does not fit experts that are held as stored: see `stored_lora`.")
         if hidden_states.is_meta:
             return torch.empty_like(hidden_states)  # which experts are chosen is not known there
         top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
@@ -222,18 +250,37 @@ class Small4StoredExperts(StoredModule):
         groups = hidden_states[order // top_k].split([*counts, len(flat) - sum(counts)])
         chosen = [(expert, group) for expert, group in enumerate(groups[:-1]) if len(group)]
         at_once = max(1, len(chosen) if len(hidden_states) <= TOGETHER else 1)
-        outputs = [out for i in range(0, len(chosen), at_once) for out in self._some(chosen[i : i + at_once])]
+        pieces = [chosen[i : i + at_once] for i in range(0, len(chosen), at_once)]
+        outputs = [out for piece in pieces for out in self._some(piece, low_rank or {})]
         outputs.append(torch.zeros_like(groups[-1]))  # tokens of other ranks' experts
         weighted = torch.cat(outputs) * top_k_weights.flatten()[order, None]
         return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
 
-    def _some(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
+    def _some(
+        self, chosen: Sequence[tuple[int, torch.Tensor]], low_rank: Mapping[str, Sequence[LowRank]]
+    ) -> list[torch.Tensor]:
         """Some experts, each with its tokens `[tokens, hidden]`; one after the other where their products are not done
         together.
         """
         gates = [self.stored("gate_up_proj", expert, half) for expert, _ in chosen for half in (0, 1)]
         downs = [self.stored("down_proj", expert) for expert, _ in chosen]
-        return gated(gates, downs, [group for _, group in chosen], self.act_fn)
+        experts, groups = [expert for expert, _ in chosen], [group for _, group in chosen]
+        if not low_rank:
+            return gated(gates, downs, groups, self.act_fn)
+        both = multiply_all(gates, [group for group in groups for _ in (0, 1)])
+        joined = [torch.cat(pair, dim=-1) for pair in zip(both[::2], both[1::2], strict=True)]
+        halves = [x.chunk(2, dim=-1) for x in _added(joined, experts, groups, low_rank.get("gate_up_proj", ()))]
+        inner = [self.act_fn(gate) * up for gate, up in halves]
+        return _added(multiply_all(downs, inner), experts, inner, low_rank.get("down_proj", ()))
+
+
+def _added(
+    outputs: Sequence[torch.Tensor], experts: Sequence[int], inputs: Sequence[torch.Tensor], low_rank: Sequence[LowRank]
+) -> list[torch.Tensor]:
+    """Each expert's output `[tokens, out]` and what adapters make of its input."""
+    for adapter in low_rank:
+        outputs = [out + adapter.product(e, x) for out, e, x in zip(outputs, experts, inputs, strict=True)]
+    return list(outputs)
 
 
 def gated(

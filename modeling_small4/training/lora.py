@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..files_reading import shown
+from ..stored_layers import Small4StoredExperts
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +36,8 @@ def lora_targets(name: str = "attention", vision: bool = False, model: PreTraine
     Args:
         name: "attention": all projections of latent attention. "attention+shared": and the shared expert.
             "all+experts": and every routed expert and dense feed-forward layer; PEFT then takes no `lora_dropout`, and
-            `r` holds per expert. Routers, embeddings, norms and the output head are never hit.
+            `r` holds per expert. Weights that are held as stored also need `stored_lora`.
+            Routers, embeddings, norms and the output head are never hit.
         vision: also the linear layers of vision tower and projector.
         model: the model to be adapted, to learn now, not at the first step, that its experts cannot be.
 
@@ -59,11 +61,14 @@ def lora_targets(name: str = "attention", vision: bool = False, model: PreTraine
 
 
 def _check_experts(model: PreTrainedModel) -> None:
+    if any(isinstance(module, Small4StoredExperts) for module in model.modules()):
+        return  # as `stored_lora` tells PEFT
     held = {type(p.data).__name__ for name, p in model.named_parameters() if name.endswith(tuple(EXPERTS))}
     if not held:
         raise ValueError(
-            "This model has no routed experts that PEFT could adapt: it has none, or holds them packed in 4 bits, "
-            "which nothing trains on. Load it without quantization_config."
+            "This model has no routed experts that PEFT could adapt: it has none, or quantizes them to 4 bits while "
+            "loading, or reads them from disk. Load it without quantization_config and expert_memory, or load a "
+            "checkpoint that is stored in FP8, NVFP4 or 4 bits."
         )
     quantized = held - {"Tensor", "Parameter", "DTensor", "Int8Tensor"}  # the last: see loading_torchao
     if quantized:

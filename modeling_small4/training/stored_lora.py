@@ -1,0 +1,158 @@
+"""LoRA through PEFT on weights that are held as stored: FP8, NVFP4 and 4 bits.
+
+PEFT asks a configuration for the adapter layers of modules that it does not know; `stored_lora` names ours there.
+Adapters have the shapes, names and files that PEFT gives them on a plain base. Imports PEFT (extra `train`), so this
+module is imported only on demand. Must not know: how stored weights are multiplied.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import layer as peft_layer
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..loading_stored import expanded_module
+from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule
+from .lora import EXPERTS
+
+PACKED = [f"{name}_packed" for name in EXPERTS]  # what the parameters are called where codes are packed
+Config = TypeVar("Config", bound=LoraConfig)
+
+
+def stored_lora(config: Config, model: PreTrainedModel) -> Config:
+    """Prepare a `LoraConfig` for a model whose weights are held as stored. Changes and returns `config`.
+
+        get_peft_model(model, stored_lora(LoraConfig(r=16, **lora_targets("all+experts")), model))
+        PeftModel.from_pretrained(model, folder, config=stored_lora(LoraConfig.from_pretrained(folder), model))
+
+    A model without such weights needs nothing of this, and it does no harm there. Adapters are then what PEFT trains
+    and saves; they load on a bfloat16 base and the other way around. Merging expands the weights that are merged to the
+    model's dtype; all others stay as they are held.
+    """
+    if not any(isinstance(module, StoredModule) for module in model.modules()):
+        return config
+    text = model.config.get_text_config()
+    layers: Any = {  # PEFT only calls them
+        Small4StoredLinear: partial(StoredLoraLinear, text_config=text, dtype=model.dtype),
+        Small4StoredExperts: partial(ParamWrapper, text_config=text, dtype=model.dtype),
+    }
+    config._register_custom_module(layers)
+    named = config.target_parameters
+    if named:
+        packed = [packed for name, packed in zip(EXPERTS, PACKED, strict=True) if name in named]
+        config.target_parameters = [*named, *(name for name in packed if name not in named)]
+    return config
+
+
+class _OnStored(peft_layer.LoraLayer):
+    """What both adapter layers share. The base becomes a plain module once something is merged into it."""
+
+    _text_config: Any
+    _dtype: torch.dtype
+
+    def _stored(self) -> StoredModule | None:
+        base = self.get_base_layer()
+        return base if isinstance(base, StoredModule) else None
+
+    def _expand_base(self) -> None:
+        """Put the expanded module, in the model's dtype, in place of the stored one."""
+        if (stored := self._stored()) is None:
+            return
+        holder: Any = self
+        while isinstance(holder.base_layer, peft_layer.LoraLayer):
+            holder = holder.base_layer
+        holder.base_layer = expanded_module(stored, self._text_config, self._dtype).requires_grad_(False)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """PEFT's takes the dtype of the weight, which is one of codes here."""
+        device = device or next(self.get_base_layer().parameters()).device
+        for name in ("lora_A", "lora_B", "lora_magnitude_vector"):
+            layers: Any = getattr(self, name)
+            if adapter_name in layers and not any(p.is_meta for p in layers[adapter_name].parameters()):
+                layers[adapter_name] = layers[adapter_name].to(device, dtype=self._dtype)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Expand the base and merge into it."""
+        self._expand_base()
+        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
+
+
+class StoredLoraLinear(_OnStored, peft_layer.Linear):
+    """PEFT's adapter of a linear layer. The base multiplies with its codes."""
+
+    def __init__(self, base_layer: nn.Module, *args: Any, text_config: Any, dtype: torch.dtype, **kwargs: Any) -> None:
+        self._text_config, self._dtype = text_config, dtype
+        super().__init__(base_layer, *args, **kwargs)
+
+    def _get_in_out_features(self, module: Any) -> tuple[int, int]:
+        return module.in_features, module.out_features
+
+
+class ParamWrapper(_OnStored, peft_layer.ParamWrapper):
+    """PEFT's adapter of one stack of experts; it recognizes its class by this name.
+
+    Where PEFT adds the adapters' product to the whole stack of weights, here each expert multiplies its tokens with its
+    two thin matrices.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        *args: Any,
+        text_config: Any,
+        dtype: torch.dtype,
+        **kwargs: Any,
+    ) -> None:
+        self._text_config, self._dtype = text_config, dtype
+        self._stem = kwargs["parameter_name"].removesuffix("_packed")
+        super().__init__(base_layer, *args, **kwargs)
+
+    def get_param(self) -> torch.Tensor:
+        """The plain parameter, or while it is held as stored something of its shape and of the model's dtype."""
+        stored = self._stored()
+        if stored is None:
+            return getattr(self.get_base_layer(), self._stem)
+        assert isinstance(stored, Small4StoredExperts)
+        return torch.empty(stored.shape(self._stem), dtype=self._dtype, device="meta")
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """See `_OnStored`. The expanded base has parameters of plain names only."""
+        self.parameter_name = self._stem
+        super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
+
+    def get_delta_weight(self, adapter_name: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See PEFT's; only merging asks for it, which expands the base before."""
+        assert self._stored() is None
+        return super().get_delta_weight(adapter_name, *args, **kwargs)
+
+    def forward(
+        self, x: torch.Tensor, *args: Any, low_rank: Mapping[str, list[LowRank]] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """As PEFT's. low_rank: what wrappers around this one add, by the name of the weight."""
+        if self._stored() is None:
+            return super().forward(x, *args, **kwargs)
+        self._check_forward_args(x, *args, **kwargs)
+        mine = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.lora_A]
+        added = {self._stem: [self._factors(name, x.dtype) for name in mine]} if mine else {}
+        return self.base_layer(x, *args, low_rank={**(low_rank or {}), **added}, **kwargs)
+
+    def _factors(self, adapter: str, dtype: torch.dtype) -> LowRank:
+        """As PEFT lays them out: rows of A by expert, columns of B by rank first; in the dtype of the tokens, as PEFT
+        takes that of the weight.
+        """
+        weights: Any = (layers[adapter].weight for layers in (self.lora_A, self.lora_B))
+        below, above = (weight.to(dtype) for weight in weights)
+        down = below.unflatten(0, (self.num_experts, -1))
+        up = above.unflatten(1, (-1, self.num_experts)).permute(2, 0, 1).contiguous()
+        return LowRank(down.unbind(), up.unbind(), self.scaling[adapter])
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """See PEFT's, which returns the base it has seen before merging."""
+        super().unload_and_optionally_merge_module(merge, safe_merge, adapter_names)
+        return self.get_base_layer()
