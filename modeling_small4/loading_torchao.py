@@ -50,7 +50,7 @@ class _LayerByLayer(TorchAoConfig):
         return {name: value for name, value in self.__dict__.items() if name != "_model"}
 
 
-def _refuse_dora(model: PreTrainedModel, how: Any) -> None:
+def _refuse_dora(model: PreTrainedModel, how: object) -> None:
     """PEFT has expanded a weight and added an adapter to it when it asks; of a DoRA adapter it would be wrong, so the
     weight is put back.
     """
@@ -110,7 +110,7 @@ def _requantize(tensor: Any, whole: torch.Tensor) -> Any:
     return tensor
 
 
-def _held(weight: Any) -> bool:
+def _held(weight: object) -> bool:
     from torchao.utils import TorchAOBaseTensor
 
     return isinstance(weight, TorchAOBaseTensor)

@@ -15,6 +15,7 @@ from peft.tuners.lora import layer as peft_layer
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..configuration_small4 import Small4TextConfig
 from ..loading_stored import expanded_module
 from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule
 from .lora import EXPERTS
@@ -51,7 +52,7 @@ def stored_lora(config: Config, model: PreTrainedModel) -> Config:
 class _OnStored(peft_layer.LoraLayer):
     """What both adapter layers share. The base becomes a plain module once something is merged into it."""
 
-    _text_config: Any
+    _text_config: Small4TextConfig
     _dtype: torch.dtype
 
     def _stored(self) -> StoredModule | None:
@@ -62,7 +63,7 @@ class _OnStored(peft_layer.LoraLayer):
         """Put the expanded module, in the model's dtype, in place of the stored one."""
         if (stored := self._stored()) is None:
             return
-        holder: Any = self
+        holder: peft_layer.LoraLayer = self
         while isinstance(holder.base_layer, peft_layer.LoraLayer):
             holder = holder.base_layer
         holder.base_layer = expanded_module(stored, self._text_config, self._dtype).requires_grad_(False)
@@ -84,7 +85,9 @@ class _OnStored(peft_layer.LoraLayer):
 class StoredLoraLinear(_OnStored, peft_layer.Linear):
     """PEFT's adapter of a linear layer. The base multiplies with its codes."""
 
-    def __init__(self, base_layer: nn.Module, *args: Any, text_config: Any, dtype: torch.dtype, **kwargs: Any) -> None:
+    def __init__(
+        self, base_layer: nn.Module, *args: Any, text_config: Small4TextConfig, dtype: torch.dtype, **kwargs: Any
+    ) -> None:
         self._text_config, self._dtype = text_config, dtype
         super().__init__(base_layer, *args, **kwargs)
 
@@ -103,7 +106,7 @@ class ParamWrapper(_OnStored, peft_layer.ParamWrapper):
         self,
         base_layer: nn.Module,
         *args: Any,
-        text_config: Any,
+        text_config: Small4TextConfig,
         dtype: torch.dtype,
         **kwargs: Any,
     ) -> None:
