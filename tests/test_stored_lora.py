@@ -215,7 +215,8 @@ def test_pefts_own_wrapper_is_refused(form: str, tmp_path: Path) -> None:
 
 def test_linear_layers_alone(folders: Folders, request: pytest.FixtureRequest) -> None:
     if "fp8 blocks" in request.node.name:
-        pytest.xfail("one gradient of 1.02e-5, 1.12e-5 from float64: not explained yet")
+        reason = "one gradient is 1.02e-5 from the expanded weights' and 1.12e-5 from float64's: not explained yet"
+        request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError))
     held, whole = (
         adapted(folder, targets="attention+shared", use_rslora=True) for folder in (folders.stored, folders.expanded)
     )

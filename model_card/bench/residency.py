@@ -7,8 +7,8 @@ of a decoded token.
 from the repository root. Writes a bfloat16 checkpoint with experts of the released widths, 50 MB each, into DIR, and
 removes it. Each way runs in a process of its own, with the files dropped from the file cache first and after every
 token. The tokens are given, drawn at random: a model of random weights repeats itself, and a cache would look too good.
-All ways must answer each with the same next token; accelerate's, whose mapped weights lie elsewhere in memory and round
-differently, with 80 % of them. Routing is near to uniform, the worst case of a cache. Without a
+All ways of this package must answer each with the same next token, and accelerate's, which rounds differently, 80 % of
+them. Routing is near to uniform, the worst case of a cache. Without a
 GPU, the accelerator is main memory, and only the bytes copied to it mean something.
 """
 
