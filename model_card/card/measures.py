@@ -26,6 +26,8 @@ MEASURES: dict[str, str] = {
     "stored_products": "python -m model_card.bench.stored_products --out model_card/results/stored_products.json",
     "grammar_validity": "python -m model_card.bench.grammar_validity --schemas 1000 "
     "--out model_card/results/grammar_validity.json",
+    "grammar": "python -m model_card.bench.grammar SOURCE/maskbench/data --schemas 120 "
+    "--out model_card/results/grammar.json",
     "server": "python -m model_card.bench.server --out model_card/results/server.json",
     "engines": "python -m model_card.bench.engines --vllm VENV/bin/vllm --llama VENV/bin/python "
     "SOURCE/vendor/llama.cpp",

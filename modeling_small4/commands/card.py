@@ -67,8 +67,8 @@ def clone() -> Path:
 
 
 def chosen(asked: list[str], measures: dict[str, str]) -> list[str]:
-    """The results to measure, each once; "all" leaves out those that need other programs (their path stands as VENV in
-    the command).
+    """The results to measure, each once; "all" leaves out those that need other programs or files (their path stands as
+    VENV or SOURCE in the command).
 
     Raises:
         ValueError: A name that is not in `measures`, or one that needs other programs.
@@ -76,10 +76,12 @@ def chosen(asked: list[str], measures: dict[str, str]) -> list[str]:
     unknown = [name for name in asked if name not in measures and name != "all"]
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: no such result; known are all, {', '.join(measures)}.")
-    elsewhere = [name for name, command in measures.items() if "VENV/" in command]
+    elsewhere = [name for name, command in measures.items() if "VENV/" in command or "SOURCE/" in command]
     for name in elsewhere:
         if name in asked:
-            raise ValueError(f"{name} needs other programs; say where they are, and run it yourself: {measures[name]}")
+            raise ValueError(
+                f"{name} needs other programs or files; say where they are, and run it yourself: {measures[name]}"
+            )
     return [name for name in measures if name not in elsewhere] if "all" in asked else list(dict.fromkeys(asked))
 
 
