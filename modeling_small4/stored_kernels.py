@@ -68,25 +68,26 @@ def product_transposed(weight: StoredWeight, grad: torch.Tensor) -> torch.Tensor
 
 
 def _by_pieces(weight: StoredWeight, inputs: torch.Tensor, kernels: Library | None) -> torch.Tensor:
-    padded = pad(inputs, (0, 0, 0, padded_tokens(inputs) - len(inputs)))
-    outputs = padded.new_empty(len(padded), weight.rows)
+    tokens = padded(inputs)
+    outputs = tokens.new_empty(len(tokens), weight.rows)
     for rows, piece in weight.pieces():
-        outputs[:, rows] = linear(padded, _expanded(piece, kernels).to(inputs.dtype))
+        outputs[:, rows] = linear(tokens, _expanded(piece, kernels).to(inputs.dtype))
     return outputs[: len(inputs)]
 
 
-def padded_tokens(inputs: torch.Tensor) -> int:
-    """Tokens to multiply, so that there are four counts between a power of two and the next, and none but multiples of
-    16.
+def padded(inputs: torch.Tensor) -> torch.Tensor:
+    """Zeros behind the tokens `[tokens, columns]`, so that there are four counts between a power of two and the next,
+    and none but multiples of 16.
 
     For half precision on a CPU oneDNN compiles a kernel for each count and keeps a thousand of them, 0.6 MB each; and
     experts get any number of tokens.
     """
     tokens = len(inputs)
     if inputs.device.type != "cpu" or inputs.dtype.itemsize > 2:
-        return tokens
+        return inputs
     step = max(16, 1 << max(0, tokens.bit_length() - 3))
-    return -(-tokens // step) * step
+    more = -tokens % step
+    return pad(inputs, (0, 0, 0, more)) if more else inputs
 
 
 def _fused(kernels: Library, weights: Sequence[StoredWeight], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

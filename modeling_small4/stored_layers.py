@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from .cpu_matmul import is_unwrapped
-from .stored_kernels import product, product_transposed, products
+from .stored_kernels import padded, product, product_transposed, products
 from .stored_weights import Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
 
 # What stands behind the stem of a weight's name: codes, then scales. Scales of inputs are kept for engines that round
@@ -248,10 +248,12 @@ class Small4StoredExperts(StoredModule):
         order = flat.argsort(stable=True)
         counts = torch.bincount(flat, minlength=self.num_experts)[: self.num_experts].tolist()
         groups = hidden_states[order // top_k].split([*counts, len(flat) - sum(counts)])
-        chosen = [(expert, group) for expert, group in enumerate(groups[:-1]) if len(group)]
+        trained = torch.is_grad_enabled() and hidden_states.requires_grad
+        chosen = [(e, padded(group) if trained else group) for e, group in enumerate(groups[:-1]) if len(group)]
         at_once = max(1, len(chosen) if len(hidden_states) <= TOGETHER else 1)
         pieces = [chosen[i : i + at_once] for i in range(0, len(chosen), at_once)]
         outputs = [out for piece in pieces for out in self._some(piece, low_rank or {})]
+        outputs = [out[: len(groups[expert])] for out, (expert, _) in zip(outputs, chosen, strict=True)]
         outputs.append(torch.zeros_like(groups[-1]))  # tokens of other ranks' experts
         weighted = torch.cat(outputs) * top_k_weights.flatten()[order, None]
         return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)

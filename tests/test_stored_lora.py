@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stored_folder import FORMS, Folders
 
-from modeling_small4 import Small4ForCausalLM, lora_targets, stored_lora
+from modeling_small4 import Small4ForCausalLM, lora_targets, stored_layers, stored_lora
 from modeling_small4.stored_layers import Small4StoredExperts, Small4StoredLinear, StoredModule
 
 torch.set_num_threads(1)
@@ -184,6 +184,24 @@ def test_bfloat16(folders: Folders) -> None:
             for folder in (folders.expanded, folders.stored)
         )
     assert ours < 1.2 * theirs + 0.002
+
+
+def test_training_in_bfloat16_multiplies_few_counts_of_tokens(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each count of tokens costs a compiled kernel there, forward and backward."""
+    counts: set[int] = set()
+    multiply = stored_layers.multiply_all
+
+    def counted(weights: Any, inputs: Any) -> Any:
+        counts.update(map(len, inputs))
+        return multiply(weights, inputs)
+
+    monkeypatch.setattr(stored_layers, "multiply_all", counted)
+    tuned = adapted(folders.stored, torch.bfloat16)
+    for seed in range(3):
+        assert all(gradient.isfinite().all() for gradient in gradients(tuned, **batch(seed=seed)).values())
+    assert counts <= {16, 32, 48}, counts
 
 
 def test_a_trainable_router(folders: Folders) -> None:

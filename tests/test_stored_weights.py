@@ -5,7 +5,7 @@ import stored_cases as cases
 import torch
 
 from modeling_small4 import stored_weights
-from modeling_small4.stored_kernels import padded_tokens, product, product_transposed
+from modeling_small4.stored_kernels import padded, product, product_transposed
 
 
 @pytest.mark.parametrize("form", cases.FORMS)
@@ -60,7 +60,8 @@ def test_bytes(form: str) -> None:
 
 def test_few_counts_of_tokens_are_multiplied() -> None:
     """Each costs a compiled kernel in half precision."""
-    half = [padded_tokens(torch.empty(count, 1, dtype=torch.bfloat16)) for count in range(4097)]
-    assert all(count <= padded <= max(16, 1.34 * count + 15) for count, padded in enumerate(half))
-    assert len(set(half)) < 40
-    assert padded_tokens(torch.empty(77, 1)) == 77
+    half = [padded(torch.ones(count, 1, dtype=torch.bfloat16)) for count in range(4097)]
+    assert all(count <= len(tokens) <= max(16, 1.34 * count + 15) for count, tokens in enumerate(half))
+    assert all(tokens.sum(dtype=torch.float32) == count for count, tokens in enumerate(half))
+    assert len({len(tokens) for tokens in half}) < 40
+    assert len(padded(torch.empty(77, 1))) == 77

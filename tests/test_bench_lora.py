@@ -1,0 +1,58 @@
+"""Benchmarks of LoRA on weights that are held as stored, at tiny sizes."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_card.bench import lora_held, lora_step
+from model_card.bench.stored_memory import FORMS, write
+from modeling_small4 import demo_checkpoint
+
+SIZES = {"hidden_size": 256, "moe_intermediate_size": 128, "num_attention_heads": 2, "q_lora_rank": 128,
+         "kv_lora_rank": 128}  # fmt: skip
+
+
+def arguments(**given: object) -> Namespace:
+    common = {"device": torch.device("cpu"), "dtype": torch.float32, "runs": 1, "budget": 5.0, "threads": 1}
+    return Namespace(**common | {"batch": 2, "length": 24} | given)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_on_each_side(form: str, tmp_path: Path) -> None:
+    write(tmp_path / form, lora_step.layer(4, SIZES), form)
+    row = lora_step.measured(arguments(), tmp_path / form)
+    assert row["relative_error"] < 1e-3
+    assert all(row[f"{side}_tokens_per_s"] > 0 for side in ("ours", "bfloat16", "transformers"))
+    found = {side: lora_step.memory(side, tmp_path / form, arguments()) for side in ("held", "bfloat16")}
+    assert found["held"]["adapter_bytes"] == found["bfloat16"]["adapter_bytes"]
+    assert found["held"]["base_bytes"] < found["bfloat16"]["base_bytes"]
+
+
+def test_sides_that_differ_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "fp8", lora_step.layer(4, SIZES), "fp8")
+    monkeypatch.setattr(lora_step, "trained_like", _doubled)
+    with pytest.raises(SystemExit, match="nothing was timed"):
+        lora_step.measured(arguments(), tmp_path / "fp8")
+
+
+def _doubled(trainer: lora_step.Trainer) -> dict[str, torch.nn.Parameter]:
+    found = {lora_step._name(name): parameter for name, parameter in trainer.trained.items()}
+    for parameter in found.values():
+        assert parameter.grad is not None
+        parameter.grad = 2 * parameter.grad
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is read from /proc")
+def test_learning_on_held_weights(tmp_path: Path) -> None:
+    args = Namespace(model=demo_checkpoint(), steps=2, batch=4, share=0.5, rows=2, forms=["int4"], threads=1)
+    row = lora_held.measured(args)["rows"]["int4"]
+    assert row["stored_bytes"] < 0.7 * (demo_checkpoint() / "model.safetensors").stat().st_size
+    assert row["adapter_bytes"] == 4 * row["trained_parameters"]
+    assert set(row["before"]) == set(row["after"]) == {lora_held.NEW, lora_held.KNOWN}
+    assert row["peak_bytes"] > 0
+    assert json.dumps(row)
