@@ -10,6 +10,7 @@ from .commands.terminal import quiet_imports
 with quiet_imports():
     from .cache import LatentCache
     from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
+    from .experts_offloaded import save_expert_profile
     from .grammar import Grammar
     from .image_processing_small4 import Small4ImageProcessor
     from .image_sources import ImageAccess
@@ -68,5 +69,6 @@ __all__ = [
     "demo_checkpoint",
     "demo_draft",
     "lora_targets",
+    "save_expert_profile",
     "stored_lora",
 ]

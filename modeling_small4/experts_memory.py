@@ -13,6 +13,7 @@ from .files_reading import shown
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+MEMBERSHIP = Path("/proc/self/cgroup")
 TIERS = ("gpu", "cpu")
 SHARE = 0.85  # of what is left beside the other weights; the rest is for KV cache and activations
 SPARE = 160 * 2**20  # bytes for threads and their buffers
@@ -89,7 +90,7 @@ def _left_of_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int:
 def _cgroups(root: Path) -> list[tuple[Path, str, str]]:
     found = []
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in MEMBERSHIP.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             top = root if not controllers else root / "memory"
             names = (

@@ -5,10 +5,13 @@ Outputs equal those of experts held in memory, bit for bit. For inference only. 
 which slot is given up.
 """
 
+import os
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,9 @@ from torch import nn
 
 from .cpu_matmul import one_experts_product
 from .experts_files import LayerFiles
-from .experts_pool import Holding, Pool, Usage
+from .experts_pool import Expert, Holding, Pool, Usage
+from .experts_profile import ExpertProfile
+from .experts_speed import hit_rate
 from .experts_tiers import Disk, MainMemory
 from .stored_layers import TOGETHER, gated, stored_weight
 
@@ -29,7 +34,8 @@ STEMS = ("gate_up_proj", "down_proj")
 class ExpertStore:
     """The experts of all layers of a model, shared by its copies and by all threads.
 
-    pool: Those that can be computed with. below: with an accelerator, those that wait in main memory.
+    pool: Those that can be computed with. below: with an accelerator, those that wait in main memory. profile: what is
+    known of their use before the first token.
     """
 
     layers: Sequence[LayerFiles]
@@ -37,6 +43,30 @@ class ExpertStore:
     usage: Usage
     pool: Pool
     below: MainMemory | None = None
+    profile: ExpertProfile | None = None
+
+    def start(self) -> Thread | None:
+        """Read the experts that the profile names first, in a thread that goes on beside the first tokens."""
+        if self.profile is None:
+            return None
+        self.usage.expect(self.profile)
+        thread = Thread(target=self._fill, args=(self.profile.ranked(),), name="small4-fill", daemon=True)
+        thread.start()
+        return thread
+
+    def _fill(self, experts: Sequence[Expert]) -> None:
+        with suppress(RuntimeError):  # Python ends, and readers take nothing any more
+            for pool in [self.pool] if self.below is None else [self.pool, self.below.pool]:
+                pool.fill(experts)
+
+    def hit_rates(self) -> tuple[float, float]:
+        """The share of a token's experts expected where they are computed with, and there or in main memory."""
+        total = sum(layer.count for layer in self.layers)
+        here = self.pool.count
+        kept = here + (0 if self.below is None else self.below.pool.count)
+        if self.profile is not None:
+            return self.profile.hit_rate(here), self.profile.hit_rate(kept)
+        return hit_rate(here / total), hit_rate(kept / total)
 
     def held(self, layer: int, experts: Sequence[int]) -> Generator["Held", None, None]:
         """Chosen experts of a layer in as few groups as the pool has room for, each held until the next is asked for.
@@ -214,3 +244,32 @@ class Small4OffloadedExperts(nn.Module):
     def extra_repr(self) -> str:
         """What is where."""
         return f"experts={self.num_experts}, layer={self.layer}, slots={self.store.pool.count}"
+
+
+def expert_store(model: nn.Module) -> ExpertStore | None:
+    """The experts of a model that are read as they are needed; None if it holds them whole."""
+    found = (module.store for module in model.modules() if isinstance(module, Small4OffloadedExperts))
+    return next(found, None)
+
+
+def save_expert_profile(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write down which experts a model loaded with `expert_memory` used so far, as `expert_profile.json`.
+
+    Beside a checkpoint, the file makes `from_pretrained` with `expert_memory` read the experts that were used most
+    first, and foretell its speed by them.
+
+    Args:
+        model: Any Small 4 model, after some tokens that are typical of its use.
+        folder: The checkpoint's folder, or another one that exists.
+
+    Raises:
+        ValueError: The model holds all its experts in memory, or no token was read yet.
+    """
+    store = expert_store(model)
+    if store is None:
+        raise ValueError(
+            "This model holds all experts in memory, where uses are not counted; load it with expert_memory."
+        )
+    uses = store.usage.counts.copy()
+    top_k = max(1, getattr(model.config.get_text_config(), "num_experts_per_tok", 1))
+    return ExpertProfile(int(uses[0].sum()) // top_k, uses).save(folder)

@@ -6,7 +6,7 @@ overwritten. A pool of slots on an accelerator takes its experts from a pool in 
 (`experts_tiers`). Must not know: files, copies, what an expert computes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Condition, Lock
@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from .experts_profile import ExpertProfile
 
 READERS = 8  # experts being read at a time: enough to keep a fast disk busy
 HALF_LIFE = 128  # tokens after which a use counts half
@@ -39,14 +41,20 @@ class Usage:
 
     def __init__(self, layers: int, experts: int) -> None:
         self.scores = np.zeros((layers, experts))
+        self.counts = np.zeros((layers, experts), dtype=np.int64)  # of all tokens, none forgotten
         self._clock = np.zeros(layers)
         self._lock = Lock()
+
+    def expect(self, profile: ExpertProfile) -> None:
+        """Begin as if the tokens of a profile had gone on for ever."""
+        self.scores += profile.uses / profile.tokens * (HALF_LIFE / np.log(2))
 
     def used(self, layer: int, counts: Sequence[int], tokens: int) -> None:
         """Count a forward pass of `tokens` tokens, of which `counts[expert]` chose each expert."""
         life = tokens / HALF_LIFE
         weight = 1.0 if life < 1e-9 else (1 - 2.0**-life) / (life * np.log(2))  # of a token, on average over the pass
         with self._lock:
+            self.counts[layer] += np.asarray(counts)
             self._clock[layer] += life
             # Weights grow instead of scores shrinking, so that a pass changes no other layer's scores.
             self.scores[layer] += np.asarray(counts) * (weight * 2.0 ** self._clock[layer])
@@ -145,17 +153,28 @@ class Pool:
             self._put(expert, index, self._source.load)
         return True
 
-    def adopt(self, expert: Expert, load: Load) -> None:
+    def adopt(self, expert: Expert, load: Load) -> "Future[None] | None":
         """Take an expert from elsewhere, by `load`, if it is used more than one that is here. Returns when it is
-        here.
+        here; None if it is not taken.
         """
         with self._changed:
-            chosen = [] if expert in self._slots else self._least_used(1)
-            if not chosen or self._value(chosen[0]) > self.usage.scores[expert]:
-                return
+            known = expert in self._slots or (self.above is not None and bool(self.above.present[expert]))
+            chosen = [] if known else self._least_used(1)
+            if not chosen or self._value(chosen[0]) >= self.usage.scores[expert]:
+                return None
             arrival = self._put(expert, chosen[0], load)
             self._give_back(arrival, chosen[0])
         arrival.exception()
+        return arrival
+
+    def fill(self, experts: Iterable[Expert]) -> None:
+        """Read experts one after the other, each if it is used more than one that is here. Ends early if one cannot be
+        read: whoever needs it is told why.
+        """
+        for expert in experts:
+            arrival = self.adopt(expert, self._source.load)
+            if arrival is not None and arrival.exception() is not None:
+                return
 
     def _value(self, index: int) -> float:
         """Uses of what is in a slot; -1 where it is empty, or its expert is above too."""

@@ -20,7 +20,7 @@ def hit_rate(share: float) -> float:
 
 
 def seconds_per_token(
-    others: float, experts: float, shares: tuple[float, float], fast: float, link: float, disk: float
+    others: float, experts: float, hits: tuple[float, float], fast: float, link: float, disk: float
 ) -> float:
     """Decoding one token with experts where they are computed with, in main memory below an accelerator, and on disk;
     copying does not overlap with computing.
@@ -28,10 +28,10 @@ def seconds_per_token(
     Args:
         others: Bytes of weights that every token reads.
         experts: Bytes of the experts that a token chooses, in all layers.
-        shares: Of all experts, how much is where they are computed with, and how much in main memory below it.
+        hits: How many of a token's experts are where they are computed with, and how many there or in main memory.
         fast, link, disk: Bytes per second of the memory that is computed with, the link to it, and the disk.
     """
-    here, kept = hit_rate(shares[0]), hit_rate(sum(shares))
+    here, kept = hits
     return (others + here * experts) / fast + (kept - here) * experts / link + (1 - kept) * experts / disk
 
 

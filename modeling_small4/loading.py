@@ -18,6 +18,7 @@ from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .experts_memory import parse_memory
+from .experts_offloaded import expert_store
 from .files_reading import check_json, check_weights, folder_of, naming, read_json
 from .files_saving import refuse_links
 from .loading_cuts import gathered, with_stored
@@ -25,7 +26,7 @@ from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
 from .loading_layouts import refuse_other_layouts, refuse_unconverted
 from .loading_names import published_names
-from .loading_offloaded import Asked, expert_store, offload_experts
+from .loading_offloaded import Asked, offload_experts
 from .loading_stages import distribute
 from .loading_stored import about, expanders, refuse_codes, register
 from .loading_torchao import let_adapters_merge

@@ -21,6 +21,7 @@ from .experts_link import Link, link_to
 from .experts_memory import SPARE, affordable, free_memory
 from .experts_offloaded import ExpertStore, Small4OffloadedExperts
 from .experts_pool import Pool, Usage
+from .experts_profile import read_profile
 from .experts_speed import measured, measured_memory, seconds_per_token
 from .experts_tiers import Disk, MainMemory
 from .loading_names import published_names
@@ -73,6 +74,8 @@ def offload_experts(
     used = {name for tensors in found.values() for name, _ in tensors.values()}
     others = _others(model, modules)
     store = _store(found, modules, others, asked, model.config.get_text_config().num_experts_per_tok, link)
+    experts = max(module.num_experts for module in modules.values())
+    store.profile = read_profile(folder_of(files), len(modules), experts)
     for layer, (path, module) in enumerate(modules.items()):
         dtype = next(module.parameters()).dtype if isinstance(module, Small4Experts) else model.dtype
         parent, _, name = path.rpartition(".")
@@ -85,6 +88,7 @@ def offload_experts(
     logger.warning(
         f"{store.describe()} They are read from {folder_of(files)} as needed: {estimate(store, others, chosen).said}."
     )
+    store.start()
     return _Rest(files, used)
 
 
@@ -108,15 +112,14 @@ def estimate(store: ExpertStore, others: int, chosen: int) -> Estimate:
     slot, begin = torch.empty(nbytes, dtype=torch.uint8), time.perf_counter()
     read = sum(layer.read(expert, slot) for expert in range(min(SAMPLE, layer.count)))
     disk, fast, link = read / (time.perf_counter() - begin), measured_memory(), float("inf")
-    total, below = sum(each.count for each in store.layers), 0.0
     said = f"memory {fast / 1e9:.1f} GB/s"
     if store.below is not None:
         link, fast = _rates(store.below.link, nbytes)
-        below = store.below.pool.count / total
         said = f"{store.pool.device} {fast / 1e9:.0f} GB/s, link {link / 1e9:.1f} GB/s"
-    shares = min(1.0, store.pool.count / total), below
-    seconds = seconds_per_token(others, chosen * nbytes, shares, fast, link, disk)
-    return Estimate(seconds, f"about {1 / seconds:.2g} tokens/s ({said}, disk {disk / 1e9:.1f} GB/s)")
+    seconds = seconds_per_token(others, chosen * nbytes, store.hit_rates(), fast, link, disk)
+    known = "by expert_profile.json" if store.profile else "assumed"
+    said += f", disk {disk / 1e9:.1f} GB/s; {store.hit_rates()[0]:.0%} of the chosen experts in their place, {known}"
+    return Estimate(seconds, f"about {1 / seconds:.2g} tokens/s ({said})")
 
 
 def _rates(link: Link, nbytes: int) -> tuple[float, float]:
@@ -230,12 +233,6 @@ def _slots(tier: str, limit: int, nbytes: int, most: int, least: int, *, automat
             f"at a time; give at least {least * nbytes:,} bytes in expert_memory={{'{tier}': ...}}."
         )
     return min(limit // nbytes, most)
-
-
-def expert_store(model: nn.Module) -> ExpertStore | None:
-    """The experts of a model that are read as they are needed; None if it holds them whole."""
-    found = (module.store for module in model.modules() if isinstance(module, Small4OffloadedExperts))
-    return next(found, None)
 
 
 class _Rest(dict[str, Any]):

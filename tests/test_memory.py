@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import raw_checkpoint as rc
 import torch
@@ -19,6 +20,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 from modeling_small4 import Small4Config, Small4ForCausalLM, attention, attention_blocks, demo_checkpoint
 from modeling_small4.cache import LatentCache
 from modeling_small4.commands import cli
+from modeling_small4.experts_profile import ExpertProfile
 from modeling_small4.planner import sizes
 from modeling_small4.planner.alternatives import alternatives, release_table, replicas
 from modeling_small4.planner.hardware import parse_machine, this_machine
@@ -402,6 +404,34 @@ def test_slower_parts_make_it_slower() -> None:
     )
     assert decode[1] < decode[0] > decode[2]
     assert prompt[3] < prompt[0]
+
+
+def test_a_profile_in_place_of_the_assumed_hit_rate() -> None:
+    made = plan(RELEASE, "64GB-ram", "nvfp4", context=8192)
+    uses = np.ones((36, 128), dtype=np.int64)
+    uses[:, :64] = 9  # nine in ten uses of half of the experts; what else is in memory serves its share of the tenth
+    assumed, known = (speed(RELEASE, made, None, profile) for profile in (None, ExpertProfile(1000, uses)))
+    assert assumed is not None
+    assert known is not None
+    share = round(known.experts["memory"] * uses.size)
+    hit = (9 * 64 * 36 + share - 64 * 36) / (10 * 64 * 36)
+    read = weight_bytes(RELEASE, "nvfp4")["routed experts"] / 32
+    assert known.seconds["disk"] == pytest.approx((1 - hit) * read / 7e9)
+    assert assumed.seconds["disk"] == pytest.approx((1 - assumed.experts["memory"] ** 0.5) * read / 7e9)
+    assert "expert_profile.json" in known.hit_rates
+
+
+@pytest.mark.parametrize(("devices", "precision"), [("80GB+128GB-ram", "fp8"), ("24GB+64GB-ram", "nvfp4")])
+def test_the_chunk_that_is_named_is_near_the_best(devices: str, precision: str) -> None:
+    def rate(chunk: int) -> float:
+        found = speed(RELEASE, plan(RELEASE, devices, precision, context=65536, chunk=chunk))
+        return found.prompt_tokens_per_second if found else 0.0
+
+    found = speed(RELEASE, plan(RELEASE, devices, precision, context=65536))
+    assert found is not None
+    assert found.prompt_chunk > 2048
+    assert rate(found.prompt_chunk) > 1.5 * rate(2048)
+    assert rate(found.prompt_chunk) > 0.85 * max(rate(chunk) for chunk in range(2048, 65536, 2048))
 
 
 def test_bandwidths_are_measured() -> None:

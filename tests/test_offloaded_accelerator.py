@@ -14,9 +14,9 @@ import torch
 import modeling_small4.loading_offloaded as loading
 from modeling_small4 import Small4ForCausalLM
 from modeling_small4.experts_link import link_to
+from modeling_small4.experts_offloaded import expert_store
 from modeling_small4.experts_pool import Pool, Usage
 from modeling_small4.experts_tiers import MainMemory
-from modeling_small4.loading_offloaded import expert_store
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}
 

@@ -16,12 +16,11 @@ import torch
 from oracle import Case, image_inputs
 from stored_folder import Folders
 
-from modeling_small4 import Small4ForCausalLM, Small4Model
+from modeling_small4 import Small4ForCausalLM, Small4Model, experts_memory
 from modeling_small4.experts_files import LayerFiles, WatchedFile, read_header
 from modeling_small4.experts_memory import affordable, free_memory, parse_memory
-from modeling_small4.experts_offloaded import Small4OffloadedExperts
+from modeling_small4.experts_offloaded import Small4OffloadedExperts, expert_store
 from modeling_small4.experts_pool import Pool, Usage
-from modeling_small4.loading_offloaded import expert_store
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}
 FORMS = ("fp8", "nvfp4", "bfloat16", "float32")
@@ -366,3 +365,37 @@ def test_the_automatic_choice(plain: Folders, monkeypatch: pytest.MonkeyPatch) -
 
 def _moves(model: Any) -> bool:
     return any(isinstance(module, Small4OffloadedExperts) for module in model.modules())
+
+
+def cgroup(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("_", ".", 1)).write_text(text)
+
+
+def test_the_smallest_limit_of_the_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2: the process is in `jobs/mine`; a parent's limit counts as its own does, and file cache is free."""
+    monkeypatch.setattr(experts_memory, "MEMBERSHIP", tmp_path / "membership")
+    (tmp_path / "membership").write_text("0::/jobs/mine\n")
+    root = tmp_path / "root"
+    assert experts_memory._left_of_cgroup(root) == 2**63
+    stat = "anon 5\ninactive_file 300\nactive_file 200\n"
+    cgroup(root / "jobs" / "mine", memory_max="max\n", memory_current="700\n", memory_stat=stat)
+    assert experts_memory._left_of_cgroup(root) == 2**63
+    cgroup(root / "jobs" / "mine", memory_max="10000\n")
+    assert experts_memory._left_of_cgroup(root) == 10000 - 700 + 500
+    cgroup(root / "jobs", memory_max="2000\n", memory_current="900\n", memory_stat=stat)
+    assert experts_memory._left_of_cgroup(root) == 2000 - 900 + 500
+    cgroup(tmp_path, memory_max="1\n", memory_current="1\n", memory_stat=stat)  # outside the root
+    assert experts_memory._left_of_cgroup(root) == 2000 - 900 + 500
+
+
+def test_limits_of_control_groups_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts_memory, "MEMBERSHIP", tmp_path / "membership")
+    (tmp_path / "membership").write_text("5:cpu,cpuacct:/a\n3:memory:/docker/x\n0::/\n")
+    stat = "cache 100\ninactive_file 60\nactive_file 40\n"
+    folder = tmp_path / "root" / "memory" / "docker" / "x"
+    cgroup(folder, memory_stat=stat)
+    (folder / "memory.limit_in_bytes").write_text("5000\n")
+    (folder / "memory.usage_in_bytes").write_text("4000\n")
+    assert experts_memory._left_of_cgroup(tmp_path / "root") == 5000 - 4000 + 100

@@ -29,9 +29,9 @@ from model_card.bench.decode import random_state
 from model_card.bench.harness import child, options, read, report
 from modeling_small4 import Small4Config, Small4ForCausalLM, loading_offloaded
 from modeling_small4.experts_files import WatchedFile
-from modeling_small4.experts_offloaded import ExpertStore
+from modeling_small4.experts_offloaded import ExpertStore, expert_store
 from modeling_small4.experts_pool import READERS
-from modeling_small4.loading_offloaded import estimate, expert_store
+from modeling_small4.loading_offloaded import estimate
 
 
 def write(folder: Path, layers: int, experts: int) -> None:

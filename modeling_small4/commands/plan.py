@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_small4 import Small4Config
+from ..experts_profile import ExpertProfile, read_profile
 from ..planner.alternatives import alternatives, command, notes, release_table, replicas
 from ..planner.hardware import GPUS, NODES, UNIFIED, Machine, parse_machine, this_machine
 from ..planner.layout import CHUNK, LAYOUTS, Plan, plan
@@ -78,8 +79,15 @@ def run(args: argparse.Namespace) -> None:
 
         asked["draft_bytes"] = draft_bytes(args.draft, args.context, args.batch)
     made = plan(config, machine, args.dtype or stored_precision(config), layout=args.layout, **asked)
-    estimate = speed(config, made, measure() if args.measure else None)
+    estimate = speed(config, made, measure() if args.measure else None, _profile(config, args.model))
     print(json.dumps(_as_json(config, made, estimate)) if args.json else _as_text(config, made, estimate))
+
+
+def _profile(config: Small4Config, model: str | None) -> ExpertProfile | None:
+    """Which experts are used most, where the folder of a model says so."""
+    text = config.text_config
+    layers = text.num_hidden_layers - text.first_k_dense_replace
+    return read_profile(model, layers, text.n_routed_experts) if model is not None and Path(model).is_dir() else None
 
 
 def _configuration(model: str | None) -> Small4Config:
@@ -188,6 +196,16 @@ def _speed_words(estimate: Speed | None) -> list[str]:
         f"{estimate.prompt_tokens_per_second:.2g} tokens/s of a prompt (bound by {estimate.prompt_bound}); from "
         f"{estimate.rates.source}"
     ]
+    if estimate.experts:
+        out.append(f"which share of the chosen experts is in memory: {estimate.hit_rates}")
+    if estimate.experts and estimate.prompt_chunk > CHUNK:
+        out.append(f"a long prompt is read fastest with generate(prefill_chunk_size={estimate.prompt_chunk})")
+    if estimate.experts.get("gpu", 1) < 1:
+        out.append(
+            f"experts: {estimate.experts['gpu']:.0%} on the GPU, the others are copied to it as they are needed: "
+            'Small4ForCausalLM.from_pretrained(MODEL, device_map="auto"); DEVICE_MAP moves whole layers, '
+            "which is slower"
+        )
     if estimate.experts.get("disk"):
         out.append(
             f"experts: {estimate.experts['memory']:.0%} in main memory, the others are read from disk as they are "

@@ -8,14 +8,16 @@ know: the command line.
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..configuration_small4 import Small4Config
+from ..experts_profile import ExpertProfile
 from ..experts_speed import hit_rate, measured_memory
 from .hardware import Machine
-from .layout import Plan
+from .layout import CHUNK, Plan, plan
 from .sizes import cache_bytes, tensors
 
 # name -> (memory bandwidth in GB/s, dense bfloat16 TFLOP/s), by the makers' data sheets
@@ -46,7 +48,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Speed:
-    """The estimate. seconds: of one decoded token, by what it waits for. experts: their share in each memory."""
+    """The estimate.
+
+    seconds: of one decoded token, by what it waits for. experts: their share in each memory. hit_rates: how their uses
+    are spread over it. prompt_chunk: tokens to read at once so that computing takes as long as moving weights.
+    """
 
     tokens_per_second: float
     prompt_tokens_per_second: float
@@ -55,6 +61,8 @@ class Speed:
     seconds: dict[str, float]
     experts: dict[str, float]
     rates: Rates
+    hit_rates: str
+    prompt_chunk: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -70,13 +78,28 @@ def rates_of(machine: Machine) -> Rates:
     return Rates(gpu=memory * 1e9 * REACHED, gpu_flops=flops * 1e12 * REACHED)
 
 
-def speed(config: Small4Config, made: Plan, rates: Rates | None = None) -> Speed | None:
+def speed(
+    config: Small4Config, made: Plan, rates: Rates | None = None, profile: ExpertProfile | None = None
+) -> Speed | None:
     """Estimate the decoding of one sequence at half the plan's context, and the reading of a prompt in chunks; None if
     the plan does not fit.
 
     Experts that do not fit are copied or read as they are chosen (`expert_memory`): from main memory to the first GPU,
-    and from disk.
+    and from disk; `profile` says which are chosen.
     """
+    found = _speed(config, made, rates, profile)
+    if found is None or not found.experts:
+        return found
+    asked = {name: value for name, value in asdict(made.request).items() if name != "precision"}
+    for chunk in range(found.prompt_chunk, CHUNK, -CHUNK):  # the largest that there is memory for
+        larger = plan(config, made.machine, made.request.precision, layout=made.layout, **(asked | {"chunk": chunk}))
+        if _speed(config, larger, rates, profile) is not None:
+            return replace(found, prompt_chunk=chunk)
+    return replace(found, prompt_chunk=CHUNK)
+
+
+def _speed(config: Small4Config, made: Plan, rates: Rates | None, profile: ExpertProfile | None) -> Speed | None:
+    hit: Hit = hit_rate if profile is None else lambda share: profile.hit_rate(round(share * profile.uses.size))
     rates = rates or rates_of(made.machine)
     precision, text = made.request.precision, config.text_config
     sizes = {name: sum(t.nbytes(precision) for t in tensors(config) if t.part == name) for name in _parts(config)}
@@ -93,10 +116,10 @@ def speed(config: Small4Config, made: Plan, rates: Rates | None = None) -> Speed
         flops = rates.gpu_flops * ranks
     elif made.machine.gpus:
         tiers = _gpu_tiers(made, experts, sum(sizes.values()) + cache)
-        found, flops = _from_tiers(tiers, rates, others + cache, experts, used), rates.gpu_flops
+        found, flops = _from_tiers(tiers, rates, others + cache, experts, used, hit), rates.gpu_flops
     else:
         whole = sum(sizes.values())
-        found, tiers = _on_cpu(made, rates, (whole, others, cache), experts, used), _tiers(made, experts, whole)
+        found, tiers = _on_cpu(made, rates, (whole, others, cache), experts, used, hit), _tiers(made, experts, whole)
         flops = rates.cpu_flops
     if found is None:
         return None
@@ -104,9 +127,23 @@ def speed(config: Small4Config, made: Plan, rates: Rates | None = None) -> Speed
     prompt = chunk | {"compute": 2 * active * made.request.chunk / flops}
     bound, prompt_bound = (max(times, key=lambda name: times[name]) for times in (decode, prompt))
     per_chunk = max(prompt.values())
-    return Speed(1 / sum(decode.values()), made.request.chunk / per_chunk, bound, prompt_bound, decode, tiers, rates)
+    source = "assumed: the square root of the experts' share" if profile is None else "by expert_profile.json"
+    balanced = max(chunk.values()) / prompt["compute"] * made.request.chunk
+    tokens = min(max(CHUNK, -(-round(balanced) // CHUNK) * CHUNK), made.request.context)
+    return Speed(
+        1 / sum(decode.values()),
+        made.request.chunk / per_chunk,
+        bound,
+        prompt_bound,
+        decode,
+        tiers,
+        rates,
+        source,
+        tokens,
+    )
 
 
+Hit = Callable[[float], float]
 Times = tuple[dict[str, float], dict[str, float]]
 _ACTIVE = ("attention", "shared experts", "routed experts", "dense layers", "router")
 
@@ -128,11 +165,13 @@ def _gpu_tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
     return {"gpu": here, "memory": waiting, "disk": 1 - here - waiting}
 
 
-def _from_tiers(tiers: dict[str, float], rates: Rates, others: float, experts: int, used: float) -> Times | None:
+def _from_tiers(
+    tiers: dict[str, float], rates: Rates, others: float, experts: int, used: float, hit: Hit
+) -> Times | None:
     """Seconds of a decoded token, and those of a chunk's weights, by what they wait for."""
     if not tiers:
         return None
-    here, kept = hit_rate(tiers["gpu"]), hit_rate(tiers["gpu"] + tiers["memory"])
+    here, kept = hit(tiers["gpu"]), hit(tiers["gpu"] + tiers["memory"])
     decode = {
         "gpu memory": (others + here * used * experts) / rates.gpu,
         "link": (1 - here) * used * experts / rates.link,
@@ -154,16 +193,16 @@ def _tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
     return {"memory": share, "disk": 1 - share}
 
 
-def _on_cpu(made: Plan, rates: Rates, sizes: tuple[int, int, int], experts: int, used: float) -> Times | None:
+def _on_cpu(made: Plan, rates: Rates, sizes: tuple[int, int, int], experts: int, used: float, hit: Hit) -> Times | None:
     whole, others, cache = sizes
     share = _tiers(made, experts, whole)["memory"]
     if share * experts < used * experts / 36:  # not even one layer's choice
         return None
-    hit = hit_rate(share)
-    decode = {"main memory": (others + cache + hit * used * experts) / rates.host}
+    here = hit(share)
+    decode = {"main memory": (others + cache + here * used * experts) / rates.host}
     chunk = {"main memory": (others + experts) / rates.host}
     if share < 1:
-        decode["disk"], chunk["disk"] = (1 - hit) * used * experts / rates.disk, (1 - share) * experts / rates.disk
+        decode["disk"], chunk["disk"] = (1 - here) * used * experts / rates.disk, (1 - share) * experts / rates.disk
     return decode, chunk
 
 
