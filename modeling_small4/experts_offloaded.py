@@ -270,6 +270,4 @@ def save_expert_profile(model: nn.Module, folder: str | os.PathLike[str]) -> Pat
         raise ValueError(
             "This model holds all experts in memory, where uses are not counted; load it with expert_memory."
         )
-    uses = store.usage.counts.copy()
-    top_k = max(1, getattr(model.config.get_text_config(), "num_experts_per_tok", 1))
-    return ExpertProfile(int(uses[0].sum()) // top_k, uses).save(folder)
+    return ExpertProfile(store.usage.tokens, store.usage.counts.copy()).save(folder)

@@ -42,6 +42,7 @@ class Usage:
     def __init__(self, layers: int, experts: int) -> None:
         self.scores = np.zeros((layers, experts))
         self.counts = np.zeros((layers, experts), dtype=np.int64)  # of all tokens, none forgotten
+        self.tokens = 0
         self._clock = np.zeros(layers)
         self._lock = Lock()
 
@@ -55,6 +56,7 @@ class Usage:
         weight = 1.0 if life < 1e-9 else (1 - 2.0**-life) / (life * np.log(2))  # of a token, on average over the pass
         with self._lock:
             self.counts[layer] += np.asarray(counts)
+            self.tokens += tokens if layer == 0 else 0
             self._clock[layer] += life
             # Weights grow instead of scores shrinking, so that a pass changes no other layer's scores.
             self.scores[layer] += np.asarray(counts) * (weight * 2.0 ** self._clock[layer])
