@@ -17,7 +17,7 @@ from .files_reading import shown
 from .files_saving import NoLinksFollowed
 from .image_reading import as_seen, seen_size
 from .image_resample import resample
-from .image_settings import ImageSettings, Small4ImagesKwargs
+from .image_settings import ImageSettings, Small4ImageProcessorKwargs
 from .image_sources import ImageAccess, decoded, load_image, open_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -42,7 +42,7 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
-    valid_kwargs = Small4ImagesKwargs
+    valid_kwargs = Small4ImageProcessorKwargs
     do_resize = do_rescale = do_normalize = True
     as_mistral_common = False
 

@@ -25,7 +25,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 _REFUSED = ("crop_size", "pad_size", "image_seq_length", "patch_size", "spatial_merge_size")
 
 
-class Small4ImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+class Small4ImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Arguments of the image processor beyond transformers' own."""
 
     max_image_size: int | None
@@ -99,7 +99,7 @@ class ImageSettings:
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    known = Small4ImagesKwargs.__annotations__
+    known = Small4ImageProcessorKwargs.__annotations__
     for name, value in given.items():
         if name not in known or name in _REFUSED:
             raise ValueError(f"Small4ImageProcessor has no argument {name} in a call.")

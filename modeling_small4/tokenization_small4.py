@@ -46,7 +46,12 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Self:
-        """As transformers'. Raises ValueError or OSError that names the file for one that is damaged."""
+        """As transformers'. Raises ValueError or OSError that names the file for one that is damaged, and, as there,
+        AttributeError for an argument that has the name of a method.
+        """
+        for name in kwargs:
+            if callable(getattr(cls, name, None)):
+                raise AttributeError(f"{name} conflicts with the method {name} in {cls.__name__}")
         folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
         if folder is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -471,3 +471,10 @@ def test_images_that_a_template_has_no_place_for(processor: Small4Processor) -> 
         processor.apply_chat_template(chat, chat_template=template, tokenize=True)
     ids = processor.apply_chat_template(chat, chat_template=template, image_token="[IMG]", tokenize=True)
     assert ids[0].count(13) == 2
+
+
+@pytest.mark.parametrize("name", ["add_special_tokens", "get_vocab"])
+def test_an_argument_named_like_a_method_is_refused_as_transformers_does(name: str, folder: Path) -> None:
+    """And the folder's files, which are right, are not blamed."""
+    with pytest.raises(AttributeError, match=f"^{name} conflicts with the method"):
+        Small4Tokenizer.from_pretrained(folder, **{name: True})

@@ -1,16 +1,15 @@
-"""transformers' own test class for models, run on ours from its source distribution; the table of what passes, and why
-what does not.
+"""transformers' own test classes, run on ours from its source distribution; the table of what passes, and why what
+does not.
 
-    python -m model_card.evals.host_suites [--sdist transformers-5.24.0.tar.gz] [--out model_card/results/host_suites.json]
+    python -m model_card.evals.host_suites [--sdist transformers-5.24.0.tar.gz] [--checkout CLONE] [--out FILE]
 
-Needs `pip install parameterized wheel`; without --sdist the distribution is fetched by pip. Ends with status 1 if a
-test fails that has no reason in REASONS, or if one that has a reason passes. transformers' distribution leaves out
-`tests/generation/test_utils.py` (GenerationTesterMixin) and `tests/exporters/test_export.py`, so those two are replaced
-by empty classes and their tests are not run.
-"""  # noqa: E501
+Needs `pip install parameterized wheel`; without --sdist the distribution is fetched by pip. It leaves out the files of
+GenerationTesterMixin and of the pipelines' tests, so those two run only with --checkout, a clone of transformers. Ends
+with status 1 if a test fails that has no reason in `host_reasons`, or if one that has a reason passes. What is tested
+stands in the files of `host_tests`.
+"""
 
 import argparse
-import fnmatch
 import json
 import os
 import re
@@ -18,99 +17,52 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import transformers
 
+from model_card.evals.host_reasons import REASONS
 from model_card.evals.record import provenance, write
 
-# Test (a pattern of fnmatch) -> why our class does otherwise, and means to.
-_NEVER_GUESSES = (
-    "from_pretrained refuses a checkpoint that lacks tensors, where transformers warns and leaves them random"
-)
-_ONE_ROW = "as in transformers' own Pixtral, the tower returns the patches of all images in one row"
-REASONS: dict[str, str] = {
-    "test_correct_missing_keys": _NEVER_GUESSES,
-    "test_base_model_prefix_loads_base_weights": _NEVER_GUESSES,
-    "test_model_rope_scaling_from_config_*": "positions of a Small 4 are YaRN's or plain; other kinds are refused by "
-    "name",
-    "test_model_weights_reload_no_missing_tied_weights": _NEVER_GUESSES,
-    "test_get_image_features_output_?": _ONE_ROW,
-    "test_tp_plan_matches_params": "the plan also names q_proj, which a model has whose q_lora_rank is None",
-    "test_generation_tester_mixin_inheritance": "asks for GenerationTesterMixin, which the source distribution does "
-    "not contain",
+HOST_TESTS = Path(__file__).with_name("host_tests")
+# Class of transformers -> our file that is tested by it.
+SUITES = {
+    "ModelTesterMixin": "test_small4.py",
+    "GenerationTesterMixin": "test_small4_generation.py",
+    "ProcessorTesterMixin": "test_small4_processor.py",
+    "ImageProcessingTestMixin": "test_small4_images.py",
+    "TokenizerTesterMixin": "test_small4_tokenizer.py",
+    "TokenizersBackendTesterMixin": "test_small4_backend.py",
+    "PipelineTesterMixin": "test_small4_pipelines.py",
 }
-
+TASKS = (
+    "feature_extraction",
+    "image_text_to_text",
+    "text_classification",
+    "text_generation",
+    "token_classification",
+    "zero_shot",
+)
+# What only a checkout has, for the classes that need it.
+OF_CHECKOUT = {
+    "GenerationTesterMixin": ("generation/test_utils.py",),
+    "PipelineTesterMixin": tuple(f"pipelines/test_pipelines_{task}.py" for task in TASKS),
+}
 STUBS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    all_generative_model_classes = ()\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "pipelines/test_pipelines_common.py": "class ANY:\n"
+    "    def __init__(self, *types):\n        self.types = types\n\n"
+    "    def __eq__(self, other):\n        return isinstance(other, self.types)\n",
+    "fixtures/sample_text.txt": "The quick brown fox jumps over the lazy dog.\n\nNumbers: 1, 22, 333.\nÄrger, señor.\n",
 }
+# Names of transformers 5.6 in the files of a checkout -> those of 5.24.
+RENAMED = {b'"dynamic_full"': b'"dynamic"', b"get_max_cache_shape": b"get_max_length"}
 
-SUITE = '''"""Small 4 in transformers' own test class."""
-
-import unittest
-
-import torch
-
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-from modeling_small4 import Small4Config, Small4ForCausalLM, Small4Model
-from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
-
-
-MODEL_MAPPING_NAMES["small4"] = "Small4Model"  # by this name the tests know that it has no head, and so no loss
-
-
-class Small4ModelTester:
-    """A tiny model with a tower, and one image in each row."""
-
-    def __init__(self, parent):
-        self.parent, self.is_training = parent, True
-        self.batch_size, self.image_size, self.patch_size, self.spatial_merge_size = 2, 28, 14, 1
-        self.image_token_index, self.num_channels = 10, 3
-        self.num_image_tokens = (self.image_size // self.patch_size) ** 2
-        self.seq_length = 7 + self.num_image_tokens
-        self.hidden_size, self.num_hidden_layers, self.num_attention_heads = 32, 2, 4
-        self.vocab_size, self.pad_token_id = 99, 1
-
-    def get_config(self):
-        text = dict(
-            vocab_size=self.vocab_size, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
-            num_attention_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=16,
-            n_routed_experts=4, num_experts_per_tok=2, max_position_embeddings=512, pad_token_id=self.pad_token_id,
-            bos_token_id=2, eos_token_id=3,
-            rope_parameters={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0},
-        )
-        vision = dict(
-            hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, image_size=self.image_size,
-            patch_size=self.patch_size,
-        )
-        return Small4Config(
-            text_config=text, vision_config=vision, image_token_index=self.image_token_index, spatial_merge_size=1
-        )
-
-    def prepare_config_and_inputs_for_common(self):
-        config = self.get_config()
-        input_ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 20) + 15
-        input_ids[:, : self.num_image_tokens] = self.image_token_index
-        pixels = floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
-        return config, {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "pixel_values": pixels,
-            "image_sizes": torch.tensor([[self.image_size, self.image_size]] * self.batch_size),
-        }
-
-
-class Small4ModelTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (Small4Model, Small4ForCausalLM)
-    _is_composite = True
-
-    def setUp(self):
-        self.model_tester = Small4ModelTester(self)
-'''  # noqa: E501
+Outcomes = dict[str, tuple[str, str]]  # test -> "passed", "skipped" or "failed", and the reason that pytest gave
 
 
 def fetch(folder: Path) -> Path:
@@ -120,46 +72,51 @@ def fetch(folder: Path) -> Path:
     return next(folder.glob("transformers-*.tar.gz"))
 
 
-def unpack(sdist: Path, folder: Path) -> None:
-    """Its test classes, the two files that it leaves out, and our suite, as one package `tests`."""
-    tests = folder / "tests"
-    tests.mkdir()
+def unpack(sdist: Path, folder: Path, checkout: Path | None = None) -> None:
+    """Its test classes, what stands for files that it leaves out, and our suites, as one package `tests`."""
+    files: dict[str, bytes] = {name: text.encode() for name, text in STUBS.items()}
     with tarfile.open(sdist) as archive:
         for member in archive.getmembers():
             parts = Path(member.name).parts
             if member.isfile() and len(parts) == 3 and parts[1] == "tests" and parts[2].endswith(".py"):
                 source = archive.extractfile(member)
                 assert source is not None
-                (tests / parts[2]).write_bytes(source.read())
-    for name, text in STUBS.items():
-        (tests / name).parent.mkdir(exist_ok=True)
-        (tests / name).write_text(text, encoding="utf-8")
-        (tests / name).with_name("__init__.py").touch()
-    (tests / "__init__.py").touch()
-    (tests / "test_small4.py").write_text(SUITE, encoding="utf-8")
+                files[parts[2]] = source.read()
+    if checkout is not None:
+        for name in (name for names in OF_CHECKOUT.values() for name in names):
+            files[name] = _git(checkout, "show", f"HEAD:tests/{name}")
+            for old, new in RENAMED.items():
+                files[name] = files[name].replace(old, new)
+    files |= {file.name: file.read_bytes() for file in HOST_TESTS.glob("*.py")}
+    files["../utils/fetch_hub_objects_for_ci.py"] = files.pop("fetch_hub_objects_for_ci.py")
+    for name, content in files.items():
+        file = folder / "tests" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        if file.suffix == ".py":
+            file.with_name("__init__.py").touch()
 
 
-def run(folder: Path, only: str | None) -> dict[str, tuple[str, str]]:
-    """Run the suite; each test's name with "passed", "skipped" or "failed", and the last line of why."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/test_small4.py",
-        "--junitxml=out.xml",
-    ]
-    command += ["-k", only] if only else []
-    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{Path.cwd()}", "HF_HUB_OFFLINE": "1"}
-    subprocess.run(
-        command, cwd=folder, env=environment, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def described(checkout: Path) -> dict[str, str]:
+    """What the snapshot of transformers is: its commit, the day of it, and the version that it was to become."""
+    commit, day = _git(checkout, "show", "-s", "--format=%H %cs", "HEAD").decode().split()
+    found = re.search(rb'version="([^"]+)"', _git(checkout, "show", "HEAD:setup.py"))
+    return {"commit": commit, "date": day, "version": found.group(1).decode() if found else "unknown"}
+
+
+def run(folder: Path, suite: str, only: str | None) -> Outcomes:
+    """Run one suite."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=out.xml"]
+    command += [f"tests/{SUITES[suite]}", *(["-k", only] if only else [])]
+    path = os.pathsep.join(map(str, (folder, folder / "utils", Path.cwd())))
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    found = subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
+    if found.returncode not in (0, 1, 5):
+        raise RuntimeError(f"pytest could not run {SUITES[suite]}:\n{found.stdout[-4000:]}")
     return read(folder / "out.xml")
 
 
-def read(report: Path) -> dict[str, tuple[str, str]]:
+def read(report: Path) -> Outcomes:
     """Outcomes in a JUnit report."""
     out = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
@@ -174,44 +131,58 @@ def read(report: Path) -> dict[str, tuple[str, str]]:
     return out
 
 
-def reason(test: str) -> str | None:
-    return next((why for pattern, why in REASONS.items() if fnmatch.fnmatchcase(test, pattern)), None)
+def reason(suite: str, test: str) -> str | None:
+    """Why our class fails this test, and means to."""
+    return next((why for pattern, why in REASONS[suite].items() if fnmatchcase(test, pattern)), None)
 
 
-def table(found: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def table(found: dict[str, Outcomes]) -> dict[str, Any]:
     """The stored result, and what is in it that nobody expected."""
-    failed = {name: why for name, (outcome, why) in sorted(found.items()) if outcome == "failed"}
-    return {
-        "suites": {
-            "ModelTesterMixin": {
-                "passed": sorted(name for name, (outcome, _) in found.items() if outcome == "passed"),
-                "skipped": {name: why for name, (outcome, why) in sorted(found.items()) if outcome == "skipped"},
-                "failed": {name: {"reason": reason(name), "error": why} for name, why in failed.items()},
-            },
-            "GenerationTesterMixin": {"not_run": "transformers' source distribution does not contain it"},
-        },
-        "unexplained": [name for name in failed if reason(name) is None],
-        "outdated_reasons": [
-            pattern for pattern in REASONS if not any(fnmatch.fnmatchcase(name, pattern) for name in failed)
-        ],
+    suites: dict[str, Any] = {
+        suite: {"not_run": "transformers' source distribution does not contain it; give --checkout"} for suite in SUITES
     }
+    unexplained, outdated = [], []
+    for suite, tests in found.items():
+        failed = {name: why for name, (outcome, why) in sorted(tests.items()) if outcome == "failed"}
+        suites[suite] = {
+            "passed": sorted(name for name, (outcome, _) in tests.items() if outcome == "passed"),
+            "skipped": {name: why for name, (outcome, why) in sorted(tests.items()) if outcome == "skipped"},
+            "failed": {name: {"reason": reason(suite, name), "error": why} for name, why in failed.items()},
+        }
+        unexplained += [f"{suite}: {name}" for name in failed if reason(suite, name) is None]
+        outdated += [
+            f"{suite}: {pattern}"
+            for pattern in REASONS[suite]
+            if not any(fnmatchcase(name, pattern) for name in failed)
+        ]
+    return {"suites": suites, "unexplained": unexplained, "outdated_reasons": outdated}
+
+
+def _git(clone: Path, *words: str) -> bytes:
+    return subprocess.run(["git", "-C", str(clone), *words], check=True, capture_output=True).stdout
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run transformers' own test classes on our model.")
+    parser = argparse.ArgumentParser(description="Run transformers' own test classes on ours.")
     parser.add_argument("--sdist", type=Path, help="transformers' source distribution (default: fetched by pip)")
+    parser.add_argument("--checkout", type=Path, metavar="CLONE", help="a clone of transformers, for all classes")
+    parser.add_argument("--suite", choices=SUITES, help="run this class alone; nothing is stored then")
     parser.add_argument("--only", help="tests to run, as pytest's -k; nothing is stored then")
     parser.add_argument("--out", type=Path, default=Path("model_card/results/host_suites.json"))
     args = parser.parse_args()
+    wanted = [args.suite] if args.suite else [each for each in SUITES if args.checkout or each not in OF_CHECKOUT]
+    found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        unpack(args.sdist or fetch(folder), folder)
-        result = table(run(folder, args.only))
-    suite = result["suites"]["ModelTesterMixin"]
-    print(*(f"{key}: {len(suite[key])}" for key in ("passed", "skipped", "failed")))
-    print(json.dumps(suite["failed"], indent=1))
-    if not args.only:
-        write(args.out, provenance(["python", "-m", "model_card.evals.host_suites"]) | result)
+        unpack(args.sdist or fetch(folder), folder, args.checkout)
+        for suite in wanted:
+            found[suite] = run(folder, suite, args.only)
+            result = table(found)
+            print(suite, *(f"{key}: {len(tests)}" for key, tests in result["suites"][suite].items()), flush=True)
+            print(json.dumps(result["suites"][suite]["failed"], indent=1), flush=True)
+    if not args.only and not args.suite:
+        checkout = {"checkout": described(args.checkout)} if args.checkout else {}
+        write(args.out, provenance(["python", "-m", "model_card.evals.host_suites"]) | checkout | result)
     return int(bool(result["unexplained"] or (result["outdated_reasons"] and not args.only)))
 
 
