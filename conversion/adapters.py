@@ -35,8 +35,9 @@ def merge_adapter(
 ) -> Summary:
     """Add an adapter to its base checkpoint and write the result as a checkpoint folder in layout `to`.
 
-    The base is the one that the adapter's configuration names. The whole model is held in memory, FP8 expanded; `dtype`
-    is what it is merged and written in ("auto": the base's own, and bfloat16 for FP8).
+    The base is the one that the adapter's configuration names. The whole model is held in memory, quantized weights
+    expanded; `dtype` is what it is merged and written in ("auto": the base's own, and bfloat16 for quantized ones).
+    `small4 convert OUT DST --dtype fp8` quantizes it again.
 
     Raises:
         CheckpointError: The adapter or its base is missing or belongs to another model, or `out` exists. Nothing is
@@ -47,7 +48,7 @@ def merge_adapter(
     folder, settings = _read_adapter(adapter)
     base = Path(settings["base_model_name_or_path"])
     check_destination(out, base, overwrite)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, dequantize=True)
     merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
     with private_folder(out, "merging") as private:
         (scratch := private / "merged").mkdir()

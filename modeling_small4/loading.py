@@ -94,8 +94,8 @@ class Small4LoadingMixin:
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, FP8 announced only
-        where it is held.
+        """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, quantization announced
+        only where it is held.
 
         Raises:
             ValueError: The model does not hold its experts.
@@ -108,6 +108,8 @@ class Small4LoadingMixin:
         refuse_links(save_directory)
         if not self.is_remote_code():  # type: ignore[attr-defined]
             self.config.auto_map = {}  # type: ignore[attr-defined]
+        if _stored(self):
+            self.hf_quantizer.announce(self)  # type: ignore[attr-defined]
         if getattr(self, "hf_quantizer", None) is None and hasattr(self.config, "quantization_config"):  # type: ignore[attr-defined]
             del self.config.quantization_config  # type: ignore[attr-defined]
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]

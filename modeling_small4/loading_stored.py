@@ -71,6 +71,7 @@ class Small4StoredQuantizer(HfQuantizer):
     def __init__(self, quantization_config: Small4StoredConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.wrong_scales: list[str] = []  # found while loading, where transformers would make a report of an error
+        self.held: list[str] = []  # the modules that hold stored weights after loading
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse by name what is not read."""
@@ -101,6 +102,7 @@ class Small4StoredQuantizer(HfQuantizer):
         with about(model.config._name_or_path):
             for path, module in model.named_modules():
                 if isinstance(module, StoredModule):
+                    self.held.append(path)
                     self.wrong_scales += wrong_scales(path, module._parameters)
                     for name, parameter in module.named_parameters():
                         parameter.requires_grad_(name == "bias")
@@ -113,6 +115,15 @@ class Small4StoredQuantizer(HfQuantizer):
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return expand(model, dtype or model.dtype)
 
+    def announce(self, model: Any) -> None:
+        """Let the configuration say what is still held, before it is saved: merging adapters expands weights."""
+        modules = dict(model.named_modules())
+        expanded_since = [path for path in self.held if not _holds(modules[path])]
+        if expanded_since and len(expanded_since) == len(self.held):
+            self.remove_quantization_config(model)
+        elif expanded_since:
+            model.config.quantization_config = self.quantization_config.without(expanded_since)
+
     def is_serializable(self) -> bool:
         """What is held is what is saved."""
         return True
@@ -121,6 +132,13 @@ class Small4StoredQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Stored weights are not trained themselves, adapters beside them are."""
         return True
+
+
+def _holds(module: Any) -> bool:
+    """Whether weights are held in a module, or under an adapter around it."""
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return isinstance(module, StoredModule)
 
 
 def computes_fp8(config: Small4StoredConfig) -> bool:

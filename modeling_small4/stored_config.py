@@ -3,6 +3,7 @@
 Knows the keys and values of `config.json`; no tensors.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.utils.quantization_config import FineGrainedFP8Config
@@ -55,6 +56,13 @@ class Small4StoredConfig(FineGrainedFP8Config):
     def to_dict(self) -> dict[str, Any]:
         """The entry."""
         return dict(self.entry)
+
+    def without(self, paths: Sequence[str]) -> "Small4StoredConfig":
+        """The same, but that the modules of these names are not quantized."""
+        key = "modules_to_not_convert" if self.method == "fp8" else "ignore"
+        ignored = list(self.entry.get(key) or [])
+        more = [path for path in paths if path not in ignored]
+        return Small4StoredConfig(self.entry | {key: ignored + more}, self.dequantize)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Small4StoredConfig) and (self.entry, self.dequantize) == (

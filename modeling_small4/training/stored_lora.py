@@ -24,6 +24,17 @@ PACKED = [f"{name}_packed" for name in EXPERTS]  # what the parameters are calle
 Config = TypeVar("Config", bound=LoraConfig)
 
 
+class StoredLoraConfig(LoraConfig):
+    """A `LoraConfig` that also targets packed codes, and is saved as if it did not, for readers of plain weights."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is written to `adapter_config.json`."""
+        saved = super().to_dict()
+        if saved["target_parameters"]:
+            saved["target_parameters"] = [name for name in saved["target_parameters"] if name not in PACKED]
+        return saved
+
+
 def stored_lora(config: Config, model: PreTrainedModel) -> Config:
     """Prepare a `LoraConfig` for a model whose weights are held as stored. Changes and returns `config`.
 
@@ -46,6 +57,8 @@ def stored_lora(config: Config, model: PreTrainedModel) -> Config:
     if named:
         packed = [packed for name, packed in zip(EXPERTS, PACKED, strict=True) if name in named]
         config.target_parameters = [*named, *(name for name in packed if name not in named)]
+        if type(config) is LoraConfig:
+            config.__class__ = StoredLoraConfig
     return config
 
 
