@@ -23,6 +23,7 @@ import torch
 
 from modeling_small4.commands.terminal import describe_bytes
 from modeling_small4.drafts_reading import is_draft, read_draft
+from modeling_small4.files_saving import MANIFEST
 
 from . import hub, quantize, raw, shards
 from .bundle import copy_code, write_tokenizer
@@ -30,6 +31,7 @@ from .checkpoint import CheckpointError, Reader, read_json
 from .console import add_json, progress_bar
 from .entries import params_entry, quantization_entry
 from .llama_cpp import arguments as llama_cpp_arguments
+from .manifest import of_copy
 from .memory import peak_rss_bytes
 from .plan import Plan, plan
 from .source import open_checkpoint
@@ -44,7 +46,8 @@ _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 @dataclass(frozen=True)
 class Options:
     """How to convert. shard_size is in bytes. softmax_scale None means as the source says, and "released" for
-    transformers folders. revision is that of a source on the Hub; None means its main branch.
+    transformers folders. revision is that of a source on the Hub; None means its main branch. manifest: read back what
+    was written and write its manifest beside it.
     """
 
     to: str = "small4"
@@ -54,6 +57,7 @@ class Options:
     overwrite: bool = False
     shard_size: int = 5_000_000_000
     revision: str | None = None
+    manifest: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest output file, such as 5GB or 500MB",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a source on the Hub (default: its main branch)")
+    parser.add_argument("--no-manifest", action="store_true", help=f"do not read the result back to write {MANIFEST}")
     add_json(parser)
 
 
@@ -111,7 +116,14 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: What `convert` raises.
     """
     options = Options(
-        args.to, args.dtype, args.softmax_scale, args.with_code, args.overwrite, args.shard_size, args.revision
+        args.to,
+        args.dtype,
+        args.softmax_scale,
+        args.with_code,
+        args.overwrite,
+        args.shard_size,
+        args.revision,
+        not args.no_manifest,
     )
     notes: list[str] = []
     with progress_bar("converting") as progress:
@@ -168,16 +180,26 @@ def convert(
         planned = plan(source, options.to, options.dtype, reader)
         for remark in [*source.remarks, *sorted(planned.remarks), *_warnings(planned)]:
             note(remark)
-        configuration = _configuration(planned)
+        described = configuration(planned)
         _check_space(dst, sum(output.nbytes for output in planned.outputs))
         with _full_disk_named(dst), new_folder(dst, options.overwrite, note) as partial:
-            for name, content in configuration.items():
+            for name, content in described.items():
                 (partial / name).write_bytes(content)
             write_tokenizer(source, partial, options.to, note)
             if options.with_code:
                 copy_code(partial)
-            written = _write_weights(partial, planned, options.shard_size, reader, progress)
-    errors = planned.quantizer.errors if planned.quantizer else {}
+            total = sum(output.nbytes for output in planned.outputs) * (2 if options.manifest else 1)
+            written = _write_weights(partial, planned, options.shard_size, reader, lambda done: progress(done, total))
+            errors = planned.quantizer.errors if planned.quantizer else {}
+            if options.manifest:
+                made = of_copy(
+                    partial,
+                    source,
+                    _rounds(planned),
+                    errors,
+                    lambda done, whole: progress(written.bytes + total // 2 * done // whole, total),
+                )
+                (partial / MANIFEST).write_text(made.text(), encoding="utf-8")
     return Summary(written.tensors, written.bytes, time.perf_counter() - started, peak_rss_bytes(), errors)
 
 
@@ -213,12 +235,19 @@ def _full_disk_named(dst: Path) -> Iterator[None]:
 
 
 def _write_weights(
-    folder: Path, planned: Plan, shard_size: int, reader: Reader, progress: Callable[[int, int], None]
+    folder: Path, planned: Plan, shard_size: int, reader: Reader, progress: Callable[[int], None]
 ) -> shards.Written:
     stem = "consolidated" if planned.layout == "mistral" else "model"
-    total = sum(output.nbytes for output in planned.outputs)
-    parts = shards.split(planned.outputs, shard_size, stem)
-    return shards.write(folder, parts, stem, reader, lambda done: progress(done, total))
+    return shards.write(folder, shards.split(planned.outputs, shard_size, stem), stem, reader, progress)
+
+
+def _rounds(planned: Plan) -> bool:
+    """Whether numbers may change: they are quantized, or plain ones are written in a narrower dtype."""
+    plain = planned.plain_dtype()
+    parts = [part for value in planned.source.values.values() for part in value.inner()]
+    return planned.quantizer is not None or (
+        plain != "F32" and any(not part.quantized and part.body.dtype != plain for part in parts)
+    )
 
 
 def _warnings(planned: Plan) -> list[str]:
@@ -235,8 +264,12 @@ def _warnings(planned: Plan) -> list[str]:
     return out
 
 
-def _configuration(planned: Plan) -> dict[str, bytes]:
-    """The configuration files of the output by name. Refuses what the target layout cannot express."""
+def configuration(planned: Plan) -> dict[str, bytes]:
+    """The configuration files of the output by name.
+
+    Raises:
+        CheckpointError: The target layout cannot express it.
+    """
     source, dtype = planned.source, _NAMES[planned.plain_dtype()]
     if planned.layout == "mistral":
         return {"params.json": _params(planned)}

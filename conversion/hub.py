@@ -24,10 +24,13 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from modeling_small4.files_saving import MANIFEST
+
 from .checkpoint import CheckpointError
 
 # The main release holds two layouts of 119 GB each: never download everything.
 _RAW = (
+    MANIFEST,
     "params.json",
     "tekken.json",
     "SYSTEM_PROMPT.txt",
@@ -36,6 +39,7 @@ _RAW = (
 )
 _FUSED = (
     *(
+        MANIFEST,
         "config.json",
         "raw_params.json",
         "tekken.json",

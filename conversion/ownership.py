@@ -10,13 +10,15 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from modeling_small4.files_saving import MANIFEST
+
 from .bundle import DOORS, TOKENIZER_FILES, VERBATIM, imports_of
 from .checkpoint import CheckpointError, read_json
 from .files import PATTERN, RAW_PATTERN
 from .raw import KEPT
 from .transformers_layout import MODEL_TYPES, OUR_TYPES
 
-_TEXTS = {"config.json", "params.json", KEPT, *TOKENIZER_FILES, *VERBATIM}
+_TEXTS = {"config.json", "params.json", KEPT, MANIFEST, *TOKENIZER_FILES, *VERBATIM}
 _WEIGHTS = re.compile(
     r"(model|consolidated)(-\d{5}-of-\d{5})?\.safetensors|(model|consolidated)\.safetensors\.index\.json"
 )

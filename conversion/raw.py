@@ -172,12 +172,15 @@ def _defaults(config: Small4Config) -> dict[str, Any]:
 
 def same_model(one: Small4Config, other: Small4Config) -> bool:
     """Whether two configurations describe the same function of the same tensors (training settings aside)."""
+    return facts(one) == facts(other)
+
+
+def facts(config: Small4Config) -> dict[str, Any]:
+    """What decides which function of its tensors a model is, by dotted path; the same in every layout."""
     keys = [key.field for key in _TEXT] + [field for field, _ in _UNSAID] + ["text_config.softmax_scale_rule"]
-    if (one.vision_config is None) != (other.vision_config is None):
-        return False
-    if one.vision_config is not None:
+    if config.vision_config is not None:
         keys += [key.field for key in _VISION] + [field for field, _ in _UNSAID_VISION]
-    return all(_of(one, key) == _of(other, key) for key in keys)
+    return {key: _of(config, key) for key in keys}
 
 
 def _read(params: dict[str, Any], key: _Key, file: Path) -> Any:

@@ -3,21 +3,25 @@
 Real value: quantized weights count as the numbers they represent. Two quantized checkpoints are compared by code times
 scale, a quantized and a plain one by the bfloat16 numbers that loading gives. If one checkpoint is a quantization of
 the other, no quantized weight is equal: then each may differ by its format's rounding, and everything else must be
-equal. Writes nothing.
+equal. Of one checkpoint alone, or of a checkpoint and a manifest, the numbers are held against the manifest's hashes.
+Writes nothing.
 """
 
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import hub
-from .checkpoint import Reader, Stored
+from modeling_small4.files_saving import MANIFEST
+
+from . import against, hub, manifest
+from .checkpoint import CheckpointError, Reader, Stored
 from .console import add_json, progress_bar
 from .formats.values import INPUT_ROLES, Plain, Values
 from .naming import Leaf, leaves
@@ -39,7 +43,8 @@ class Difference:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `small4 verify`."""
     parser.add_argument("a", metavar="A", help="a folder or a Hub repository, in any layout")
-    parser.add_argument("b", metavar="B", help="the one to compare with")
+    about = "the one to compare with, or a manifest (default: the manifest in A)"
+    parser.add_argument("b", metavar="B", nargs="?", help=about)
     parser.add_argument(
         "--revision", help="branch, tag or commit of a repository on the Hub (default: its main branch)"
     )
@@ -49,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run `small4 verify`; returns 0 if the two are equal, 1 otherwise. Raises what `compare_folders` raises."""
     with progress_bar("comparing") as progress:
-        report = compare_folders(args.a, args.b, progress, args.revision)
+        if args.b is None or Path(args.b).suffix == ".json":
+            report = compare_with_manifest(args.a, args.b and Path(args.b), progress, args.revision)
+        else:
+            report = compare_folders(args.a, args.b, progress, args.revision)
+    for note in report.stale:
+        print(note, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(report.summary()))
         return 1 if report.differences else 0
@@ -79,11 +89,14 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Report:
-    """How two checkpoints compare. errors: by format, where one is a quantization of the other."""
+    """How two checkpoints compare. errors: by format, where one is a quantization of the other. stale: a sentence for
+    each manifest in one of the folders that is of other weights.
+    """
 
     compared: int
     differences: list[Difference]
     errors: dict[str, Rounding]
+    stale: list[str] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:
@@ -93,6 +106,7 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """What `--json` prints."""
         out: dict[str, Any] = {"equal": not self.differences, "differences": [asdict(d) for d in self.differences]}
+        out |= {"stale": self.stale} if self.stale else {}
         return out | ({"errors": {form: asdict(e) for form, e in self.errors.items()}} if self.errors else {})
 
 
@@ -120,6 +134,14 @@ def compare_folders(
         CheckpointError: One of them is not a checkpoint, or a file is damaged.
     """
     sides = [open_checkpoint(_folder(source, revision), strict=False) for source in (a, b)]
+    report = compare_checkpoints(sides, progress)
+    return replace(report, stale=[note for side in sides if (note := _stale(side, progress))])
+
+
+def compare_checkpoints(
+    sides: list[Checkpoint], progress: Callable[[int, int], None] = lambda done, total: None
+) -> Report:
+    """Compare two opened checkpoints, as `compare_folders` does."""
     found: dict[str, Difference] = {}
     tables = [{leaf.raw: leaf for leaf in leaves(side.config)} for side in sides]
     names = dict.fromkeys((*tables[0], *tables[1]))
@@ -134,6 +156,43 @@ def compare_folders(
         for tensor, reason in side.problems:
             _add(found, Difference(tensor, f"{reason} ({side.folder})", None))
     return Report(len(names), list(found.values()), errors)
+
+
+def compare_with_manifest(
+    a: str | Path,
+    file: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    revision: str | None = None,
+) -> Report:
+    """Hold a checkpoint against a manifest, by default the one in its folder.
+
+    Raises:
+        CheckpointError: It is no checkpoint or has no manifest, or a file is damaged.
+    """
+    source = open_checkpoint(_folder(a, revision), strict=False)
+    given = manifest.of_folder(source.folder) if file is None else manifest.read(file)
+    if given is None:
+        raise CheckpointError(f"{a}: holds no {MANIFEST}; name what to compare with, or write one: small4 manifest {a}")
+    source = manifest.reopened(source, given.model.get(against.RULE))
+    faults = against.check_folder(source, given, progress)
+    differences = [Difference(fault.what, fault.reason, None) for fault in faults]
+    differences += [Difference(tensor, reason, None) for tensor, reason in source.problems]
+    return Report(len(source.values), differences, {})
+
+
+def _stale(side: Checkpoint, progress: Callable[[int, int], None]) -> str | None:
+    """A sentence about a manifest in the folder that is not of the weights that are there."""
+    try:
+        given = manifest.of_folder(side.folder)
+    except CheckpointError as error:
+        return str(error)
+    if given is None:
+        return None
+    faults = against.check_folder(manifest.reopened(side, given.model.get(against.RULE)), given, progress)
+    if not faults:
+        return None
+    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return f"{side.folder / MANIFEST}: is stale, what it describes has changed since it was written ({faults[0]}{more})"
 
 
 class _Rounded:

@@ -1,8 +1,11 @@
 """What saving may touch: files in the folder that was named, and none elsewhere through a link. Knows names only."""
 
+import json
 import os
 from typing import Any
 
+MANIFEST = "small4_manifest.json"  # hashes of a folder's weights, written by `small4 convert` and `small4 manifest`
+MANIFEST_FORMAT = "small4-manifest"
 _SAVED = (".json", ".safetensors", ".jinja", ".txt", ".py", ".model")
 
 
@@ -34,3 +37,19 @@ def refuse_links(save_directory: str | os.PathLike[str]) -> None:
                     "to. Save into another "
                     "folder, or remove the link."
                 )
+
+
+def remove_manifest(save_directory: str | os.PathLike[str]) -> None:
+    """Remove the manifest of the weights that were in this folder before others were saved there. A file of that name
+    that is something else stays.
+    """
+    file = os.path.join(save_directory, MANIFEST)
+    if os.path.islink(file) or not os.path.isfile(file):
+        return
+    try:
+        with open(file, encoding="utf-8") as stream:
+            ours = json.load(stream)["format"] == MANIFEST_FORMAT
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if ours:
+        os.unlink(file)

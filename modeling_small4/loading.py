@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import FineGrainedFP8Config
 from .experts_memory import parse_memory
 from .experts_offloaded import expert_store
 from .files_reading import check_json, check_weights, folder_of, naming, read_json
-from .files_saving import refuse_links
+from .files_saving import refuse_links, remove_manifest
 from .loading_cuts import gathered, with_stored
 from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
@@ -95,7 +95,7 @@ class Small4LoadingMixin:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers' `save_pretrained`. `auto_map` is written only with the code it names, quantization announced
-        only where it is held.
+        only where it is held. A manifest of former weights in the folder is removed.
 
         Raises:
             ValueError: The model does not hold its experts.
@@ -113,6 +113,7 @@ class Small4LoadingMixin:
         if getattr(self, "hf_quantizer", None) is None and hasattr(self.config, "quantization_config"):  # type: ignore[attr-defined]
             del self.config.quantization_config  # type: ignore[attr-defined]
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        remove_manifest(save_directory)
 
     def half(self) -> Self:
         """As `nn.Module.half`; stored weights stay as they are."""

@@ -54,6 +54,7 @@ def test_repository_with_both_layouts(tmp_path: Path) -> None:
         assert "small4 convert" not in done.stderr
     wanted = {
         "params.json",
+        "small4_manifest.json",
         "tekken.json",
         "SYSTEM_PROMPT.txt",
         *(f"consolidated-0000{i}-of-00002.safetensors" for i in (1, 2)),

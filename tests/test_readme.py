@@ -67,6 +67,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 WANTED = {  # document -> number of its block -> what it prints
     "README.md": {0: "624", 1: "red", 2: "84", 3: "15"},
     "chat-and-reasoning.md": {0: "624", 1: "42", 3: "42", 4: "content", 5: "15"},
+    "checking.md": {1: "1 of 1 right"},
     "images.md": {0: "red", 1: "red", 2: "red"},
     "tools.md": {0: "168", 1: "'multiply'"},
     "what-fits-where.md": {0: "True 7"},

@@ -32,6 +32,8 @@ OWN = {  # command -> what it does; its arguments are declared by the module of 
 CONVERSION = {  # command -> what it does; its arguments are declared by the module of that name
     "convert": "convert a checkpoint of any format to one of three layouts, or quantize it",
     "verify": "compare two checkpoints tensor by tensor, in real value",
+    "check": "look for what may be wrong with a checkpoint: files, numbers, tokenizer, answers, speed",
+    "manifest": "write what a checkpoint holds: a hash of the real value of every tensor",
 }
 
 

@@ -1,0 +1,136 @@
+"""Numbers that cannot be right whatever the model was trained on: not finite, dead, twice there, out of proportion.
+
+The limits are wide: a healthy model of any training stays far inside. Compares tensors of one kind with one another; it
+knows no manifest.
+"""
+
+import hashlib
+import math
+import re
+import statistics
+from collections.abc import Iterator
+
+import torch
+
+from ..against import Fault, moves
+from ..checkpoint import as_bytes
+from ..digest import Measured
+from ..naming import Leaf
+
+NORM = (1e-5, 1e3)  # root-mean-square of the weights of an RMSNorm
+LARGEST = 1e4  # of a weight
+ALIKE = 12.0  # how far the size of a matrix may be from the median of its kind
+NEAR = 100.0  # how far from the median of all matrices of its part of the model
+NORMS_ALIKE = 50.0
+DEAD = 0.995  # share of zeros
+_FEW = 4  # fewer of a kind have no median worth comparing with
+_SCALES = (1e-12, 1e6)
+
+
+def faults_of(found: dict[str, Measured], table: dict[str, Leaf]) -> list[Fault]:
+    """What is wrong with tensors that were read, by their raw names."""
+    out = [fault for name, each in found.items() for fault in _one(name, each, table[name])]
+    told = {fault.what for fault in out}
+    out += [fault for fault in _sizes(found, table) if fault.what not in told]
+    out += _twice({name: each for name, each in found.items() if name not in told})
+    return out
+
+
+def _one(name: str, each: Measured, leaf: Leaf) -> Iterator[Fault]:
+    """What one tensor shows by itself."""
+    yield from _scales(name, each)
+    if each.broken:
+        yield Fault("not finite", name, f"{each.broken} of its numbers are not finite")
+        return
+    expert = ".experts." in name and len(each.shape) == 2
+    if not name.endswith(".bias") and (each.rms == 0 or (len(each.shape) > 1 and each.zeros > DEAD)):
+        share = "all" if each.rms == 0 else f"{each.zeros:.1%}"
+        yield Fault("dead expert" if expert else "dead tensor", name, f"{share} of its numbers are zero")
+        return
+    largest, count = max(abs(each.least), abs(each.most)), math.prod(each.shape)
+    alone = largest > 0.9 * each.rms * count**0.5 and count >= 64 and each.rms > 0
+    if largest > LARGEST or alone:
+        yield Fault(
+            "out of proportion", name, f"a number of it is {largest:.3g}, as after a flipped bit or a wrong scale"
+        )
+    elif len(each.shape) == 1 and not name.endswith(".bias") and not NORM[0] <= each.rms <= NORM[1]:
+        yield Fault("norm", name, f"its weights are of size {each.rms:.3g}, usual are numbers near 1")
+    if each.rows:
+        yield from _rows(name, each, leaf)
+
+
+def _scales(name: str, each: Measured) -> Iterator[Fault]:
+    for role, scales in each.scales.items():
+        signed = not {"codes", "global_scale"} & each.parts.keys()  # scales of 4-bit groups have either sign
+        if scales.broken:
+            yield Fault("not finite", name, f"{scales.broken} numbers of its {role} are not finite")
+        elif scales.negative and not signed:
+            yield Fault("negative scale", name, f"{scales.negative} numbers of its {role} are negative")
+        elif max(abs(scales.least), abs(scales.most)) > _SCALES[1] or 0 < scales.most < _SCALES[0]:
+            yield Fault("scale", name, f"its {role} is {scales.most:.3g}, which is implausible")
+        elif role != "scale" and scales.zero:
+            yield Fault("scale", name, f"its {role} is zero")
+    given = each.input_scale
+    if given is not None and not (math.isfinite(given) and _SCALES[0] < given < _SCALES[1]):
+        kind = "negative scale" if given < 0 else "input scale"
+        yield Fault(kind, name, f"its input scale is {given:.3g}, which is implausible")
+
+
+def _rows(name: str, each: Measured, leaf: Leaf) -> Iterator[Fault]:
+    """A router's rows: an expert whose row is zero is chosen for nothing it sees, two equal rows are one expert."""
+    zero = hashlib.sha256(as_bytes(torch.zeros(leaf.shape[1]))).hexdigest()[:8]
+    first: dict[str, int] = {}
+    for expert, row in enumerate(each.rows):
+        if row == zero:
+            yield Fault("dead expert", name, f"the row of expert {expert} is zero")
+        elif row in first:
+            yield Fault("duplicate expert", name, f"the row of expert {expert} is that of expert {first[row]}")
+        first.setdefault(row, expert)
+
+
+def kind_of(name: str) -> str:
+    return re.sub(r"\d+", "N", name)
+
+
+def _sizes(found: dict[str, Measured], table: dict[str, Leaf]) -> Iterator[Fault]:
+    """Matrices and norms whose size is far from that of their kind, or of all."""
+    kinds: dict[str, list[float]] = {}
+    parts: dict[str, list[float]] = {}
+    sizes: dict[str, float] = {}
+    for name, each in found.items():
+        if each.broken or each.rms == 0 or name.endswith(".bias"):
+            continue
+        fan_in = math.prod(each.shape[1:]) if len(each.shape) > 1 else 1
+        sizes[name] = math.log(each.rms * fan_in**0.5)
+        kinds.setdefault(kind_of(name), []).append(sizes[name])
+        if table[name].linear or (name.startswith("vision_encoder.transformer") and len(each.shape) > 1):
+            parts.setdefault(name.split(".")[0], []).append(sizes[name])
+    for name, size in sizes.items():
+        kind, part = kinds[kind_of(name)], parts.get(name.split(".")[0], [])
+        limit = ALIKE if len(found[name].shape) > 1 else NORMS_ALIKE
+        far = abs(size - statistics.median(kind)) > math.log(limit) if len(kind) >= _FEW else False
+        matrix = table[name].linear or name.startswith("vision_encoder.transformer")
+        if matrix and len(found[name].shape) > 1 and len(part) >= _FEW:
+            far = far or abs(size - statistics.median(part)) > math.log(NEAR)
+        if far:
+            usual = math.exp(statistics.median(kind if len(kind) >= _FEW else part) - size)
+            what = "too small" if usual > 1 else "too large"
+            times = f"{max(usual, 1 / usual):.3g} times"
+            kind_word = "norm" if len(found[name].shape) == 1 else "scale"
+            about = ", as if a scale were applied twice or not at all" if kind_word == "scale" else ""
+            yield Fault(kind_word, name, f"its numbers are {times} {what} beside others of its kind{about}")
+
+
+def _twice(found: dict[str, Measured]) -> Iterator[Fault]:
+    """Matrices that are there twice."""
+    first: dict[tuple[str, str, tuple[int, ...]], str] = {}
+    copies: dict[str, str] = {}
+    for name, each in found.items():
+        if len(each.shape) < 2 or each.least == each.most or name == "output.weight":
+            continue
+        key = (each.value, each.dtype, each.shape)
+        if key in first:
+            copies[name] = first[key]
+        first.setdefault(key, name)
+    for fault in moves(copies, list(found)):
+        yield Fault(fault.kind, fault.what, fault.reason.replace(" in place of its own numbers", ""))
