@@ -22,7 +22,7 @@ from modeling_small4.files_saving import MANIFEST, MANIFEST_FORMAT
 
 from . import hub, systems
 from .checkpoint import CheckpointError, Reader, read_json
-from .console import progress_bar
+from .console import add_json, progress_bar
 from .digest import Measured, measure
 from .naming import Leaf, leaves
 from .raw import facts
@@ -127,6 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--revision", help="branch, tag or commit of a repository on the Hub (default: its main branch)"
     )
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -149,7 +150,12 @@ def run(args: argparse.Namespace) -> int:
         print(manifest.text(), end="")
         return 0
     write(manifest, out)
-    if former is not None and former.weights != manifest.weights:
+    stale = former is not None and former.weights != manifest.weights
+    if args.json:
+        told = {"file": str(out), "tensors": len(manifest.tensors), "precision": manifest.precision}
+        print(json.dumps(told | {"weights": manifest.weights, "replaced_other_weights": stale}))
+        return 0
+    if former is not None and stale:
         print(f"{out}: the manifest that was there is of other weights ({former.weights[:16]}); it is replaced")
     print(f"{out}: {len(manifest.tensors)} tensors, {manifest.precision}, weights {manifest.weights[:16]}")
     return 0
