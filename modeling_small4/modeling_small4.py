@@ -6,6 +6,7 @@
 
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from .forward_rules import (
 )
 from .generation import Small4GenerationMixin
 from .loading import Small4LoadingMixin
+from .loss import loss_in_chunks
 from .moe import Small4Experts, Small4MLP, Small4MoE, Small4TopkRouter, batch_weight, router_losses
 from .rope import Positions, text_positions
 from .vision import (
@@ -450,8 +452,14 @@ class Small4Model(Small4PreTrainedModel):
 
 
 class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
-    """Small 4 with its language modeling head: text, images, chat and reasoning in one class."""
+    """Small 4 with its language modeling head: text, images, chat and reasoning in one class.
 
+    Attributes:
+        loss_chunk: While training on labels, compute so many tokens' logits at a time and return none, to save memory;
+            see `loss`. None: all at once, and they are returned.
+    """
+
+    loss_chunk: int | None = None
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
@@ -503,8 +511,8 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             output_router_logits: Default `config.text_config.output_router_logits`.
 
         Returns:
-            `logits` `[batch, kept, vocab_size]`, `loss`, `aux_loss`, `router_logits`, the cache under transformers'
-            name for it, ...
+            `logits` `[batch, kept, vocab_size]` (None with `loss_chunk`), `loss`, `aux_loss`, `router_logits`, the
+            cache under transformers' name for it, ...
         """
         text_config: Small4TextConfig = self.config.text_config
         if output_router_logits is None:
@@ -523,8 +531,10 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             return_dict=True,
             **kwargs,
         )
-        logits = linear(self.lm_head, slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
-        aux_loss, loss = None, None
+        chunk = self.loss_chunk if self.training and labels is not None and _all_positions(logits_to_keep) else None
+        aux_loss, loss, logits = None, None, None
+        if chunk is None:
+            logits = linear(self.lm_head, slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
         if output.router_logits:
             aux_loss, router_loss = router_losses(text_config, output.router_logits, attention_mask)
             if self.model.language_model.gradient_checkpointing and self.training and not aux_loss.requires_grad:
@@ -533,7 +543,11 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
                     'Enable it with gradient_checkpointing_kwargs={"use_reentrant": False}.'
                 )
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=text_config.vocab_size, **kwargs)
+            if chunk is not None:
+                head = partial(linear, self.lm_head)
+                loss = loss_in_chunks(head, output.last_hidden_state, labels, chunk, **kwargs)
+            else:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=text_config.vocab_size, **kwargs)
             if aux_loss is not None:
                 share = batch_weight(labels, kwargs.get("num_items_in_batch"))
                 loss = loss + (router_loss * share).to(loss.device)
@@ -548,6 +562,10 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
             image_outputs=output.image_outputs,
             cache=output.cache,
         )
+
+
+def _all_positions(logits_to_keep: int | torch.Tensor) -> bool:
+    return isinstance(logits_to_keep, int) and logits_to_keep == 0
 
 
 def _ask_for_an_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_card.bench import lora_held, lora_step
+from model_card.bench import lora_held, lora_step, loss_chunks
 from model_card.bench.stored_memory import FORMS, write
 from modeling_small4 import demo_checkpoint
 
@@ -44,6 +44,13 @@ def _doubled(trainer: lora_step.Trainer) -> dict[str, torch.nn.Parameter]:
         assert parameter.grad is not None
         parameter.grad = 2 * parameter.grad
     return found
+
+
+def test_the_loss_in_chunks() -> None:
+    args = arguments(tokens=20, chunks=[3, 50])
+    rows = loss_chunks.measured(args, loss_chunks.Head(args, width=16, words=40))
+    assert list(rows) == ["3 tokens", "50 tokens"]
+    assert all(row["relative_error"] < 1e-5 and row["at_once_ms"] > 0 for row in rows.values())
 
 
 @pytest.mark.slow

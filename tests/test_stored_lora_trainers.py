@@ -1,0 +1,212 @@
+"""LoRA on held weights as users train it: `Trainer`, TRL's SFT, DPO and GRPO, packed, padded and with pictures. Losses
+are those on the expanded weights, and a run that was interrupted goes on as if it had not been.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from small4_conversion.convert import Options, convert
+from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from modeling_small4 import Small4DataCollator, Small4ForCausalLM, demo_checkpoint, lora_targets, stored_lora
+from modeling_small4.stored_layers import StoredModule
+
+trl = pytest.importorskip("trl")
+torch.set_num_threads(1)
+COMMON: dict[str, Any] = {
+    "max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "use_cpu": True, "bf16": False,
+    "report_to": [], "logging_steps": 1, "save_strategy": "no", "seed": 5, "train_sampling_strategy": "sequential",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["fp8", "int4"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("held") / request.param
+    convert(demo_checkpoint(), folder, Options(dtype=request.param))
+    return folder
+
+
+def config(model: Any, targets: str = "all+experts", **options: Any) -> Any:
+    return stored_lora(LoraConfig(r=4, lora_alpha=8, **lora_targets(targets, model=model), **options), model)
+
+
+def loaded(base: Path, held: bool = True) -> Small4ForCausalLM:
+    set_seed(1)  # adapters are drawn where they are made
+    model = Small4ForCausalLM.from_pretrained(base, dtype=torch.float32, dequantize=not held)
+    assert any(isinstance(module, StoredModule) for module in model.modules()) == held
+    return model
+
+
+def rows(pictures: bool = True) -> list[dict[str, Any]]:
+    out = []
+    for i in range(8):
+        picture = [Image.linear_gradient("L").resize((20 + i, 40)).convert("RGB")] if pictures and i % 4 == 1 else []
+        asked = [{"type": "image"} for _ in picture] + [{"type": "text", "text": f"What is {i} # {i + 1}?"}]
+        answer = [{"type": "text", "text": " ".join(map(str, range(i + 1)))}]
+        out.append(
+            {
+                "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}],
+                "images": picture,
+            }
+        )
+    return out
+
+
+def losses(trainer: Any) -> list[float]:
+    found = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert found
+    return found
+
+
+# -- Trainer
+# -----------------------------------------------------------------------------------------------------
+
+
+class Kill(TrainerCallback):
+    """Ends the process's training in the middle of a run."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def trainer(base: Path, out: Path, lora: dict[str, Any], **options: Any) -> Trainer:
+    model = loaded(base)
+    collator = Small4DataCollator(AutoProcessor.from_pretrained(base), packing=options.pop("packing", False))
+    usual = COMMON | {"remove_unused_columns": False, "max_steps": 6, "train_sampling_strategy": "random"}
+    arguments = TrainingArguments(str(out), **usual | {"lr_scheduler_type": "cosine"} | options)
+    return Trainer(get_peft_model(model, config(model, **lora)), arguments, collator, train_dataset=rows())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [{}, {"targets": "attention+shared", "lora_dropout": 0.2}], ids=["experts", "dropout"])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(base: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
+    """Adapters, optimizer, schedule, order of rows and the random numbers of dropout: to the last bit."""
+    through = trainer(base, tmp_path / "through", lora)
+    through.train()
+    killed = trainer(base, tmp_path / "killed", lora, save_strategy="steps", save_steps=3)
+    killed.add_callback(Kill(5))
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    set_seed(77)
+    again = trainer(base, tmp_path / "killed", lora)
+    for parameter in again.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.fill_(0.3)  # everything comes from the files
+    again.train(resume_from_checkpoint=True)
+    assert losses(again) == losses(through)
+    expected = {name: p for name, p in through.model.named_parameters() if p.requires_grad}
+    found = {name: p for name, p in again.model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(p, expected[name]) for name, p in found.items())
+
+
+@pytest.mark.parametrize("form", [{"packing": True}, {"gradient_checkpointing": True}], ids=["packed", "checkpointed"])
+def test_packing_and_checkpointing(base: Path, tmp_path: Path, form: dict[str, Any]) -> None:
+    found = trainer(base, tmp_path / "a", {}, **form, max_steps=3)
+    found.train()
+    plain = trainer(base, tmp_path / "b", {}, max_steps=3)
+    plain.train()
+    assert losses(found) == pytest.approx(losses(plain), rel=1e-4)
+
+
+# -- TRL
+# ---------------------------------------------------------------------------------------------------------
+
+
+def sides(base: Path, made: Any) -> None:
+    """The same losses on held weights and on expanded ones; every adapter moved."""
+    found = []
+    for held in (True, False):
+        run = made(loaded(base, held))
+        before = {name: p.clone() for name, p in run.model.named_parameters() if p.requires_grad}
+        run.train()
+        moved = {
+            name for name, p in run.model.named_parameters() if name in before and not torch.equal(p, before[name])
+        }
+        assert {name for name in before if "lora_B" in name} <= moved
+        assert all(".lora_" in name for name in before)
+        found.append(losses(run))
+    assert found[0] == pytest.approx(found[1], rel=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["padded", "packed", "pictures"])
+def test_sft(base: Path, tmp_path: Path, form: str) -> None:
+    processor = AutoProcessor.from_pretrained(base)
+    given: list[dict[str, Any]] = rows(form == "pictures")
+    options: dict[str, Any] = {"max_length": None} if form == "pictures" else {"max_length": 96}
+    if form != "pictures":
+        given = [
+            {
+                "messages": [
+                    {"role": m["role"], "content": m["content"][0]["text"]} for m in row["messages"]
+                ]
+            }
+            for row in given
+        ]  # fmt: skip
+    if form == "packed":
+        options |= {"packing": True}
+
+    def made(model: Small4ForCausalLM) -> Any:
+        arguments = trl.SFTConfig(str(tmp_path), **COMMON | options, assistant_only_loss=True, shuffle_dataset=False)
+        kind = processor if form == "pictures" else processor.tokenizer
+        data = Dataset.from_list(given)
+        return trl.SFTTrainer(model, arguments, train_dataset=data, processing_class=kind, peft_config=config(model))
+
+    sides(base, made)
+
+
+def say(role: str, text: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": text}]
+
+
+def test_dpo(base: Path, tmp_path: Path) -> None:
+    given = [
+        {
+            "prompt": say("user", f"What is {i} + 1?"),
+            "chosen": say("assistant", f"It is {i + 1}."),
+            "rejected": say("assistant", str(i)),
+        }
+        for i in range(4)
+    ]
+
+    def made(model: Small4ForCausalLM) -> Any:
+        arguments = trl.DPOConfig(str(tmp_path), **COMMON)
+        kind = AutoProcessor.from_pretrained(base).tokenizer
+        data = Dataset.from_list(given)
+        return trl.DPOTrainer(
+            model, args=arguments, train_dataset=data, processing_class=kind, peft_config=config(model)
+        )
+
+    sides(base, made)
+
+
+def test_grpo(base: Path, tmp_path: Path) -> None:
+    given = [{"prompt": say("user", f"What is {i} + 1?")} for i in range(4)]
+
+    def reward(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [float(index % 2) for index in range(len(completions))]
+
+    model = loaded(base)
+    arguments = trl.GRPOConfig(
+        str(tmp_path), **COMMON | {"max_steps": 1}, num_generations=2, max_completion_length=6, beta=0.1,
+        chat_template_kwargs={"reasoning_mode": "none"},
+    )  # fmt: skip
+    run = trl.GRPOTrainer(
+        model, reward_funcs=reward, args=arguments, train_dataset=Dataset.from_list(given),
+        processing_class=AutoProcessor.from_pretrained(base).tokenizer, peft_config=config(model),
+    )  # fmt: skip
+    before = {name: p.clone() for name, p in run.model.named_parameters() if p.requires_grad}
+    run.train()
+    assert all(torch.isfinite(torch.tensor(losses(run))))
+    changed = [name for name, p in run.model.named_parameters() if name in before and not torch.equal(p, before[name])]
+    assert any("mlp.experts" in name for name in changed)
