@@ -102,7 +102,9 @@ def decode_with_drafts(
     chosen = Choosing(ids, processors, criteria, settings, streamer)
     if drafting.view is not None:
         inputs["draft_view"] = drafting.view
+    begin = time.perf_counter()
     output = model._prefill(ids, settings, inputs)
+    drafting.begin(ids.shape[0], ids.shape[1], finished(output.logits) - begin)
     logits, draft = output.logits[:, -1:], ids.new_empty((ids.shape[0], 0))
     compiled = model._valid_auto_compile_criteria(inputs, settings)
     forward: Callable = model.get_compiled_call(settings.compile_config) if compiled else model.__call__
@@ -119,14 +121,15 @@ def decode_with_drafts(
             room = (settings.max_length or chosen.ids.shape[1]) - chosen.ids.shape[1] - 1
             draft = drafting.draft(chosen.ids, inputs.get("attention_mask"), chosen.going, room)
             read = _reading(model, chosen.ids, draft, inputs)
-            if count := not compiled and drafting.pace.costs.wants_count(draft.shape[1] + 1):
+            tokens, costs = ids.shape[0] * (draft.shape[1] + 1), drafting.pace.costs
+            if count := not compiled and costs.wants_count(tokens):
                 read["output_router_logits"] = True
             begin = time.perf_counter()
             output = forward(**read, return_dict=True)
             logits = output.logits
+            drafting.read(finished(logits) - begin)
             if count:
-                drafting.pace.costs.note_experts(draft.shape[1] + 1, _experts_read(model, output.router_logits))
-            drafting.read(None if count else time.perf_counter() - begin)
+                costs.note_experts(tokens, _experts_read(model, output.router_logits))
     if streamer is not None:
         streamer.end()
     if not settings.return_dict_in_generate:
@@ -134,6 +137,13 @@ def decode_with_drafts(
     return GenerateDecoderOnlyOutput(
         sequences=chosen.ids, scores=chosen.scores, logits=chosen.logits, cache=inputs.get("cache")
     )
+
+
+def finished(logits: torch.Tensor) -> float:
+    """The time at which these were computed, in seconds."""
+    if logits.device.type != "cpu":
+        torch.accelerator.synchronize(logits.device)
+    return time.perf_counter()
 
 
 def _experts_read(model: PreTrainedModel, router_logits: tuple[torch.Tensor, ...] | None) -> float:

@@ -9,11 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from .configuration_small4 import Small4TextConfig
+from .drafts_costs import Costs
 from .drafts_eagle import Small4EagleDraft
 from .drafts_eagle_small import SmallEagle
-from .drafts_pace import Costs, Pace
+from .drafts_pace import Pace
 from .drafts_reading import read_draft
 from .drafts_sources import Drafting, EagleDrafting, LookupDrafting, ModelDrafting
+from .experts_offloaded import Small4OffloadedExperts
 
 PROMPT_LOOKUP = "prompt_lookup"
 _KEPT = "_small4_drafts"  # on the model, by what was given
@@ -63,14 +66,46 @@ def _kept(model: PreTrainedModel, draft: object) -> tuple[Any, Pace, SmallEagle 
         small = None
         if isinstance(source, Small4EagleDraft) and isinstance(key, str) and SmallEagle.fits(source):
             small = SmallEagle(source, model.get_output_embeddings().weight)
-        kept[key] = source, Pace(_costs(model)), small
+        kept[key] = source, Pace(_costs(model), _weight(source, model), source == PROMPT_LOOKUP), small
     return kept[key]
+
+
+def _weight(source: str | PreTrainedModel, model: PreTrainedModel) -> float:
+    """Weights that a draft reads for a token, over those that the model reads."""
+    if isinstance(source, str):
+        return 0.0
+    text, theirs = model.config.get_text_config(), source.config.get_text_config()
+    head = text.hidden_size * text.vocab_size
+    if isinstance(theirs, Small4TextConfig) and not isinstance(source, Small4EagleDraft):
+        own = _read_for_a_token(theirs) + theirs.hidden_size * theirs.vocab_size
+    else:
+        own = sum(each.numel() for each in source.parameters())
+        own += head if source.get_output_embeddings() is None else 0  # the model's serves
+    return own / (_read_for_a_token(text) + head)
 
 
 def _costs(model: PreTrainedModel) -> Costs:
     text = model.config.get_text_config()
-    routed = text.num_hidden_layers - text.first_k_dense_replace
-    return Costs(text.n_routed_experts, text.num_experts_per_tok, routed)
+    layers = text.num_hidden_layers - text.first_k_dense_replace
+    routed = 3 * text.hidden_size * text.moe_intermediate_size * text.num_experts_per_tok * layers
+    share = routed / (_read_for_a_token(text) + text.hidden_size * text.vocab_size)
+    return Costs(text.n_routed_experts, text.num_experts_per_tok, layers, 1.0 if _reads_from_disk(model) else share)
+
+
+def _reads_from_disk(model: PreTrainedModel) -> bool:
+    return any(isinstance(module, Small4OffloadedExperts) for module in model.modules())
+
+
+def _read_for_a_token(text: Small4TextConfig) -> int:
+    """Weights of the layers, of the experts that one token chooses."""
+    heads, rank, query = text.num_attention_heads, text.kv_lora_rank, text.q_lora_rank
+    nope, rope, value, size = text.qk_nope_head_dim, text.qk_rope_head_dim, text.v_head_dim, text.hidden_size
+    queries = heads * (nope + rope) * (query or size) + (query or 0) * size
+    attention = queries + size * (rank + rope) + rank * heads * (nope + value) + heads * value * size
+    chosen = (text.num_experts_per_tok + text.n_shared_experts) * text.moe_intermediate_size
+    dense = min(text.first_k_dense_replace, text.num_hidden_layers)
+    widths = dense * text.intermediate_size + (text.num_hidden_layers - dense) * chosen
+    return text.num_hidden_layers * attention + 3 * size * widths
 
 
 def _loaded(model: PreTrainedModel, draft: str | PreTrainedModel) -> PreTrainedModel:

@@ -13,23 +13,29 @@ from transformers.cache_utils import Cache, DynamicCache
 from .cpu_matmul import linear
 from .drafts_eagle import Small4EagleDraft
 from .drafts_eagle_small import SmallEagle, SmallEagleState
-from .drafts_pace import Pace
+from .drafts_pace import AnswerPace, Pace
 from .drafts_view import DraftView
 
 
 class Drafting:
-    """Drafts for one call of `generate`, of which a subclass says `propose`.
+    """Drafts for one call of `generate`, of which a subclass says `propose` and `unread`.
 
     Attributes:
+        pace: What the draft has shown in all calls.
+        answer: How far to draft in this one; from `begin` on.
         view: Where the model shows its hidden states, for drafts that read them.
     """
 
     def __init__(self, pace: Pace, view: DraftView | None = None) -> None:
         self.pace, self.view = pace, view
+        self.answer: AnswerPace
         self.chances: list[float] = []
-        self.seconds: float | None = None
-        self.begun, self.asked, self.forwards = False, False, 0
-        pace.begin_text()
+        self.asked, self.forwards = False, 0
+
+    def begin(self, rows: int, tokens: int, seconds: float) -> None:
+        """The model has read prompts of so many tokens, in so many rows and seconds; answers begin."""
+        self.answer = AnswerPace(self.pace, rows)
+        self.answer.note_prompt(tokens, seconds)
 
     def draft(self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int) -> torch.Tensor:
         """Tokens for behind `ids`, `[rows, as many as pay]`.
@@ -39,16 +45,19 @@ class Drafting:
             going: `[rows]`, 0 for rows that are done, whose drafts do not matter.
             room: Most tokens.
         """
-        self.chances, self.asked = [], room > 0 and self.pace.wants_draft()
+        self.chances, unread = [], self.unread(ids)
+        self.asked = room > 0 and self.answer.wants_draft(unread)
         if self.asked:
             begin = time.perf_counter()
             tokens = self.propose(ids, mask, going, room)
-            if self.begun:  # the first draft reads the prompt
-                self.pace.note_draft(len(tokens), time.perf_counter() - begin)
-            self.begun = True
+            self.answer.note_draft(len(tokens), unread, time.perf_counter() - begin)
             if tokens:
                 return torch.stack(tokens, dim=1)
         return ids.new_empty((ids.shape[0], 0))
+
+    def unread(self, ids: torch.Tensor) -> int:
+        """Tokens of each row that the draft has not read."""
+        raise NotImplementedError
 
     def propose(
         self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
@@ -56,16 +65,17 @@ class Drafting:
         """Tokens one after the other, each `[rows]`, with `self.chances` of each."""
         raise NotImplementedError
 
-    def read(self, seconds: float | None) -> None:
-        """The model's forward over the draft took so long; None where it did more than usual."""
-        self.seconds, self.forwards = seconds, self.forwards + 1
+    def read(self, seconds: float) -> None:
+        """The model's forward over the last token and the draft took so long."""
+        self.forwards += 1
+        self.answer.note_forward(len(self.chances), seconds)
 
     def checked(self, accepted: int, wrong: int) -> None:
         """So many drafted tokens were right, and the last `wrong` were forgotten by the model's cache."""
         if self.view is not None:
             self.view.forget(wrong)
         if self.forwards:
-            self.pace.note_round(self.chances, accepted, self.seconds, self.asked)
+            self.answer.note_round(self.chances, accepted, self.asked)
 
     def worth(self, logits: torch.Tensor, going: torch.Tensor, tokens: list[torch.Tensor], sure: float) -> float:
         """Append the likeliest token, if it is worth checking; what the whole draft's chance is then, else 0.
@@ -77,7 +87,7 @@ class Drafting:
         chances, token = logits.float().softmax(dim=-1).max(dim=-1)
         said = float(chances.where(going > 0, 1.0).prod()) if going.shape[0] > 1 else float(chances)
         sure *= min(1.0, said * self.pace.trust)
-        if not self.pace.worth_checking(len(tokens), sure):
+        if not self.answer.worth_checking(len(tokens), sure):
             return 0.0
         tokens.append(token)
         self.chances.append(said)
@@ -99,6 +109,10 @@ class EagleDrafting(Drafting):
         self.source, self.cache = source, source.new_cache()
         self.small = None if small is None else SmallEagleState(small)
 
+    def unread(self, ids: torch.Tensor) -> int:
+        assert self.view is not None
+        return len(self.view)
+
     def propose(
         self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
     ) -> list[torch.Tensor]:
@@ -118,7 +132,7 @@ class EagleDrafting(Drafting):
             steps += 1
             logits = small.logits(hidden) if small else linear(self.head, hidden.to(embeddings.dtype))
             sure = self.worth(logits[:, -1], going, tokens, sure)
-            if not sure or len(tokens) >= room or not self.pace.worth_drafting(len(tokens), sure):
+            if not sure or len(tokens) >= room or not self.answer.worth_drafting(len(tokens), sure):
                 break
             embeddings, positions = self.embeddings(tokens[-1][:, None]), positions[:, -1:] + 1
             shown = None if shown is None else torch.cat((shown, shown.new_ones((shown.shape[0], 1))), dim=1)
@@ -136,6 +150,9 @@ class ModelDrafting(Drafting):
         super().__init__(pace)
         self.source, self.cache = source, _cache_of(source)
 
+    def unread(self, ids: torch.Tensor) -> int:
+        return ids.shape[1] - int(self.cache.get_seq_length())
+
     def propose(
         self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
     ) -> list[torch.Tensor]:
@@ -149,7 +166,7 @@ class ModelDrafting(Drafting):
                 logits_to_keep=1,
             )  # fmt: skip
             sure = self.worth(output.logits[:, -1], going, tokens, sure)
-            if not sure or len(tokens) >= room or not self.pace.worth_drafting(len(tokens), sure):
+            if not sure or len(tokens) >= room or not self.answer.worth_drafting(len(tokens), sure):
                 break
             new = tokens[-1][:, None]
             shown = None if shown is None else torch.cat((shown, shown.new_ones((shown.shape[0], 1))), dim=1)
@@ -173,6 +190,9 @@ class LookupDrafting(Drafting):
         self.texts: list[list[int]] = []
         self.places: list[dict[tuple[int, ...], int]] = []
 
+    def unread(self, ids: torch.Tensor) -> int:
+        return ids.shape[1] - (len(self.texts[0]) if self.texts else 0)
+
     def propose(
         self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
     ) -> list[torch.Tensor]:
@@ -187,7 +207,7 @@ class LookupDrafting(Drafting):
             for _, chance in rows:
                 said *= chance
             sure *= min(1.0, said * self.pace.trust)
-            if not self.pace.worth_checking(count, sure):
+            if not self.answer.worth_checking(count, sure):
                 break
             self.chances.append(said)
             count += 1

@@ -43,6 +43,10 @@ class DraftView:
     layers: tuple[int, ...] = ()
     forwards: list[Seen] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        """Tokens shown and not taken yet."""
+        return sum(len(seen) for seen in self.forwards)
+
     def show(self, embeddings: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor) -> None:
         """Called by the text model at the end of a forward; see `Seen` for the shapes."""
         self.forwards.append(Seen(embeddings, positions.expand(embeddings.shape[0], -1), hidden))

@@ -8,21 +8,21 @@ import torch
 from transformers import AutoProcessor, GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from modeling_small4 import Small4ForCausalLM, demo_checkpoint
+from modeling_small4 import Small4ForCausalLM, demo_checkpoint, drafts_sources
 from modeling_small4.drafts_decoding import Choosing
 from modeling_small4.drafts_eagle import Small4EagleDraft
 from modeling_small4.drafts_loading import drafting_for, paces
-from modeling_small4.drafts_pace import Costs, Pace
+from modeling_small4.drafts_pace import AnswerPace
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.training.draft import new_draft
 
 QUESTIONS = ["What is 482 + 759?", "Reverse the word dolphin.", "Hello!", "What is 9 - 4?"]
 
 
-class Bold(Pace):
+class Bold(AnswerPace):
     """Drafts as much as it can, however wrong."""
 
-    def wants_draft(self) -> bool:
+    def wants_draft(self, unread: int) -> bool:
         return True
 
     def worth_drafting(self, drafted: int, sure: float) -> bool:
@@ -51,13 +51,9 @@ def drafts(model: Small4ForCausalLM) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def bold(model: Small4ForCausalLM, drafts: dict[str, Any]) -> None:
+def bold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every draft drafts, also where that does not pay."""
-    for draft in drafts.values():
-        drafting_for(model, draft)
-    kept = model.__dict__["_small4_drafts"]
-    for key, (source, _, small) in kept.items():
-        kept[key] = source, Bold(Costs(8, 2, 4)), small
+    monkeypatch.setattr(drafts_sources, "AnswerPace", Bold)
 
 
 def prompts(processor: Small4Processor, questions: list[str], mode: str = "high") -> dict[str, torch.Tensor]:
@@ -108,6 +104,7 @@ def test_drafts_are_accepted_and_spare_forwards(
     model: Small4ForCausalLM, processor: Small4Processor, drafts: dict[str, Any]
 ) -> None:
     pace = drafting_for(model, drafts["itself"]).pace
+    pace.drafted = pace.accepted = pace.forwards = 0
     out = model.generate(**prompts(processor, QUESTIONS[:1]), draft=drafts["itself"])
     assert pace.acceptance > 0.8
     assert pace.forwards < out.shape[1] / 4
@@ -203,36 +200,6 @@ def test_samples_have_the_distribution_of_the_model() -> None:
         freedom = int(usual.sum()) - 1
         assert statistic < freedom + 4 * (2 * freedom) ** 0.5
     assert all(counts[place + 1].sum() == counts[place, draft[0, place]] > 500 for place in range(3))
-
-
-def test_a_draft_that_does_not_pay_is_left(model: Small4ForCausalLM) -> None:
-    """Counted in what the rule is told, not by the clock."""
-    pace = Pace(Costs(8, 2, 4))
-    for _ in range(2000):
-        asked = pace.wants_draft()
-        pace.note_round([0.9, 0.9] if asked else [], 0, 1.0 + 0.1 * asked, asked)
-        if asked:
-            pace.note_draft(2, 0.3)
-    assert pace.drafted / 2 * 0.4 < 0.05 * 2000
-    pace.begin_text()
-    assert pace.next_pause > 100  # a draft that was never right is not tried for each answer
-    for _ in range(2000):
-        asked = pace.wants_draft()
-        pace.note_round([0.9, 0.9] if asked else [], 2 * asked, 1.0 + 0.1 * asked, asked)
-    assert pace.gain > 1.5
-    pace.pause = 300
-    pace.begin_text()
-    assert pace.wants_draft()
-    assert pace.pause == 0
-
-
-def test_costs_follow_the_experts_that_are_read() -> None:
-    costs = Costs(128, 4, 36)
-    for tokens in (1, 2, 4, 1, 2, 4, 8):
-        costs.note_experts(tokens, 36 * 4 * tokens**0.9)
-        costs.note(tokens, 0.01 + 1e-5 * 36 * 4 * tokens**0.9)
-    assert costs.seconds(8) == pytest.approx(0.01 + 1e-5 * 36 * 4 * 8**0.9, rel=0.02)
-    assert costs.seconds(16) > costs.seconds(8) > costs.seconds(1)
 
 
 def test_mistakes_are_told(

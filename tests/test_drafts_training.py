@@ -66,8 +66,10 @@ def test_the_demo_script_learns_from_answers_of_the_demo() -> None:
     rows = [row for each in given for row in rows_of(model, each)]
     seen, labels = batch(random.Random(0), rows)
     trained = train(model, given, 15, 0)
-    start, end = (
-        float(draft_loss(draft, model.lm_head, seen, labels)) for draft in (new_draft(model, LAYERS, WIDTH), trained)
-    )
+    with torch.no_grad():
+        start, end = (
+            float(draft_loss(draft, model.lm_head, seen, labels))
+            for draft in (new_draft(model, LAYERS, WIDTH), trained)
+        )
     assert end < 0.8 * start
     assert drafting_for(model, trained).view is not None

@@ -3,12 +3,14 @@
 Knows nothing of queues, of threads, or of who waits for an answer.
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
 
 from ..cache import LatentCache
 from ..configuration_small4 import Small4Config
+from ..drafts_decoding import finished
 from ..drafts_loading import drafting_for
 from ..drafts_sources import Drafting
 from ..generation_grammar import GrammarProcessor, GrammarRow
@@ -47,6 +49,7 @@ class Reading:
     embeds: torch.Tensor
     done: int
     drafting: Drafting | None = None
+    seconds: float = 0.0  # taken so far
 
 
 class Decoder:
@@ -96,7 +99,9 @@ class Decoder:
         embeds = reading.embeds[:, begin : begin + most]
         view = None if reading.drafting is None else reading.drafting.view
         given = {} if view is None else {"draft_view": view}
+        started = time.perf_counter()
         logits = self.model(inputs_embeds=embeds, cache=reading.cache, use_cache=True, logits_to_keep=1, **given).logits
+        reading.seconds += finished(logits) - started
         reading.done += embeds.shape[1]
         return logits[0, -1].float().cpu()
 
@@ -108,6 +113,7 @@ class Decoder:
         if reading.drafting is not None:
             prompt = reading.job.prompt
             before = prompt.ids[: len(prompt.ids) - prompt.begun]
+            reading.drafting.begin(1, reading.done - reading.job.cached, reading.seconds)
             answers[0].drafted = DraftedAnswer(reading.drafting, before, reading.cache)
         return answers
 

@@ -9,6 +9,7 @@ import time
 import torch
 
 from ..cache import LatentCache
+from ..drafts_decoding import finished
 from ..drafts_sources import Drafting
 from ..modeling_small4 import Small4ForCausalLM
 
@@ -41,7 +42,7 @@ class DraftedAnswer:
         begin = time.perf_counter()
         last = torch.cat((text[:, -1:], drafted), dim=1)
         self.logits = model(input_ids=last, cache=self.cache, use_cache=True, **given).logits[0]
-        self.drafting.read(time.perf_counter() - begin)
+        self.drafting.read(finished(self.logits) - begin)
         self.draft, self.place = drafted[0].tolist(), 0
         return self.logits[0]
 
