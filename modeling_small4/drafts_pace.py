@@ -12,7 +12,7 @@ from .drafts_costs import DOUBT, Costs
 LONGEST = 12  # tokens drafted at most
 PROBE, LONGEST_PAUSE = 4, 512  # tokens decoded plainly before drafting is tried again; doubled each time it fails
 SHARE = 0.03  # of an answer's plain time, which its drafts may lose; 5 % with what is not timed
-CREDIT = 0.4  # forwards that an answer's first drafts, or its first alone, may lose if answers before gained as much
+CREDIT = 0.35  # forwards that an answer's first drafts, or its first alone, may lose if answers before gained as much
 NEW, BEST = 0.55, 2.0  # forwards that a new draft has gained, so to speak, and the most that are remembered
 WORTH_TRYING = 0.1  # acceptance of all drafts so far from which a draft is tried at the beginning of each answer
 AGAIN = 1.05  # gain that is expected after a pause
