@@ -13,7 +13,7 @@ import torch
 
 from modeling_small4.configuration_small4 import Small4TextConfig
 
-from .checkpoint import Reader
+from .checkpoint import CheckpointError, Reader
 from .digest import Measured, canonical, value_hash
 from .manifest import Entry, Manifest, measure_leaf
 from .naming import Leaf, leaves
@@ -68,7 +68,11 @@ def said_faults(source: Checkpoint, manifest: Manifest) -> list[Fault]:
             kind = "softmax rule" if key == RULE else "configuration"
             reason = f"is {mine.get(key)!r} in {source.config_file.name}, the manifest says {manifest.model.get(key)!r}"
             out.append(Fault(kind, key, reason))
-    words = read_vocabulary(source.folder, tekken=source.layout == "mistral")
+    words = None
+    try:
+        words = read_vocabulary(source.folder, tekken=source.layout == "mistral")
+    except CheckpointError as error:
+        out.append(Fault("tokenizer", "tokenizer", str(error)))
     if manifest.tokenizer is not None and words is not None and words.sha256 != manifest.tokenizer["sha256"]:
         counts = f"{words.tokens} tokens, the manifest's {manifest.tokenizer['tokens']}"
         out.append(Fault("tokenizer", words.file, f"is the tokenizer of another model ({counts})"))
@@ -208,6 +212,8 @@ def _explained(source: Checkpoint, leaf: Leaf, mine: Measured, entry: Entry, rea
             "changed number", leaf.raw, f"one number, {outlier:.3g}, exceeds all others, as after a flipped bit"
         )
     if changed and all("scale" in role for role in changed):
+        if len(changed) == 1 and _twice(mine, changed[0], ratio):
+            return Fault("scale", leaf.raw, f"its {changed[0]} is applied twice: numbers {ratio:.4g} times as large")
         return Fault(
             "scale",
             leaf.raw,
@@ -219,6 +225,15 @@ def _explained(source: Checkpoint, leaf: Leaf, mine: Measured, entry: Entry, rea
     return Fault(
         "changed numbers", leaf.raw, f"{which}numbers were changed: a few, as by a flipped bit, or all of them"
     )
+
+
+def _twice(mine: Measured, role: str, ratio: float) -> bool:
+    """Whether the one scale of a weight is the square of what it has to be."""
+    scales = mine.scales.get(role)
+    if scales is None or scales.least != scales.most or scales.most <= 0:
+        return False
+    once = scales.most**0.5  # a divisor has the opposite effect
+    return abs((ratio / once if role == "scale" else ratio * once) - 1) < 0.02
 
 
 def _numbers(wrong: list[int]) -> str:
@@ -250,10 +265,14 @@ def _turns(leaf: Leaf, text: Small4TextConfig) -> Iterator[tuple[str, str, Turn]
         yield "keys and values", "has the values of each head before its keys", lambda x: _parts_swapped(x, heads, wide)
         yield "keys and values", "has all keys before all values", lambda x: _by_heads(x, heads, nope, True)
         yield "keys and values", "has all values before all keys", lambda x: _by_heads(x, heads, wide, False)
-        if nope == wide:
-            yield "keys and values", "keys and values are swapped", lambda x: _parts_swapped(x, heads, nope)
+        for each in (heads, 1):
+            yield "keys and values", _HALVES, lambda x, each=each: _parts_swapped(x, each, len(x) // each // 2)  # type: ignore[misc]
+    yield "order of rows", _HALVES, lambda x: _parts_swapped(x, 1, len(x) // 2)
+    yield "order of rows", "has its rows in reverse order", lambda x: x.flip(0)
+    yield "order of columns", "has its columns in reverse order", lambda x: x.flip(1)
 
 
+_HALVES = "has the two halves of its rows swapped"
 _PAIRS = "has its rotary rows in the other pairing (interleaved in place of halves, or the reverse)"
 
 

@@ -9,11 +9,9 @@ import argparse
 import json
 import math
 import platform
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,21 +25,19 @@ from modeling_small4.commands.terminal import add_expert_memory, describe_bytes
 from modeling_small4.files_saving import MANIFEST
 
 from . import hub, manifest
-from .against import RULE, Fault, said_faults, tensor_faults
-from .checkpoint import CheckpointError, Reader
-from .checks import files, questions, read_back, running, texts, weights
+from .against import RULE, Fault
+from .checkpoint import CheckpointError
+from .checks import files, numbers, questions, read_back, running, texts
 from .checks.answers import Question, answer_rows, read_questions
-from .checks.rows import ALONE, BY_MANIFEST, FAILED, SKIPPED, Row, judged, table
+from .checks.rows import ALONE, BY_MANIFEST, FAILED, SKIPPED, Row, table, tried
 from .console import progress_bar
 from .convert import Options, convert
-from .digest import Measured
 from .manifest import Manifest
-from .naming import Leaf, leaves
+from .naming import leaves
 from .source import Checkpoint
 
 VERSION = 1
 SMALL = 4 * 10**9  # bytes of a checkpoint that is converted to a temporary folder if it cannot be loaded as it is
-_NOT_READ_BACK = Row("read back", SKIPPED, "not tried: the headers are wrong")
 Progress = Callable[[int, int], None]
 
 
@@ -136,11 +132,13 @@ def run(args: argparse.Namespace) -> int:
         _read_text(args.text) if args.text else None,
         args.expert_memory,
     )
+    if args.json is not None and not args.json.resolve().parent.is_dir():
+        raise CheckpointError(f"{args.json}: there is no such folder to write to")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     folder = hub.resolve(args.model, lambda _: None, args.revision)
     with progress_bar("reading") as progress:
-        report = check(folder, options, progress)
+        report = check(folder, options, progress, args.model.rstrip("/").rpartition("/")[2])
     print(report.text())
     if args.json is not None:
         args.json.write_text(json.dumps(report.content(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -154,8 +152,13 @@ def _read_text(file: Path) -> str:
         raise CheckpointError(f"{file}: is no text in UTF-8") from None
 
 
-def check(folder: Path, options: CheckOptions | None = None, progress: Progress = lambda done, total: None) -> Report:
-    """Check a checkpoint folder.
+def check(
+    folder: Path,
+    options: CheckOptions | None = None,
+    progress: Progress = lambda done, total: None,
+    name: str | None = None,
+) -> Report:
+    """Check a checkpoint folder, which the report calls `name`.
 
     progress: called with the bytes of numbers read and in all.
 
@@ -164,7 +167,7 @@ def check(folder: Path, options: CheckOptions | None = None, progress: Progress 
     """
     options = options or CheckOptions()
     begin = time.perf_counter()
-    report = Report(folder.name)
+    report = Report(name or folder.resolve().name)
     given, told = _manifest(folder, options)
     report.rows += told
     source, rows = files.opened(folder)
@@ -172,15 +175,15 @@ def check(folder: Path, options: CheckOptions | None = None, progress: Progress 
     if source is not None:
         if given is not None:
             source = manifest.reopened(source, given.model.get(RULE))
-        report.rows.append(files.configuration(source))
-        report.rows += _weights(source, given, options.quick, progress)
-        report.rows += texts.text_rows(source)
+        report.rows += tried("configuration", lambda: [files.configuration(source)])
+        report.rows += tried("numbers", lambda: list(numbers.number_rows(source, given, options.quick, progress)))
+        report.rows += tried("tokenizer", lambda: texts.text_rows(source))
         if options.quick:
             report.notes.append("--quick: read headers and samples only; the model was not run")
         else:
-            report.rows.append(read_back.read_back(source) if not source.problems else _NOT_READ_BACK)
+            report.rows += tried("read back", lambda: [read_back.read_back(source)])
             if options.run:
-                report.rows += _running(source, options, report.failed)
+                report.rows += tried("load", lambda: list(_running(folder, source, options, report.failed)))
     if given is None:
         about = (
             "There is no manifest. What has been looked for without one is listed in the guide; these are not found:"
@@ -200,83 +203,7 @@ def _manifest(folder: Path, options: CheckOptions) -> tuple[Manifest | None, lis
         return None, [Row("manifest", FAILED, "cannot be read", [Fault("manifest", MANIFEST, str(error))])]
 
 
-def _weights(source: Checkpoint, given: Manifest | None, quick: bool, progress: Progress) -> Iterator[Row]:
-    """The rows about numbers: by themselves, and against the manifest."""
-    table_of = {leaf.raw: leaf for leaf in leaves(source.config)}
-    chosen = [leaf for leaf in table_of.values() if leaf.raw in source.values]
-    if quick:
-        chosen = _sample(chosen)
-    total, done = sum(math.prod(leaf.shape) * 2 for leaf in chosen), 0
-    found: dict[str, Measured] = {}
-    unread: list[Fault] = []
-    with Reader() as reader:
-        for leaf in chosen:
-            try:
-                found[leaf.raw] = manifest.measure_leaf(source, leaf, reader)
-            except CheckpointError as error:
-                kind = "not finite" if "not finite" in str(error) else "unreadable"
-                unread.append(Fault(kind, leaf.raw, str(error)))
-            done += math.prod(leaf.shape) * 2
-            progress(done, total)
-        count = f"{len(found)} of {len(source.values)} tensors read" if quick else f"{len(found)} tensors read"
-        summary = f"{count}: finite, in range, no expert dead or twice"
-        yield judged("numbers", unread + weights.faults_of(found, table_of), summary, _statistics(found))
-        if given is None:
-            yield Row("manifest", SKIPPED, f"there is none (small4 manifest {source.folder.name} writes one)")
-            return
-        faults = [*said_faults(source, given), *tensor_faults(source, found, given, reader)]
-    yield _against(source, given, faults, len(found))
-
-
-def _against(source: Checkpoint, given: Manifest, faults: list[Fault], count: int) -> Row:
-    """The row about the manifest. A quantized copy differs in what was quantized from the manifest of its source."""
-    summary = f"{count} tensors are what the manifest says ({given.weights[:16]})"
-    own = None
-    with suppress(CheckpointError):
-        own = manifest.of_folder(source.folder)
-    data: dict[str, Any] = {"weights": given.weights}
-    if own is not None and own.copy_of is not None:
-        mean = sum(own.copy_of.errors.values()) / max(1, len(own.copy_of.errors))
-        data["copy_of"] = own.copy_of.weights
-        summary += f"; an {own.precision} copy of {own.copy_of.weights[:16]}, mean error {mean:.4f}"
-        if own.weights != given.weights and own.copy_of.weights == given.weights:
-            faults = [fault for fault in faults if fault.kind != "precision"]
-    return judged("manifest", faults, summary, data)
-
-
-def _sample(table_of: list[Leaf]) -> list[Leaf]:
-    """Norms and routers, and of each layer a few matrices and experts, the same ones each time."""
-    draw = random.Random(0)
-    small = [leaf for leaf in table_of if len(leaf.shape) == 1 or leaf.raw.endswith(".gate.weight")]
-    layers: dict[str, list[Leaf]] = {}
-    for leaf in table_of:
-        if len(leaf.shape) == 2 and ".layers." in f".{leaf.raw}" and leaf not in small:
-            layers.setdefault(leaf.raw.split("layers.")[0] + leaf.raw.split("layers.")[1].split(".")[0], []).append(
-                leaf
-            )
-    chosen = {leaf.raw for leaf in small}
-    for each in layers.values():
-        chosen |= {leaf.raw for leaf in draw.sample(each, min(8, len(each)))}
-    return [leaf for leaf in table_of if leaf.raw in chosen]
-
-
-def _statistics(found: dict[str, Measured]) -> dict[str, Any]:
-    """Size and range of each kind of tensor, for the JSON file."""
-    kinds: dict[str, list[Measured]] = {}
-    for name, each in found.items():
-        kinds.setdefault(weights.kind_of(name), []).append(each)
-    return {
-        kind: {
-            "tensors": len(members),
-            "rms": [min(m.rms for m in members), max(m.rms for m in members)],
-            "range": [min(m.least for m in members), max(m.most for m in members)],
-        }
-        for kind, members in kinds.items()
-        if all(math.isfinite(m.least) and math.isfinite(m.most) for m in members)
-    }
-
-
-def _running(source: Checkpoint, options: CheckOptions, failed: bool) -> Iterator[Row]:
+def _running(folder: Path, source: Checkpoint, options: CheckOptions, failed: bool) -> Iterator[Row]:
     """The rows about the model that runs. A checkpoint that cannot be loaded as it is is converted if it is small."""
     names = {entry.name for entry in source.folder.iterdir()}
     if "tokenizer.json" not in names and "tekken.json" not in names:
@@ -285,21 +212,25 @@ def _running(source: Checkpoint, options: CheckOptions, failed: bool) -> Iterato
     if source.layout in ("small4", "transformers") and "tokenizer.json" in names:
         yield from _run_model(source.folder, source, options)
         return
-    size = sum(entry.stat().st_size for entry in source.folder.iterdir() if entry.is_file())
+    parts = [part.body for value in source.values.values() for part in value.inner()]
+    size = sum(body.nbytes for body in parts)
     if size > SMALL:
-        advice = f"small4 convert {source.folder.name} DST, then small4 check DST"
-        yield Row("load", SKIPPED, f"a {source.layout} folder of {describe_bytes(size)} is converted first: {advice}")
+        advice = f"small4 convert {folder.name} DST, then small4 check DST"
+        yield Row(
+            "load", SKIPPED, f"a {source.layout} checkpoint of {describe_bytes(size)} is converted first: {advice}"
+        )
         return
     with tempfile.TemporaryDirectory() as place:
+        made = Path(place) / "converted"
         try:
-            convert(source.folder, Path(place) / source.folder.name, Options(manifest=False))
+            convert(folder, made, Options(manifest=False))
         except (ValueError, OSError) as error:
-            reason = Fault("load", source.folder.name, str(error))
+            fault = Fault("load", folder.name, str(error))
             yield (
-                Row("load", SKIPPED, "not run: see above") if failed else Row("load", FAILED, "not converted", [reason])
+                Row("load", SKIPPED, "not run: see above") if failed else Row("load", FAILED, "not converted", [fault])
             )
             return
-        yield from _run_model(Path(place) / source.folder.name, source, options)
+        yield from _run_model(made, source, options)
 
 
 def _run_model(folder: Path, source: Checkpoint, options: CheckOptions) -> Iterator[Row]:

@@ -177,6 +177,24 @@ def keys_and_values(b: Bench) -> None:
     )
 
 
+def halves_of_kv_b(b: Bench) -> None:
+    b.change("layers.1.attention.wkv_b.weight", lambda x: torch.cat([x[len(x) // 2 :], x[: len(x) // 2]]))
+
+
+def keys_before_values(b: Bench) -> None:
+    def parted(x: torch.Tensor) -> torch.Tensor:
+        heads = x.view(4, 40, -1)
+        return torch.cat([heads[:, :16].reshape(64, -1), heads[:, 16:].reshape(96, -1)])
+
+    b.change("layers.0.attention.wkv_b.weight", parted)
+
+
+def norms_moved_round(b: Bench) -> None:
+    names = [f"layers.{n}.{norm}_norm.weight" for n in (0, 1) for norm in ("attention", "ffn")]
+    kept = b.tensors
+    cf.change(b.folder, {name: kept[names[n - 1]].clone() for n, name in enumerate(names)})
+
+
 def transposed(b: Bench) -> None:
     b.change("vision_encoder.transformer.layers.0.attention.wv.weight", lambda x: x.T)
 
@@ -284,6 +302,9 @@ PLANTED = [
     Planted(vision_rope, "rope pairing", "vision_encoder.transformer.layers.1.attention.wk.weight"),
     Planted(text_rope, "rope pairing", "layers.1.attention.wq_b.weight"),
     Planted(keys_and_values, "keys and values", "layers.0.attention.wkv_b.weight"),
+    Planted(halves_of_kv_b, "keys and values", "layers.1.attention.wkv_b.weight"),
+    Planted(keys_before_values, "keys and values", "layers.0.attention.wkv_b.weight"),
+    Planted(norms_moved_round, "moved tensor", "layers.1.ffn_norm.weight"),
     Planted(transposed, "transposed", "vision_encoder.transformer.layers.0.attention.wv.weight"),
     Planted(not_a_number, "not finite", "layers.1.", True),
     Planted(an_infinite_scale, "not finite|input scale", "", True),
@@ -338,3 +359,54 @@ def test_a_healthy_release_passes(tmp_path: Path, form: str, seed: int) -> None:
         assert found(tmp_path / name) == []
         report = check(tmp_path / name, CheckOptions(run=False, manifest=kept))
         assert [str(fault) for row in report.rows for fault in row.faults] == [], name
+
+
+def test_a_scale_that_is_applied_twice_is_called_so(tmp_path: Path) -> None:
+    for form in ("fp8", "nvfp4"):
+        folder = release(tmp_path / form, form, 3)
+        write_manifest(folder)
+        scale_twice(Bench(folder, form, random.Random(0)))
+        assert any("is applied twice" in text for _, text in found(folder)), form
+
+
+OURS = "model.language_model.layers."
+
+
+def swapped_in_fused(x: torch.Tensor) -> torch.Tensor:
+    return x[[0, 3, 2, 1]]
+
+
+FUSED: dict[str, tuple[dict[str, Callable[[torch.Tensor], torch.Tensor]], str, str]] = {
+    "experts": (
+        {f"{OURS}0.mlp.experts.{name}": swapped_in_fused for name in ("gate_up_proj", "down_proj")},
+        "swapped experts",
+        "layers.0.experts.1 and layers.0.experts.3",
+    ),
+    "gate and up": (
+        {f"{OURS}1.mlp.experts.gate_up_proj": lambda x: torch.cat([x[:, 32:], x[:, :32]], dim=1)},
+        "swapped tensors",
+        "layers.1.experts.2.w1.weight and layers.1.experts.2.w3.weight",
+    ),
+    "dead": (
+        {f"{OURS}1.mlp.experts.down_proj": lambda x: torch.cat([x[:2], torch.zeros_like(x[2:3]), x[3:]])},
+        "dead expert",
+        "layers.1.experts.2.w2.weight",
+    ),
+    "router": ({f"{OURS}1.mlp.gate.weight": lambda x: x.flip(0)}, "permuted rows", "layers.1.gate.weight"),
+    "vision": (
+        {"model.vision_tower.transformer.layers.0.attention.q_proj.weight": lambda x: rc.halves(x, 2)},
+        "rope pairing",
+        "vision_encoder.transformer.layers.0.attention.wq.weight",
+    ),
+    "negated": ({f"{OURS}0.self_attn.o_proj.weight": lambda x: -x}, "negated", "layers.0.attention.wo.weight"),
+}
+
+
+@pytest.mark.parametrize("layout", ["small4", "transformers"])
+@pytest.mark.parametrize("case", FUSED)
+def test_faults_in_fused_layouts(tmp_path: Path, layout: str, case: str) -> None:
+    run(release(tmp_path / "raw", "bf16", 5), tmp_path / "out", to=layout)
+    turns, kind, where = FUSED[case]
+    tensors = cf.load(tmp_path / "out")
+    cf.change(tmp_path / "out", {name: turn(tensors[name]).contiguous() for name, turn in turns.items()})
+    assert any(one == kind and where in text for one, text in found(tmp_path / "out")), found(tmp_path / "out")

@@ -1,7 +1,10 @@
 """The table of `small4 check`, and which faults need a manifest to be found. Knows no checkpoints."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from modeling_small4.files_reading import reason_of
 
 from ..against import Fault
 
@@ -56,6 +59,16 @@ def judged(check: str, faults: list[Fault], summary: str, data: dict[str, Any] |
             check, FAILED, f"{some}: {', '.join(dict.fromkeys(fault.kind for fault in faults))}", faults, data or {}
         )
     return Row(check, OK, summary, data=data or {})
+
+
+def tried(check: str, make: Callable[[], list[Row]]) -> list[Row]:
+    """What `make` returns, or a failed row where a file is so damaged that it stumbles."""
+    try:
+        return make()
+    except MemoryError:
+        raise
+    except Exception as error:  # libraries raise many kinds over damaged files
+        return [Row(check, FAILED, "cannot be checked", [Fault("damaged file", check, reason_of(error))])]
 
 
 def table(rows: list[Row], shown: int = 12) -> str:

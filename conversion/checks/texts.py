@@ -52,6 +52,19 @@ CHATS: tuple[tuple[list[dict[str, Any]], list[dict[str, Any]] | None], ...] = (
         ],
         [_TOOL],
     ),
+    ([_SYSTEM, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}], None),
+    (
+        [
+            _SYSTEM,
+            _ASKED,
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Sun."}],
+            },
+            _ASKED,
+        ],
+        None,
+    ),
 )
 
 
