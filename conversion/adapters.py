@@ -45,7 +45,7 @@ def merge_adapter(
         ValueError: PEFT is missing.
     """
     peft = _peft()
-    folder, settings = _read_adapter(adapter)
+    folder, settings = read_adapter(adapter)
     base = Path(settings["base_model_name_or_path"])
     check_destination(out, base, overwrite)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, dequantize=True)
@@ -71,7 +71,7 @@ def export_adapter(adapter: str | Path, out: Path, base: Path) -> None:
             scores differently (as it does with the published config.json: convert the base with `small4 convert BASE
             OUT --to transformers`, which writes the scale explicitly); or `out` exists.
     """
-    folder, settings = _read_adapter(adapter)
+    folder, settings = read_adapter(adapter)
     check_destination(out, base, overwrite=False)
     ours = AutoConfig.from_pretrained(settings["base_model_name_or_path"])
     text_only = _check_base(ours, base)
@@ -94,7 +94,7 @@ def export_adapter(adapter: str | Path, out: Path, base: Path) -> None:
         (new / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_adapter(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
+def read_adapter(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
     folder = Path(adapter)
     for name in (_SETTINGS, _WEIGHTS):
         if not (folder / name).is_file():

@@ -122,7 +122,9 @@ def _read_header(file: Path) -> dict[str, Stored]:
         header = parse_json(raw, strict=True)
     except ValueError as error:
         raise CheckpointError(f"{file}: the safetensors header is damaged ({one_line(error, 200)})") from None
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{file}: __metadata__ of the header must map names to texts, but is {shown(metadata)}")
     out = {name: _entry(file, name, entry, 8 + length) for name, entry in header.items()}
     _check_extents(file, list(out.values()), 8 + length, size)
     return out

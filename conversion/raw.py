@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modeling_small4.configuration_small4 import Small4Config
+from modeling_small4.files_reading import shown
 
 from .checkpoint import CheckpointError
 
@@ -103,8 +104,9 @@ def config_from_params(params: dict[str, Any], file: Path) -> Small4Config:
     for key in _TEXT + (_VISION if vision else ()):
         _set(fields, key.field, _read(params, key, file))
     for raw, allowed, _ in _FIXED + (_FIXED_VISION if vision else ()):
-        if _get(params, raw) not in allowed:
-            raise CheckpointError(f"{file}: {raw} is {_get(params, raw)!r}; only {allowed[0]!r} is supported")
+        value = _get(params, raw)
+        if not any(type(value) is type(each) and value == each for each in allowed):
+            raise CheckpointError(f"{file}: {raw} is {shown(value)}; only {allowed[0]!r} is supported")
     rope = fields["text_config"]["rope_parameters"]
     base = _read(params, _Key("llama_4_scaling.original_max_position_embeddings", "", int), file)
     if base != rope["original_max_position_embeddings"]:

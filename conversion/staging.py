@@ -42,6 +42,8 @@ def check_destination(destination: Path, source: Path, overwrite: bool) -> None:
     if place.stat().st_dev != place.parent.stat().st_dev:
         raise CheckpointError(f"{destination}: is a mount point, which cannot be replaced; choose a folder inside it")
     if _is_filled(place):
+        if not overwrite:
+            _clear_leftovers(place, "")  # of a run that was killed after it had put its folder there
         _check_former(place, destination, overwrite)
 
 

@@ -8,16 +8,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from transformers.integrations.mistral.tokenizer import MistralConverter
 
 from modeling_small4.chat_template import RESPONSE_TEMPLATE, chat_template
+from modeling_small4.files_reading import naming
 from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import BOS, EOS, PAD, REASONING_MODES, REASONING_TOKENS, UNK, settings_text
 from modeling_small4.tokenization_small4 import Small4Tokenizer
 
-VERSION = "v15"
+from .tekken_file import read_tekken
+
+# Letters, marks, numbers, punctuation, symbols, spaces and controls of several scripts.
+_PROBE = (
+    "Ab1 é\u0301 ß日本ไทย\u0e33\u0915\u094d .,;!?-_/\\'\"()[]{}<>|@#$%^&*+=~` €½²→\U0001f642\u200d\u200b\ufeff"
+    "\t\n\r\n  \0\x7f\u2028x"
+)
 
 
 def write_processor(tekken_json: Path, out: Path, vision: dict[str, Any] | None) -> None:
@@ -44,16 +51,12 @@ def write_processor(tekken_json: Path, out: Path, vision: dict[str, Any] | None)
 
 def read_tokenizer(tekken_json: Path) -> Small4Tokenizer:
     """The tokenizer of a Tekken file. Raises ValueError for a file that is not one, or not of version v15."""
-    try:
-        tekken = json.loads(tekken_json.read_text(encoding="utf-8"))
-        version = tekken["config"]["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{tekken_json} is no Tekken tokenizer file: {type(error).__name__} {error}.") from None
-    if version != VERSION:
-        raise ValueError(f"{tekken_json} is a tokenizer of version {version}; Mistral Small 4 needs {VERSION}.")
+    tekken = read_tekken(tekken_json)
     settings = _reasoning_settings(tekken)
+    with naming(tekken_json):
+        backend = _backend(tekken_json)
     return Small4Tokenizer(
-        tokenizer_object=_backend(tekken_json),
+        tokenizer_object=backend,
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
@@ -67,7 +70,10 @@ def read_tokenizer(tekken_json: Path) -> Small4Tokenizer:
 
 def _backend(tekken_json: Path) -> Tokenizer:
     """Converted by transformers; `<s>` is put before plain text, as in the release."""
-    backend = MistralConverter(str(tekken_json)).converted()
+    converter = MistralConverter(str(tekken_json))
+    backend = converter.converted()
+    if left := pre_tokenizers.Split(Regex(converter.pattern), behavior="removed").pre_tokenize_str(_PROBE):
+        raise ValueError(f"config.pattern leaves out {left[0][0]!r}, but every letter of a text belongs to a word")
     bos = backend.token_to_id(BOS)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]

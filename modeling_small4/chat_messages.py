@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from typing import Any
 
-from .files_reading import shown
+from .files_reading import one_line, shown
 
 ROLES = ("system", "user", "assistant", "tool")
 _MAY_FOLLOW = {
@@ -119,7 +119,7 @@ def check_conversation(messages: list[Message], finished: bool) -> None:
         ValueError: what is wrong, and where.
     """
     if len(messages) == 1 and messages[0].role not in ("user", "system"):
-        raise ValueError(f"A conversation starts with a user or system message, not {messages[0].role!r} alone.")
+        raise ValueError(f"A conversation starts with a user or system message, not {shown(messages[0].role)} alone.")
     last = messages[-1]
     if len(messages) > 1 and last.role == "assistant" and not last.prefix and not finished:
         raise ValueError(
@@ -128,7 +128,7 @@ def check_conversation(messages: list[Message], finished: bool) -> None:
         )
     for previous, message in pairwise(messages):
         if message.role not in _MAY_FOLLOW[previous.role]:
-            raise ValueError(f"A {message.role!r} message cannot follow a {previous.role!r} message.")
+            raise ValueError(f"A {shown(message.role)} message cannot follow a {shown(previous.role)} message.")
         if previous.prefix:
             raise ValueError("Only the last message can be an assistant message to continue (prefix=True).")
     _check_tool_pairing(messages)
@@ -143,20 +143,20 @@ def _check_tool_pairing(messages: list[Message]) -> None:
     for message in messages[1:]:  # as in mistral-common, the first message opens no calls
         if message.role == "tool":
             if message.tool_call_id in observed:
-                raise ValueError(f"Two tool results have the tool_call_id {message.tool_call_id!r}.")
+                raise ValueError(f"Two tool results have the tool_call_id {shown(message.tool_call_id)}.")
             if message.tool_call_id not in expected:
                 raise ValueError(
-                    f"The tool result with tool_call_id {message.tool_call_id!r} answers no call of the assistant "
-                    f"message before it, whose call ids are {sorted(expected)}."
+                    f"The tool result with tool_call_id {shown(message.tool_call_id)} answers no call of the assistant "
+                    f"message before it, whose call ids are {shown(sorted(expected))}."
                 )
             observed.add(message.tool_call_id)
         elif message.role == "assistant":
             if len(expected) != len(observed):
-                raise ValueError(f"Results are missing for the tool calls {sorted(expected - observed)}.")
+                raise ValueError(f"Results are missing for the tool calls {shown(sorted(expected - observed))}.")
             expected, observed = set(), set()
             for call in message.tool_calls:
                 if call.id in expected:
-                    raise ValueError(f"Two tool calls of one assistant message have the id {call.id!r}.")
+                    raise ValueError(f"Two tool calls of one assistant message have the id {shown(call.id)}.")
                 if call.incomplete is None:  # nothing can have answered a call that broke off
                     expected.add(call.id)
 
@@ -169,7 +169,7 @@ def _check_names_and_ids(message: Message) -> None:
             check_function_name(message.name)
     for call in message.tool_calls:
         if not call.id or call.id == "null":
-            raise ValueError(f'The tool call of {call.name!r} needs an "id", a string other than "" and "null".')
+            raise ValueError(f'The tool call of {shown(call.name)} needs an "id", a string other than "" and "null".')
         if call.incomplete is None:
             check_function_name(call.name)
 
@@ -177,7 +177,7 @@ def _check_names_and_ids(message: Message) -> None:
 def check_function_name(name: str) -> None:
     """Raises ValueError unless `name` is 1 to 64 letters, digits, underscores and dashes."""
     if not _FUNCTION_NAME.match(name):
-        raise ValueError(f"The function name {name!r} must be 1 to 64 of the characters a-z, A-Z, 0-9, _ and -.")
+        raise ValueError(f"The function name {shown(name)} must be 1 to 64 of the characters a-z, A-Z, 0-9, _ and -.")
 
 
 def _read_message(message: object, index: int) -> Message:
@@ -321,7 +321,7 @@ def _reads_as(text: object, arguments: object) -> bool:
 def _arguments(function: Mapping[str, Any]) -> str:
     """Arguments as JSON text; a dict is dumped as mistral-common does, whose later steps normalize the text."""
     if "arguments" not in function:
-        raise ValueError(f"the call of {function['name']!r} has no 'arguments'; give a dict or JSON text.")
+        raise ValueError(f"the call of {shown(function['name'])} has no 'arguments'; give a dict or JSON text.")
     arguments = function["arguments"]
     if arguments is None:
         return "{}"
@@ -332,7 +332,7 @@ def _arguments(function: Mapping[str, Any]) -> str:
     try:
         return json.dumps(dict(arguments))
     except TypeError as error:
-        raise ValueError(f"the arguments of {function['name']!r} are not JSON: {error}.") from None
+        raise ValueError(f"the arguments of {shown(function['name'])} are not JSON: {one_line(error)}.") from None
 
 
 def _string(record: Mapping[str, Any], key: str) -> str:

@@ -4,7 +4,11 @@ Our own tokenizer renders chats by itself; the template says the same for progra
 know: files, tokenizers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from .files_reading import reason_of
 
 _MODE = """\
 {%- if reasoning_mode is defined and reasoning_mode is not none %}{% set mode = reasoning_mode %}
@@ -82,6 +86,24 @@ def chat_template(settings: dict[str, Any] | None) -> str:
         return _MACROS + _OPENING.replace("@SETTINGS@", "if false %}{% endif") + _MESSAGES
     mode = _MODE.replace("@DEFAULT@", settings["default"]).replace("@VALUES@", str(settings["values"]))
     return mode + _MACROS + _OPENING.replace("@SETTINGS@", _SETTINGS) + _MESSAGES
+
+
+@contextmanager
+def rendering() -> Iterator[None]:
+    """Let what goes wrong with a template that is not ours be a ValueError, whatever Jinja raises over it. An error
+    that the template itself raises (`raise_exception`) stays as it is.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        of_jinja = type(error).__module__.startswith("jinja2")
+        if type(error).__name__ == "TemplateError" and of_jinja:
+            raise
+        if of_jinja or isinstance(error, (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)):
+            raise ValueError(f"The chat template cannot be rendered ({reason_of(error)}).") from error
+        raise
 
 
 RESPONSE_TEMPLATE: dict[str, Any] = {

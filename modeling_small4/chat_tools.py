@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils import get_json_schema
 
 from .chat_messages import check_function_name
-from .files_reading import shown
+from .files_reading import one_line, shown
 
 
 def tools_text(tools: Sequence[Any]) -> str:
@@ -88,4 +88,4 @@ def check_json_schema(schema: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where} is nested too deeply.") from None
     except SchemaError as error:
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-        raise ValueError(f"{where}{path} is wrong: {error.message}.") from None
+        raise ValueError(f"{one_line(where + path, 200)} is wrong: {one_line(error.message)}.") from None

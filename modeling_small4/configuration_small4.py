@@ -8,7 +8,7 @@ type `mistral3`, old and new spellings) is read as it is. What values may be: `c
 import math
 import os
 from dataclasses import field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
@@ -25,7 +25,7 @@ from .configuration_checks import (
     warn_of_misspellings,
 )
 from .configuration_spellings import IGNORED_TEXT_KEYS, as_small4, read_rope_parameters, sub_config
-from .files_reading import naming
+from .files_reading import folder_of, naming, read_json
 from .files_saving import NoLinksFollowed
 from .stored_config import stored_entry
 
@@ -36,6 +36,15 @@ class _Small4BaseConfig(NoLinksFollowed, PreTrainedConfig):
     """
 
     _checks: ClassVar[tuple[Check, ...]] = ()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Self:
+        """As transformers'. Raises ValueError or OSError that names the file and the field for what cannot be read."""
+        folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        if folder is not None and not kwargs.keys() & {"gguf_file", "_configuration_file"}:
+            read_json(folder / "config.json")  # without one, transformers would make the default configuration
+        with naming(_config_file(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _finish(self, **kwargs: Any) -> None:
         kwargs.pop("model_type", None)  # "mistral3" from a foreign config.json must not shadow the class attribute
@@ -342,14 +351,6 @@ class Small4Config(_Small4BaseConfig):
         if "quantization_config" in kwargs:
             kwargs["quantization_config"] = stored_entry(kwargs["quantization_config"])
         self._finish(**kwargs)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
-    ) -> "Small4Config":
-        """As transformers'. Raises ValueError or OSError that names the file and the field for what cannot be read."""
-        with naming(_config_file(pretrained_model_name_or_path)):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

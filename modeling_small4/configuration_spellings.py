@@ -37,7 +37,8 @@ def read_rope_parameters(given: dict[str, Any] | None, kwargs: dict[str, Any]) -
     rope["llama_4_scaling_beta"] = next((beta for beta in candidates if beta is not None), None if given else 0.1)
     if rope["rope_type"] == "yarn":
         for name, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
-            rope[name] = default if rope.get(name) in (None, 0) else rope[name]
+            value = rope.get(name)  # 0 stands for the default in transformers too
+            rope[name] = default if value is None or (value == 0 and not isinstance(value, bool)) else value
     for name in ("attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor", "max_position_embeddings"):
         rope.pop(name, None)
     return rope

@@ -22,8 +22,10 @@ _HALF_PAIR = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 
 
 def one_line(text: object, limit: int = LONGEST) -> str:
-    """The text on one line of at most `limit` letters, writable in UTF-8."""
-    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode()
+    """The text on one line of at most `limit` letters, all of which can be printed."""
+    line = " ".join(str(text)[: 100 * limit].split())
+    if not line.isprintable():  # halves of surrogate pairs, controls: as Python writes them in a string
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
     return line if len(line) <= limit else f"{line[: limit - 20]} ... ({len(line)} letters)"
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 MANIFEST = "small4_manifest.json"  # hashes of a folder's weights, written by `small4 convert` and `small4 manifest`
@@ -53,3 +55,34 @@ def remove_manifest(save_directory: str | os.PathLike[str]) -> None:
         return
     if ours:
         os.unlink(file)
+
+
+@contextmanager
+def without_index(save_directory: str | os.PathLike[str], variant: str | None = None) -> Iterator[None]:
+    """Shards are written over those of an earlier save without an index beside them: what a killed run leaves, shards
+    of two models, is then refused by whoever loads the folder. After an error before any shard was written, the index
+    stands in its place again.
+    """
+    name = "model.safetensors.index.json" if variant is None else f"model.safetensors.index.{variant}.json"
+    index, aside = (os.path.join(save_directory, each) for each in (name, f".{name}.before"))
+    before = _shards(save_directory)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.replace(index, aside)
+    try:
+        yield
+    except BaseException:
+        if _shards(save_directory) == before:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.replace(aside, index)
+        raise
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(aside)
+
+
+def _shards(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, int]]:
+    """The safetensors files of a folder, with what shows that one was written since."""
+    if not os.path.isdir(folder):
+        return {}
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.stat()) for entry in entries if entry.name.endswith(".safetensors")]
+    return {name: (each.st_ino, each.st_size, each.st_mtime_ns) for name, each in found}

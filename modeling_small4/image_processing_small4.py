@@ -3,6 +3,7 @@
 PIL and torch only. Must not know: text, tokens' ids, the model.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .chat_images import flatten
-from .files_reading import shown
+from .files_reading import check_json, folder_of, naming, shown
 from .files_saving import NoLinksFollowed
 from .image_reading import as_seen, seen_size
 from .image_resample import resample
@@ -22,6 +23,7 @@ from .image_sources import ImageAccess, decoded, load_image, open_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+_FILES = ("processor_config.json", "preprocessor_config.json")
 _SETTINGS = ("patch_size", "spatial_merge_size", "max_image_size", "image_mean", "image_std")
 
 
@@ -61,14 +63,25 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
             ("spatial_merge_size", spatial_merge_size),
             ("max_image_size", max_image_size),
         ):
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or not 0 < value < 2**31:
                 raise ValueError(f"{name} must be a positive integer, but is {shown(value)}.")
         self.patch_size = patch_size
         self.spatial_merge_size = spatial_merge_size
         self.max_image_size = max_image_size
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        self.image_mean = image_mean if isinstance(image_mean, (int, float)) else list(image_mean)
+        self.image_std = image_std if isinstance(image_std, (int, float)) else list(image_std)
+        ImageSettings.of(self, {})  # settings that cannot be used are refused now
         self._access = ImageAccess()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As transformers'. Raises ValueError or OSError that names the file for one that is damaged."""
+        folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        if folder is not None:
+            check_json(folder, *_FILES)
+        found = next((name for name in _FILES if folder is not None and os.path.lexists(folder / name)), _FILES[0])
+        with naming(pretrained_model_name_or_path if folder is None else folder / found):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -163,6 +176,8 @@ def _process(images: list[Image.Image], settings: ImageSettings) -> tuple[np.nda
 
 def _from_pixtral(settings: dict[str, Any]) -> dict[str, Any]:
     """The same settings with our names: `patch_size` as one number, `size["longest_edge"]` as `max_image_size`."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"the settings of the image processor must be an object, but are {shown(settings)}.")
     out = dict(settings)
     patch, size = out.get("patch_size"), out.pop("size", None)
     if isinstance(patch, dict) and patch.get("height") == patch.get("width"):

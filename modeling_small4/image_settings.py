@@ -5,6 +5,7 @@ Must not know: images, tokens.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from transformers.image_utils import ChannelDimension
@@ -63,6 +64,11 @@ class ImageSettings:
         mean, std = _three("image_mean", get("image_mean")), _three("image_std", get("image_std"))
         if not get("do_normalize"):
             mean, std = (0.0,) * 3, (1.0,) * 3
+        for name in ("do_resize", "do_rescale", "do_normalize", "as_mistral_common"):
+            if get(name) not in (True, False):
+                raise ValueError(f"{name} must be true or false, but is {shown(get(name))}.")
+        if not _number(get("rescale_factor")):
+            raise ValueError(f"rescale_factor must be a number, but is {shown(get('rescale_factor'))}.")
         scale = 255 * (get("rescale_factor") if get("do_rescale") else 1)
         if not scale or not all(std):
             raise ValueError("rescale_factor and image_std must not be 0.")
@@ -125,11 +131,17 @@ def _longest_edge(size: Any, default: int) -> int:
     return edge
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e9
+
+
 def _three(name: str, value: Any) -> tuple[float, ...]:
-    values = (float(value),) * 3 if isinstance(value, (int, float)) else tuple(float(each) for each in value)
-    if len(values) != 3:
-        raise ValueError(f"{name} must be one number or three, one for each channel, but has {len(values)}.")
-    return values
+    given = getattr(value, "tolist", lambda: value)()
+    values = [given] * 3 if _number(given) else list(given) if isinstance(given, (list, tuple)) else []
+    if len(values) != 3 or not all(_number(each) for each in values):
+        has = f"has {len(values)}" if values and all(_number(each) for each in values) else f"is {shown(value)}"
+        raise ValueError(f"{name} must be one number or three, one for each channel, but {has}.")
+    return tuple(float(each) for each in values)
 
 
 def _channels_last(name: str, value: object) -> bool:

@@ -6,6 +6,7 @@ transformers only warns and leaves missing weights random. This file knows names
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +21,7 @@ from transformers.utils.quantization_config import FineGrainedFP8Config
 from .experts_memory import parse_memory
 from .experts_offloaded import expert_store
 from .files_reading import check_json, check_weights, folder_of, naming, read_json
-from .files_saving import refuse_links, remove_manifest
+from .files_saving import refuse_links, remove_manifest, without_index
 from .loading_cuts import gathered, with_stored
 from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
@@ -73,8 +74,10 @@ class Small4LoadingMixin:
         register()
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         if (folder := folder_of(source, kwargs.get("subfolder"))) is not None:
-            check_json(folder, "config.json")
-            _check_generation_config(folder / "generation_config.json")
+            if not (kwargs.get("config") is not None or os.path.lexists(folder / "adapter_config.json")):
+                read_json(folder / "config.json")  # without one, transformers would take the default configuration
+            check_json(folder, "config.json", "adapter_config.json")
+            check_generation_config(folder / "generation_config.json")
             check_weights(folder, f"model.{kwargs['variant']}" if kwargs.get("variant") else "model")
         refuse_unconverted(source)
         asked = kwargs.get("quantization_config")
@@ -112,7 +115,9 @@ class Small4LoadingMixin:
             self.hf_quantizer.announce(self)  # type: ignore[attr-defined]
         if getattr(self, "hf_quantizer", None) is None and hasattr(self.config, "quantization_config"):  # type: ignore[attr-defined]
             del self.config.quantization_config  # type: ignore[attr-defined]
-        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        writes = args[0] if args else kwargs.get("is_main_process", True)
+        with without_index(save_directory, kwargs.get("variant")) if writes else nullcontext():
+            super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         remove_manifest(save_directory)
 
     def half(self) -> Self:
@@ -175,7 +180,8 @@ class Small4LoadingMixin:
         if state_dict is None and all(file.endswith(".safetensors") for file in checkpoint_files or ()):
             state_dict = _unfused(model, checkpoint_files or [], load_config, _asked.get())
         if (asked := _asked.get()) is not None and state_dict is None:
-            state_dict = offload_experts(model, checkpoint_files, load_config, asked)
+            with about(model.config._name_or_path):
+                state_dict = offload_experts(model, checkpoint_files, load_config, asked)
         out = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         model._weight_conversions = []  # what is saved from now on are the model's own tensors under their own names
         choose_experts_implementation(model, load_config.hf_quantizer)
@@ -218,7 +224,7 @@ def _converters(quantizer: HfQuantizer | None) -> list[WeightConverter]:
     return scale_spreaders(quantizer) if method == "fp8" else []
 
 
-def _check_generation_config(file: Path) -> None:
+def check_generation_config(file: Path) -> None:
     """Raise ValueError or OSError with the file's name for settings that would fail inside transformers, or that it
     would drop silently.
     """

@@ -10,7 +10,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
 
-from .files_reading import check_json, check_text, folder_of, naming
+from .files_reading import check_json, check_text, folder_of, naming, shown
 from .files_saving import refuse_links
 from .image_processing_small4 import Small4ImageProcessor
 from .tokenization_small4 import Small4Tokenizer
@@ -101,6 +101,8 @@ def _image_settings(
     saved neither, from the model's configuration. None if the model has no vision, or nothing says that it has."""
     above = {"spatial_merge_size": processor["spatial_merge_size"]} if "spatial_merge_size" in processor else {}
     if processor.get("image_processor") is not None:
+        if not isinstance(processor["image_processor"], dict):
+            raise ValueError(f"image_processor must be an object, but is {shown(processor['image_processor'])}")
         return above | processor["image_processor"]
     try:
         return above | Small4ImageProcessor.get_image_processor_dict(folder, **known)[0]

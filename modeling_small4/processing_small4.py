@@ -15,6 +15,7 @@ from transformers.utils.chat_template_utils import _get_template_variables as te
 from .chat import Piece
 from .chat_images import fill, place_images
 from .chat_messages import read_objects
+from .chat_template import rendering
 from .chat_text import escape_all
 from .files_reading import shown
 from .image_processing_small4 import Small4ImageProcessor
@@ -245,7 +246,8 @@ class Small4Processor(ProcessorFilesMixin):
         special = self.tokenizer.special
         for name in ("conversation", "tools", "documents"):
             arguments[name] = escape_all(read_objects(arguments[name]), special)
-        known = template_variables(template)
+        with rendering():
+            known = template_variables(template)
         variables = variables | self.tokenizer.reasoning_variables(mode, effort)
         unknown = sorted(name for name, value in variables.items() if name not in known and value is not None)
         if mode is not None and not known & {"reasoning_mode", "reasoning_effort"}:
@@ -256,9 +258,10 @@ class Small4Processor(ProcessorFilesMixin):
             logger.warning_once(f"The chat template has no variables {unknown}; they are ignored.")
         variables = {name: value for name, value in variables.items() if name in known}
         tokens = {name: variables.pop(name) for name in list(variables) if name.endswith("_token")}
-        return super().apply_chat_template(
-            chat_template=template, **arguments, **escape_all(variables, special), **tokens
-        )
+        with rendering():
+            return super().apply_chat_template(
+                chat_template=template, **arguments, **escape_all(variables, special), **tokens
+            )
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a call as transformers sorts them: `text_kwargs`, `images_kwargs`, and those of the whole."""

@@ -8,6 +8,7 @@ escaped (`chat_text`). Must not know: pixels (the processor brings each image's 
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -21,10 +22,12 @@ from .chat_answers import Decoded, Events, TokenReader, read, rows
 from .chat_messages import is_batch, read_objects
 from .chat_responses import SpecialTokenSplitter
 from .chat_template import chat_template as own_template
+from .chat_template import rendering
 from .chat_text import escape_all
-from .files_reading import check_json, check_text, folder_of, naming, one_line, shown
+from .files_reading import check_json, check_text, folder_of, naming, one_line, read_json, shown
 from .files_saving import NoLinksFollowed
 from .reasoning import check_reasoning_mode, resolve_reasoning_mode
+from .tokenization_checks import check_reasoning_settings, check_tokenizer
 from .tokenization_prompts import CALL_OPTIONS, COLLATE_OPTIONS, PromptTokenizer
 
 logger = logging.get_logger(__name__)
@@ -55,8 +58,7 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
         if folder is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        check_json(folder, "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
-        check_text(folder / "chat_template.jinja")
+        _check_files(folder)
         with naming(f"{folder / 'tokenizer_config.json'} or tokenizer.json"):
             try:
                 return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -101,14 +103,15 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
         if not self.is_own_template(self.chat_template if chat_template is None else chat_template):
             variables = kwargs | self.reasoning_variables(reasoning_mode, reasoning_effort)
             tokens = {name: variables.pop(name) for name in list(variables) if name.endswith("_token")}
-            return super().apply_chat_template(
-                escape_all(read_objects(conversation), self.special), escape_all(tools, self.special),
-                escape_all(documents, self.special), chat_template, add_generation_prompt, continue_final_message,
-                    tokenize,
-                padding=padding, truncation=truncation, max_length=max_length, return_tensors=return_tensors,
-                return_dict=return_dict, return_assistant_tokens_mask=return_assistant_tokens_mask,
-                tokenizer_kwargs=tokenizer_kwargs, **escape_all(variables, self.special), **tokens,
-            )  # fmt: skip
+            with rendering():
+                return super().apply_chat_template(
+                    escape_all(read_objects(conversation), self.special), escape_all(tools, self.special),
+                    escape_all(documents, self.special), chat_template, add_generation_prompt, continue_final_message,
+                        tokenize,
+                    padding=padding, truncation=truncation, max_length=max_length, return_tensors=return_tensors,
+                    return_dict=return_dict, return_assistant_tokens_mask=return_assistant_tokens_mask,
+                    tokenizer_kwargs=tokenizer_kwargs, **escape_all(variables, self.special), **tokens,
+                )  # fmt: skip
         given = {key: kwargs.pop(key) for key in CALL_OPTIONS & kwargs.keys()}
         mode = self.reasoning_mode(reasoning_mode, reasoning_effort, kwargs)
         prompts, batched = self.lay_out(
@@ -338,6 +341,20 @@ class Small4Tokenizer(NoLinksFollowed, PromptTokenizer):
             else:
                 out.append((False, self.token_bytes(index)))
         return out
+
+
+def _check_files(folder: Path) -> None:
+    """Look at the files of a tokenizer. Raises ValueError or OSError that names the file for one that is damaged."""
+    check_json(folder, "special_tokens_map.json")
+    check_text(folder / "chat_template.jinja")
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        if os.path.lexists(folder / name):
+            content = read_json(folder / name)
+            with naming(folder / name):
+                if name == "tokenizer.json":
+                    check_tokenizer(content)
+                else:
+                    check_reasoning_settings(content.get("reasoning_settings"))
 
 
 def _padded(row: list[int], width: int | None, filler: int, side: str) -> list[int]:

@@ -11,8 +11,9 @@ import raw_checkpoint as rc
 from hub_server import serve
 from small4_conversion.convert import Options, convert
 from small4_conversion.verify import compare
-from small_hub import Files, Hub
 from test_conversion_damage import refused
+
+from model_card.evals.fuzz.small_hub import Files, Hub
 
 
 def command(endpoint: str, home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

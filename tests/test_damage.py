@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from damage import Damage, damage
 from small4_conversion.convert import Options, convert
 from small4_conversion.verify import compare
 from tiny_checkpoint import write_tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
+from model_card.evals.fuzz.damage import Damage, damage
 from modeling_small4 import Small4ForCausalLM, Small4Processor
 from modeling_small4.files_reading import one_line, parse_json, read_json, shown
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from oracle import TEXT
-from small_hub import Hub
 from tiny_checkpoint import write_tiny_checkpoint
 
+from model_card.evals.fuzz.small_hub import Hub
 from modeling_small4 import Small4Config, Small4ForCausalLM
 
 TESTS = Path(__file__).resolve().parent

@@ -4,7 +4,6 @@ every step.
 
 import json
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -16,6 +15,8 @@ import pytest
 from small4_conversion import staging, systems
 from small4_conversion.checkpoint import CheckpointError
 from small4_conversion.staging import PREFIX, check_destination, new_folder, private_folder
+
+from model_card.evals.fuzz.kills import killed_at
 
 OLD = {"config.json": '{"model_type": "small4"}', "model.safetensors": "old weights", "tekken.json": "old tokenizer"}
 NEW = {
@@ -410,26 +411,6 @@ def test_mount_points_are_refused(tmp_path: Path) -> None:
             check_destination(mounted, tmp_path, overwrite)
 
 
-def killed_at(step: int, act: Callable[[], object], below: Path) -> bool:
-    """Run `act` in a process that is killed at its step-th operation on files; False if it was over before."""
-    child = os.fork()
-    if child == 0:
-        left = [step]
-
-        def watch(event: str, arguments: tuple[object, ...]) -> None:
-            if event.split(".")[0] in ("open", "os", "shutil", "fcntl", "ctypes", "tempfile"):
-                left[0] -= 1
-                if left[0] == -1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            sys.addaudithook(watch)
-            act()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("lacking", SYSTEMS[:3])
 def test_killed_at_any_step(
@@ -445,7 +426,7 @@ def test_killed_at_any_step(
         root = tmp_path / str(step)
         place = fill(root / "dst", OLD | {"notes.txt": "notes"})
         fill(place / "runs", {"log": "log"})
-        alive = not killed_at(step, lambda: write(place, overwrite=True), root)  # noqa: B023
+        alive = not killed_at(step, lambda: write(place, overwrite=True))  # noqa: B023
         found = texts(place) if place.exists() else {}
         states.add(json.dumps(found))
         if no_exchange not in lacking or found:

@@ -171,7 +171,7 @@ class Asker:
     def _bias(self, given: dict[str, float]) -> dict[int, float]:
         out = {}
         for key, value in given.items():
-            if not key.isdecimal() or not key.isascii() or int(key[:12]) >= len(self.tokenizer):
+            if not key.isdecimal() or not key.isascii() or len(key) > 12 or int(key) >= len(self.tokenizer):
                 at = f"logit_bias.{key[:20]}"
                 raise ApiError(f"{at} is no token id; ids go from 0 to {len(self.tokenizer) - 1}.", "logit_bias")
             out[int(key)] = value

@@ -25,6 +25,8 @@ def completion_jobs(asker: Asker, fields: CompletionFields, listener: Listener) 
     """
     if fields.echo and fields.logprobs is not None:
         raise ApiError("echo together with logprobs is not supported.", "logprobs")
+    if fields.best_of not in (None, fields.n or 1):
+        raise ApiError("best_of must equal n; the server does not choose among more samples.", "best_of")
     if fields.stream_options is not None and not fields.stream:
         raise ApiError("stream_options needs stream to be true.", "stream_options")
     prompts: list[Any] = [fields.prompt] if isinstance(fields.prompt, str) else list(fields.prompt)

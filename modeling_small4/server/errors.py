@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..files_reading import one_line
+
 LONGEST = 600  # characters of a message
 
 
@@ -28,9 +30,9 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        message = " ".join(message.split())
-        super().__init__(message if len(message) <= LONGEST else message[: LONGEST - 3] + "...")
-        self.param, self.status, self.code, self.headers = param, status, code, headers or {}
+        super().__init__(one_line(message, LONGEST))
+        self.param = None if param is None else one_line(param, 200)
+        self.status, self.code, self.headers = status, code, headers or {}
 
     @property
     def body(self) -> dict[str, Any]:

@@ -147,12 +147,6 @@ class CompletionFields(CommonFields):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream_options: StreamOptions | None = None
 
-    @model_validator(mode="after")
-    def _one_sample_each(self) -> "CompletionFields":
-        if self.best_of not in (None, self.n or 1):
-            raise ValueError("best_of must equal n; the server does not choose among more samples")
-        return self
-
 
 def read_body(body: bytes) -> dict[str, Any]:
     """A request's JSON object.
