@@ -23,7 +23,7 @@ from .bundle import TOKENIZER_FILES, VERBATIM
 from .checkpoint import CheckpointError, read_json
 from .convert import Options, Summary, convert
 from .naming import to_transformers
-from .staging import check_destination, new_folder, private_folder
+from .staging import MERGING, check_destination, new_folder, private_folder
 from .transformers_layout import MODEL_TYPES, config_from_transformers
 
 _PREFIX = "base_model.model."
@@ -50,7 +50,7 @@ def merge_adapter(
     check_destination(out, base, overwrite)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, dequantize=True)
     merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    with private_folder(out, "merging") as private:
+    with private_folder(out, MERGING) as private:
         (scratch := private / "merged").mkdir()
         merged.save_pretrained(scratch)
         for name in (*TOKENIZER_FILES, *VERBATIM):

@@ -20,6 +20,7 @@ from . import systems
 from .checkpoint import CheckpointError
 from .ownership import carried_code, foreign_entries, is_known, read_as_weights, why_no_checkpoint
 
+MERGING = "merging"  # a purpose of `private_folder`
 PREFIX, NOTE, MARK = ".small4-", ".note", "small4-is-writing"
 # The folder being written; and the old one at the destination, which changes places with it.
 _NEW, _FORMER = "new", "former"
@@ -43,7 +44,8 @@ def check_destination(destination: Path, source: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{destination}: is a mount point, which cannot be replaced; choose a folder inside it")
     if _is_filled(place):
         if not overwrite:
-            _clear_leftovers(place, "")  # of a run that was killed after it had put its folder there
+            for purpose in ("", MERGING):
+                _clear_leftovers(place, purpose)  # of a run that was killed after it had put its folder there
         _check_former(place, destination, overwrite)
 
 

@@ -8,7 +8,7 @@ import binascii
 from pathlib import Path
 from typing import Any
 
-from modeling_small4.files_reading import shown
+from modeling_small4.files_reading import one_line, shown
 from modeling_small4.reasoning import REASONING_MODES
 from modeling_small4.tokenization_checks import LONGEST
 
@@ -33,7 +33,7 @@ def read_tekken(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is no Tekken tokenizer file: it has no config with a version")
     if config["version"] != VERSION:
         raise CheckpointError(
-            f"{file} is a tokenizer of version {shown(config['version'])}; Mistral Small 4 needs {VERSION}."
+            f"{file} is a tokenizer of version {one_line(config['version'], 80)}; Mistral Small 4 needs {VERSION}."
         )
     if not isinstance(config.get("pattern"), str) or not config["pattern"]:
         raise CheckpointError(f"{file}: config.pattern is {shown(config.get('pattern'))}, it must be a pattern")

@@ -132,7 +132,7 @@ def _longest_edge(size: Any, default: int) -> int:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e9
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) < 1e9
 
 
 def _three(name: str, value: Any) -> tuple[float, ...]:

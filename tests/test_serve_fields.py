@@ -134,7 +134,7 @@ def test_responses_refuse_by_name(service: Service, fields: dict[str, Any], para
     ("fields", "param"),
     [
         ({"suffix": "x"}, "suffix"),
-        ({"best_of": 3}, None),
+        ({"best_of": 3}, "best_of"),
         ({"prompt": [99999999]}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": {"a": 1}}, "prompt"),

@@ -16,7 +16,7 @@ LONGEST = 600  # letters of an error, the names of folders not counted
 REFUSED, ACCEPTED = "refused", "accepted"
 HOST = "refused by transformers before this package is asked"
 _OURS = tuple(str(Path(module.__file__ or "").parent) for module in (modeling_small4, small4_conversion))
-Check = Callable[[object], str | None]
+Check = Callable[..., str | None]
 
 
 def _is_clear(error: BaseException) -> str | None:

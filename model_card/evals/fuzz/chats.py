@@ -11,6 +11,7 @@ from typing import Any
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from transformers import BatchFeature
 
 from modeling_small4 import Small4Processor
 
@@ -26,7 +27,7 @@ PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJg"
     "gg=="
 )
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "add",
@@ -36,7 +37,11 @@ TOOL = {
         },
     },
 }  # fmt: skip
-CALL = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
+CALL: dict[str, Any] = {
+    "id": "a1b2c3d4e",
+    "type": "function",
+    "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'},
+}
 USER, ANSWER = {"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": "5"}
 CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
     [USER],
@@ -83,8 +88,7 @@ def _theirs(folder: Path, finished: bool) -> MistralTokenizer:
 
 def conversation(bench: Bench, draw: random.Random) -> Case:
     """A conversation with tools, something in it changed, and how it is asked for."""
-    messages: Any = list(draw.choice(CONVERSATIONS))
-    given: Any = {"conversation": messages, "tools": draw.choice((None, None, [TOOL]))}
+    given: dict[str, Any] = {"conversation": draw.choice(CONVERSATIONS), "tools": draw.choice((None, None, [TOOL]))}
     what = []
     for _ in range(draw.choice((1, 1, 2, 3))):
         given, how, _ = (_worded if draw.random() < 0.5 else changed)(given, draw, HOSTILE)
@@ -96,12 +100,12 @@ def conversation(bench: Bench, draw: random.Random) -> Case:
     processor = _ours(bench.sound / "ours")
     options: dict[str, Any] = {"tools": given["tools"], "reasoning_mode": mode, "add_generation_prompt": not finished}
 
-    def read() -> Any:
+    def read() -> BatchFeature:
         return processor.apply_chat_template(
             given["conversation"], tokenize=True, return_dict=True, return_tensors="pt", **options
         )
 
-    def check(found: Any) -> str | None:
+    def check(found: BatchFeature) -> str | None:
         ids = found["input_ids"].tolist()
         if before is not None and repr(given) != repr(before):
             return "the messages were changed"

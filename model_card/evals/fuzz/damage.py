@@ -108,7 +108,7 @@ def damaged(name: str, data: bytes, draw: random.Random) -> Change:
     return draw.choice(ways)(data, draw)
 
 
-def places(tree: Any, path: Path_ = ()) -> list[Path_]:
+def places(tree: object, path: Path_ = ()) -> list[Path_]:
     """All places of a JSON value; of long lists only the beginning."""
     out = [path] if path else []
     entries = tree.items() if isinstance(tree, dict) else enumerate(tree[:20]) if isinstance(tree, list) else ()
@@ -124,7 +124,7 @@ def at(tree: Any, place: Path_) -> Any:
     return tree
 
 
-def put(tree: Any, place: Path_, value: object) -> Any:
+def put(tree: object, place: Path_, value: object) -> Any:
     """The tree with another value at a place, changed in itself unless the place is the whole."""
     if not place:
         return value
@@ -132,7 +132,7 @@ def put(tree: Any, place: Path_, value: object) -> Any:
     return tree
 
 
-def draw_place(tree: Any, draw: random.Random) -> Path_:
+def draw_place(tree: object, draw: random.Random) -> Path_:
     """Each depth equally often, for there are few places near the top and many below."""
     found = places(tree)
     if not found:
@@ -141,7 +141,7 @@ def draw_place(tree: Any, draw: random.Random) -> Path_:
     return draw.choice([place for place in found if len(place) == depth])
 
 
-def near(value: Any, draw: random.Random) -> tuple[Any, str] | None:
+def near(value: object, draw: random.Random) -> tuple[object, str] | None:
     """A value a little beside another one; None where the drawn way does not apply."""
     way = draw.choice(sorted(NEAR))
     try:
@@ -175,7 +175,7 @@ def changed(tree: Any, draw: random.Random, values: dict[str, Any] | None = None
     return put(tree, place, copy.deepcopy(values[kind])), f"{kind} at {where}", place
 
 
-def dump(tree: Any) -> str:
+def dump(tree: object) -> str:
     """JSON text of a tree in which `MARKER KIND` stands for `RAW[KIND]`."""
     text = json.dumps(tree)
     for kind, raw in RAW.items():

@@ -101,4 +101,4 @@ def _write_adapter(folder: Path, base: Path) -> None:
         for name, parameter in peft.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(0, 0.1)
-    peft.save_pretrained(folder)
+    peft.save_pretrained(str(folder))

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 from PIL import Image, ImageFile
+from transformers import BatchFeature
 
 from modeling_small4 import ImageAccess, Small4ImageProcessor
 from modeling_small4.image_sources import FORMATS, load_image
@@ -66,8 +67,7 @@ def picture(bench: Bench, draw: random.Random) -> Case:
     processor = Small4ImageProcessor(14, 2, 56)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
 
-    def check(found: object) -> str | None:
-        assert isinstance(found, dict) or hasattr(found, "keys")
+    def check(found: BatchFeature) -> str | None:
         pixels, ((height, width),) = found["pixel_values"], found["image_sizes"].tolist()
         if list(pixels.shape) != [1, 3, height, width] or height % 28 or width % 28 or max(height, width) > 56:
             return f"pixels of {list(pixels.shape)} for an image of {height} x {width}"

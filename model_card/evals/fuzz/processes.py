@@ -1,5 +1,6 @@
 """Many cases in processes of their own, so that a crash, a hang or a flood of memory is one failed case and no more."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def run_blocks(
         for name, (_, count) in kinds.items()
         for begin in range(first, first + count, block)
     )
-    running: dict[Connection, tuple[multiprocessing.Process, _Block, Synchronized[int]]] = {}
+    running: dict[Connection, tuple[ForkProcess, _Block, Synchronized[int]]] = {}
     context = multiprocessing.get_context("fork")
     while waiting or running:
         while waiting and len(running) < processes:
@@ -54,7 +56,7 @@ def run_blocks(
             process = context.Process(target=_work, args=(part, kinds[part.kind][0], sound, seconds, theirs, current))
             process.start()
             theirs.close()
-            running[ours] = (process, part, current)  # type: ignore[assignment]
+            running[ours] = (process, part, current)
         for ready in wait(list(running)):
             assert isinstance(ready, Connection)
             process, part, current = running.pop(ready)
@@ -85,6 +87,7 @@ def _signal(status: int | None) -> str:
 
 
 def _work(part: _Block, make: Kind, sound: Path, seconds: int, out: Connection, current: "Synchronized[int]") -> None:
+    faulthandler.disable()
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what libraries print about damaged files
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

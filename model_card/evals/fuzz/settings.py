@@ -156,7 +156,7 @@ def unlike(given: dict[str, Any], found: dict[str, Any]) -> str | None:
     return None
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: object, other: object) -> bool:
     if isinstance(one, bool) != isinstance(other, bool):
         return False
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):

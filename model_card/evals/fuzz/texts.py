@@ -5,7 +5,6 @@ tokenizers library make of the same files.
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from small4_conversion.tokenizer import read_tokenizer
@@ -49,9 +48,9 @@ def _pattern(file: Path) -> str:
 
 def tokenizer(bench: Bench, draw: random.Random) -> Case:
     folder, what = _folder(bench, draw, FILES[:2])
-    reader: Any = draw.choice((Small4Tokenizer, AutoTokenizer))
+    reader: type[Small4Tokenizer] | type[AutoTokenizer] = draw.choice((Small4Tokenizer, AutoTokenizer))
 
-    def check(found: Any) -> str | None:
+    def check(found: Small4Tokenizer) -> str | None:
         if type(found) is not Small4Tokenizer:  # the Auto class goes by names in the files
             return None if reader is AutoTokenizer else f"read as {type(found).__name__}"
         try:
@@ -70,12 +69,9 @@ def tokenizer(bench: Bench, draw: random.Random) -> Case:
 def processor(bench: Bench, draw: random.Random) -> Case:
     """A processor's files, then one chat: the ids are the sound folder's, or there is an error."""
     folder, what = _folder(bench, draw, FILES)
-    reader: Any = draw.choice((Small4Processor, AutoProcessor))
+    reader: type[Small4Processor] | type[AutoProcessor] = draw.choice((Small4Processor, AutoProcessor))
 
-    def read() -> Any:
-        return reader.from_pretrained(folder)
-
-    def check(found: Any) -> str | None:
+    def check(found: Small4Processor) -> str | None:
         if type(found) is not Small4Processor:  # the Auto class goes by names in the files
             return None if reader is AutoProcessor else f"read as {type(found).__name__}"
         try:
@@ -84,7 +80,13 @@ def processor(bench: Bench, draw: random.Random) -> Case:
             return unreadable(str(error))
         return None
 
-    return Case(f"{reader.__name__}: {what}", read, check, (str(folder),), auto=reader is AutoProcessor)
+    return Case(
+        f"{reader.__name__}: {what}",
+        lambda: reader.from_pretrained(folder),
+        check,
+        (str(folder),),
+        auto=reader is AutoProcessor,
+    )
 
 
 def _folder(bench: Bench, draw: random.Random, names: tuple[str, ...]) -> tuple[Path, str]:

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from fastapi import FastAPI
 from safetensors.torch import load_file
 from small4_conversion.convert import Options, convert
 from small4_conversion.files import INDEX
@@ -31,9 +32,11 @@ IDS = torch.tensor([[1, 100, 101, 102]])
 def loaded(bench: Bench, draw: random.Random) -> Case:
     layout = draw.choice(("ours", "one"))
     folder, done = _damaged(bench, draw, layout, [INDEX, "config.json", "generation_config.json", "*.safetensors"])
-    reader: Any = draw.choice((Small4ForCausalLM, AutoModelForCausalLM))
+    reader: type[Small4ForCausalLM] | type[AutoModelForCausalLM] = draw.choice(
+        (Small4ForCausalLM, AutoModelForCausalLM)
+    )
 
-    def check(model: Any) -> str | None:
+    def check(model: Small4ForCausalLM) -> str | None:
         if reason := unlike(_json(folder / "config.json"), model.config.to_dict()):
             return reason
         if reason := unlike(_json(folder / "generation_config.json"), model.generation_config.to_dict()):
@@ -162,10 +165,10 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
-_running: dict[Path, Any] = {}
+_running: dict[Path, FastAPI] = {}
 
 
-def _application(folder: Path) -> Any:
+def _application(folder: Path) -> FastAPI:
     """The application on a tiny model, its engine running in this process."""
     if folder not in _running:
         api = requests.api(folder)
@@ -174,14 +177,14 @@ def _application(folder: Path) -> Any:
     return _running[folder]
 
 
-def _ask(application: Any, path: str, data: bytes) -> tuple[int, str, bytes]:
+def _ask(application: FastAPI, path: str, data: bytes) -> tuple[int, str, bytes]:
     """Status, content type and body that the application answers."""
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
         "path": path, "raw_path": path.encode(), "query_string": b"", "server": ("127.0.0.1", 8000),
         "client": ("127.0.0.1", 1), "headers": [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json")],
     }  # fmt: skip
-    sent: list[dict[str, Any]] = []
+    sent: list[MutableMapping[str, Any]] = []
 
     async def answer() -> None:
         asked, over = False, asyncio.Event()
@@ -194,7 +197,7 @@ def _ask(application: Any, path: str, data: bytes) -> tuple[int, str, bytes]:
             await over.wait()
             return {"type": "http.disconnect"}
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
         await application(scope, receive, send)
