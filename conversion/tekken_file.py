@@ -38,10 +38,8 @@ def read_tekken(file: Path) -> dict[str, Any]:
     if not isinstance(config.get("pattern"), str) or not config["pattern"]:
         raise CheckpointError(f"{file}: config.pattern is {shown(config.get('pattern'))}, it must be a pattern")
     size, special = (_count(file, config, f"default_{name}") for name in ("vocab_size", "num_special_tokens"))
-    if size - special < 256:
-        raise CheckpointError(
-            f"{file}: config.default_vocab_size is {size}, it must be {special} special tokens and at least 256"
-        )
+    if size <= special:
+        raise CheckpointError(f"{file}: config.default_vocab_size is {size}, no more than the {special} special tokens")
     _check_special(file, content.get("special_tokens"), special)
     _check_vocabulary(file, content.get("vocab"), size - special)
     _check_settings(file, content.get("model_settings_builder"))
