@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from modeling_small4.commands.terminal import describe_bytes
+from modeling_small4.drafts_eagle import Small4EagleDraft
 from modeling_small4.drafts_reading import is_draft, read_draft
 from modeling_small4.files_saving import MANIFEST
 
@@ -215,6 +216,7 @@ def _convert_draft(folder: Path, dst: Path, options: Options, note: Callable[[st
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     note(f"layout: EAGLE draft -> small4, {str(dtype).removeprefix('torch.')} (FP8 is expanded)")
+    assert isinstance(draft, Small4EagleDraft)
     weights = draft.state_dict()
     with _full_disk_named(dst), new_folder(dst, options.overwrite, note) as partial:
         draft.save_pretrained(partial, max_shard_size=options.shard_size)

@@ -113,6 +113,15 @@ def _open_raw(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
 def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
     file = folder / "config.json"
     given = read_json(file)
+    if (
+        given.get("dflash_config")
+        or given.get("speculators_model_type")
+        or "muse_glimmer" in str(given.get("model_type"))
+    ):
+        raise CheckpointError(
+            f"{folder}: is a DFlash draft or another one, which drafts tokens for another model; use it as it is, "
+            "without converting it"
+        )
     kind, files = given.get("model_type"), weight_files(folder, INDEX, PATTERN)
     found = read_headers(files)
     text_only = "text_config" not in given or given.get("vision_config", ...) is None

@@ -5,20 +5,22 @@ how drafting works.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from transformers import PreTrainedModel
+from transformers import MuseGlimmerAssistantModel, PreTrainedModel
 
 from .configuration_small4 import Small4TextConfig
 from .drafts_costs import Costs
+from .drafts_dflash import WORKS, DFlashDraft
 from .drafts_eagle import Small4EagleDraft
 from .drafts_eagle_small import SmallEagle
 from .drafts_pace import Pace
 from .drafts_reading import read_draft
-from .drafts_sources import Drafting, EagleDrafting, LookupDrafting, ModelDrafting
+from .drafts_sources import DFlashDrafting, Drafting, EagleDrafting, LookupDrafting, ModelDrafting
 from .experts_offloaded import Small4OffloadedExperts
 
 PROMPT_LOOKUP = "prompt_lookup"
+Source: TypeAlias = PreTrainedModel | DFlashDraft
 _KEPT = "_small4_drafts"  # on the model, by what was given
 
 
@@ -26,8 +28,8 @@ def drafting_for(model: PreTrainedModel, draft: object) -> Drafting:
     """How `draft` drafts in one call of `model.generate`.
 
     Args:
-        draft: "prompt_lookup"; a folder or Hub name of an EAGLE draft (official layout or ours) or of a small model; or
-            one of these, loaded.
+        draft: "prompt_lookup"; a folder or Hub name of an EAGLE draft (official layout or ours), of a DFlash draft or
+            of a small model; or one of these, loaded.
 
     Raises:
         ValueError: It is none of these, or of another vocabulary or width than the model.
@@ -41,6 +43,8 @@ def drafting_for(model: PreTrainedModel, draft: object) -> Drafting:
         if not isinstance(draft, (str, Path)) and SmallEagle.fits(source):  # its weights may have changed
             small = SmallEagle(source, model.get_output_embeddings().weight)
         return EagleDrafting(source, model, pace, small)
+    if isinstance(source, DFlashDraft):
+        return DFlashDrafting(source, model, pace)
     return ModelDrafting(source, pace)
 
 
@@ -55,22 +59,23 @@ def _name(draft: object) -> str:
 
 def _kept(model: PreTrainedModel, draft: object) -> tuple[Any, Pace, SmallEagle | None]:
     kept = model.__dict__.setdefault(_KEPT, {})
-    if not isinstance(draft, (str, Path, PreTrainedModel)):
-        raise ValueError(
-            f"draft is {draft!r}; give a folder or Hub name of an EAGLE draft or a small model, one of these "
-            f"loaded, or {PROMPT_LOOKUP!r}."
-        )
+    if not isinstance(draft, (str, Path, PreTrainedModel, DFlashDraft)):
+        raise ValueError(f"draft is {draft!r}; {WORKS}, as a folder, a Hub name or loaded.")
     key = str(draft) if isinstance(draft, (str, Path)) else draft
     if key not in kept:
         source = key if key == PROMPT_LOOKUP else _loaded(model, key)
         small = None
         if isinstance(source, Small4EagleDraft) and isinstance(key, str) and SmallEagle.fits(source):
             small = SmallEagle(source, model.get_output_embeddings().weight)
-        kept[key] = source, Pace(_costs(model), _weight(source, model), source == PROMPT_LOOKUP), small
+        kept[key] = (
+            source,
+            Pace(_costs(model), _weight(source, model), source == PROMPT_LOOKUP or isinstance(source, DFlashDraft)),
+            small,
+        )
     return kept[key]
 
 
-def _weight(source: str | PreTrainedModel, model: PreTrainedModel) -> float:
+def _weight(source: str | Source, model: PreTrainedModel) -> float:
     """Weights that a draft reads for a token, over those that the model reads."""
     if isinstance(source, str):
         return 0.0
@@ -80,7 +85,8 @@ def _weight(source: str | PreTrainedModel, model: PreTrainedModel) -> float:
         own = _read_for_a_token(theirs) + theirs.hidden_size * theirs.vocab_size
     else:
         own = sum(each.numel() for each in source.parameters())
-        own += head if source.get_output_embeddings() is None else 0  # the model's serves
+        output = source.head if isinstance(source, DFlashDraft) else source.get_output_embeddings()
+        own += head if output is None else 0  # the model's serves
     return own / (_read_for_a_token(text) + head)
 
 
@@ -108,14 +114,35 @@ def _read_for_a_token(text: Small4TextConfig) -> int:
     return text.num_hidden_layers * attention + 3 * size * widths
 
 
-def _loaded(model: PreTrainedModel, draft: str | PreTrainedModel) -> PreTrainedModel:
+def _loaded(model: PreTrainedModel, draft: str | Source) -> Source:
     if isinstance(draft, str):
         draft = read_draft(draft, model.dtype).eval()
+    elif isinstance(draft, MuseGlimmerAssistantModel):
+        draft = DFlashDraft.of(draft)
     own, theirs = model.config.get_text_config(), draft.config.get_text_config()
-    for name in ("vocab_size", *(("hidden_size",) if isinstance(draft, Small4EagleDraft) else ())):
+    names = ("hidden_size",) if isinstance(draft, DFlashDraft) else ("vocab_size",)
+    for name in ("vocab_size", "hidden_size") if isinstance(draft, Small4EagleDraft) else names:
         if getattr(own, name) != getattr(theirs, name):
             raise ValueError(
                 f"The draft has {name} {getattr(theirs, name)} and the model {getattr(own, name)}; a draft has to be "
                 "made for the model."
             )
+    if isinstance(draft, DFlashDraft):
+        _check_dflash(own, draft)
     return draft
+
+
+def _check_dflash(own: Small4TextConfig, draft: DFlashDraft) -> None:
+    rules, layers = draft.rules, list(draft.rules.layers)
+    if not layers or layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= own.num_hidden_layers:
+        raise ValueError(
+            f"The draft reads the layers {layers} and the model has {own.num_hidden_layers}; a draft has to be made "
+            "for the model, and names its layers in order."
+        )
+    ids = int(draft.ids.max()) if draft.ids is not None else 0 if draft.head is None else draft.head.out_features - 1
+    rows = own.vocab_size if draft.embeddings is None else draft.embeddings.num_embeddings
+    if max(rules.mask, ids) >= own.vocab_size or rows < own.vocab_size:
+        raise ValueError(
+            f"The draft knows the token ids up to {max(rules.mask, ids, rows - 1)} and the model has {own.vocab_size} "
+            "tokens; a draft has to be made for the model."
+        )

@@ -1,4 +1,4 @@
-"""Reads drafts from folders and from the Hub: the official EAGLE layout as it is released, ours, and small models.
+"""Reads drafts from folders and from the Hub: the official EAGLE layout as it is released, ours, DFlash, small models.
 
 The official layout is `params.json` and `consolidated*.safetensors`, with tensors in Mistral's names, FP8 with one
 scale per tensor or plain. Must not know: how drafts are used.
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, MuseGlimmerAssistantModel, PreTrainedModel
 
+from .drafts_dflash import DFlashDraft, body_of, is_dflash, read_dflash
 from .drafts_eagle import Small4EagleConfig, Small4EagleDraft
 
 _FILES = ("params.json", "consolidated*", "config.json", "generation_config.json", "model*.safetensors*")
@@ -37,7 +38,7 @@ _TARGETS = ("tok_embeddings.weight", "output.weight")  # the model has its own
 _SCALES = ("qscale_act", "qscale_weight")
 
 
-def read_draft(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def read_draft(name: str, dtype: torch.dtype) -> PreTrainedModel | DFlashDraft:
     """The draft in a folder or Hub repository.
 
     Raises:
@@ -48,17 +49,23 @@ def read_draft(name: str, dtype: torch.dtype) -> PreTrainedModel:
         return read_official(folder, dtype)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no draft: neither config.json nor params.json with an eagle_linear is in it.")
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    if kind == Small4EagleConfig.model_type:
+    config = json.loads((folder / "config.json").read_text())
+    try:
+        dflash = is_dflash(config)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+    if dflash:
+        return read_dflash(folder, dtype)
+    if config.get("model_type") == Small4EagleConfig.model_type:
         return Small4EagleDraft.from_pretrained(folder, dtype=dtype)
     AutoConfig.from_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded(name: str, files: tuple[str, ...] = _FILES) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ValueError(f"draft {name!r} is no folder; give a folder, a Hub name OWNER/NAME, or 'prompt_lookup'.")
-    return Path(snapshot_download(name, allow_patterns=list(_FILES)))
+    return Path(snapshot_download(name, allow_patterns=list(files)))
 
 
 def is_official(folder: Path) -> bool:
@@ -80,20 +87,37 @@ def is_draft(folder: Path) -> bool:
 
 
 def draft_bytes(name: str, context: int, batch: int) -> int:
-    """Memory that an EAGLE draft takes in bfloat16: weights, and latents of so many tokens.
+    """Memory that a draft takes in bfloat16: weights, and what it keeps of so many tokens.
+
+    Args:
+        name: A folder or Hub repository of an EAGLE or DFlash draft; of the latter only the configuration is read.
 
     Raises:
-        ValueError: There is no EAGLE draft of this name.
+        ValueError: There is none of this name.
     """
-    folder = Path(name)
-    if not folder.is_dir() or not is_draft(folder):
-        raise ValueError(f"{name} is no folder of an EAGLE draft; the planner counts none other.")
-    file = folder / ("params.json" if is_official(folder) else "config.json")
-    content = json.loads(file.read_text())
-    config = config_of(content, file) if file.name == "params.json" else Small4EagleConfig.from_dict(content)
+    folder = Path(name) if Path(name).is_dir() else _downloaded(name, ("params.json", "config.json"))
+    official = (folder / "params.json").is_file() and not (folder / "config.json").is_file()
+    file = folder / ("params.json" if official else "config.json")
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    if not official and is_dflash(content):
+        return _dflash_bytes(content, context, batch)
+    if not official and content.get("model_type") != Small4EagleConfig.model_type:
+        raise ValueError(f"{name} holds no EAGLE or DFlash draft; the planner counts none other.")
+    config = config_of(content, file) if official else Small4EagleConfig.from_dict(content)
     with torch.device("meta"):
         weights = sum(each.numel() for each in Small4EagleDraft(config).parameters())
     return 2 * (weights + config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * context * batch)
+
+
+def _dflash_bytes(content: dict[str, Any], context: int, batch: int) -> int:
+    config, _ = body_of(content)
+    with torch.device("meta"):
+        weights = sum(each.numel() for each in MuseGlimmerAssistantModel(config).parameters())
+    if "transformer_layer_config" in content:  # brings embeddings and a head of its own
+        whole = content["transformer_layer_config"]["vocab_size"]
+        weights += config.hidden_size * (whole + content.get("draft_vocab_size", whole))
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return 2 * (weights + token * context * batch)
 
 
 def _names(folder: Path) -> dict[Path, list[str]]:

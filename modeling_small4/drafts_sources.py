@@ -1,4 +1,4 @@
-"""How tokens are drafted: by an EAGLE draft, by a small model, or from the text before.
+"""How tokens are drafted: by an EAGLE or a DFlash draft, by a small model, or from the text before.
 
 Each source keeps what it needs for one call of `generate`. Drafts are always the likeliest tokens: a sampled answer
 then follows them as often as the model itself says. Must not know: how drafts are checked.
@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from .cpu_matmul import linear
+from .drafts_dflash import DFlashDraft
 from .drafts_eagle import Small4EagleDraft
 from .drafts_eagle_small import SmallEagle, SmallEagleState
-from .drafts_pace import AnswerPace, Pace
+from .drafts_pace import LONGEST, AnswerPace, Pace
 from .drafts_view import DraftView
 
 
@@ -141,6 +142,43 @@ class EagleDrafting(Drafting):
         else:
             self.cache.crop(1 - steps)
         return tokens
+
+
+class DFlashDrafting(Drafting):
+    """By a DFlash draft: a whole block in one forward, of which as many tokens as pay are checked."""
+
+    def __init__(self, source: DFlashDraft, model: PreTrainedModel, pace: Pace) -> None:
+        super().__init__(pace, DraftView(source.rules.layers))
+        self.source, self.cache = source, DynamicCache()
+        self.embeddings = source.embeddings or model.get_input_embeddings()
+        self.head = source.head or model.get_output_embeddings()
+
+    def unread(self, ids: torch.Tensor) -> int:
+        assert self.view is not None
+        return len(self.view)
+
+    def propose(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
+    ) -> list[torch.Tensor]:
+        assert self.view is not None
+        rules, seen = self.source.rules, self.view.take()
+        known = int(self.cache.get_seq_length()) + len(seen)
+        shown = None if mask is None else mask[:, mask.shape[1] - 1 - known : -1]
+        block = torch.cat((ids[:, -1:], ids.new_full((ids.shape[0], rules.block - 1), rules.mask)), dim=1)
+        places = seen.positions[:, -1:] + 1 + torch.arange(rules.block, device=ids.device)
+        guessed = self.source(
+            self.embeddings(block), seen.hidden, torch.cat((seen.positions, places), dim=1), shown, self.cache
+        )
+        self.cache.crop(-rules.block)
+        guessed = guessed[:, 0 if rules.predicts_next else 1 :][:, : min(room, LONGEST)]
+        logits = linear(self.head, guessed.to(self.head.weight.dtype))
+        tokens: list[torch.Tensor] = []
+        sure = 1.0
+        for place in range(logits.shape[1]):
+            sure = self.worth(logits[:, place], going, tokens, sure)
+            if not sure:
+                break
+        return tokens if self.source.ids is None else [self.source.ids.to(ids.device)[token] for token in tokens]
 
 
 class ModelDrafting(Drafting):

@@ -72,7 +72,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
                 the extra `grammar`, and the tokens' texts: of `tokenizer`, else of the folder that the model was loaded
                 from.
             draft: what drafts tokens for the model to check several in one step: a folder or Hub name of an EAGLE
-                draft (the official layout or ours) or of a small model of the same vocabulary, one of these loaded, or
+                draft (official layout or ours), a DFlash draft or a small model of the same vocabulary, one loaded, or
                 "prompt_lookup". Answers are those of a plain call, sampled ones too; as many tokens are drafted as
                 pay. Not with beams.
             kwargs: everything else `generate` takes; `tokenizer` (a processor will do) also supplies the control ids

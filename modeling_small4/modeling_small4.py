@@ -235,6 +235,8 @@ class Small4TextModel(Small4PreTrainedModel):
                 between.append(hidden_states)
         hidden_states = self.norm(hidden_states)
         if draft_view is not None:
+            if between and self.config.num_hidden_layers - 1 in draft_view.layers:
+                between[-1] = hidden_states  # as transformers counts them, behind the norm
             draft_view.show(inputs_embeds, position_ids, torch.cat(between, dim=-1) if between else hidden_states)
         return MoeModelOutputWithPast(
             last_hidden_state=hidden_states, cache=None if isinstance(cache, PagedBatch) else cache

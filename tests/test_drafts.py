@@ -216,7 +216,7 @@ def test_mistakes_are_told(
         model.generate(**given, draft="prompt_lookup", use_cache=False)
     with pytest.raises(ValueError, match="assistant_model"):
         model.generate(**given, draft="prompt_lookup", assistant_model=model)
-    with pytest.raises(ValueError, match="give a folder"):
+    with pytest.raises(ValueError, match="give an EAGLE draft"):
         model.generate(**given, draft=["prompt_lookup"])
     config = drafts["eagle"].config.__class__(**drafts["eagle"].config.to_dict() | {"hidden_size": 64})
     with pytest.raises(ValueError, match="hidden_size 64"):

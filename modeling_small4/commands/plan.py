@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-bits", type=int, choices=(16, 8), default=16, help="bits per cached number (default: 16)"
     )
-    parser.add_argument("--draft", metavar="DIR", help="an EAGLE draft to be held too")
+    parser.add_argument(
+        "--draft", metavar="DRAFT", help="an EAGLE or DFlash draft to be held too, a folder or Hub name"
+    )
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="how weights are spread (default: auto)")
     parser.add_argument("--table", action="store_true", help="print what fits on many machines, as a Markdown table")
     parser.add_argument(

@@ -113,8 +113,8 @@ def describe_bytes(count: float) -> str:
 
 
 DRAFT = (
-    "what drafts tokens, for several to be checked in one step: a folder or Hub repository of an EAGLE draft or a "
-    "small model, or prompt_lookup; answers stay the same"
+    "what drafts tokens, for several to be checked in one step: a folder or Hub repository of an EAGLE draft, "
+    "a DFlash draft or a small model, or prompt_lookup; answers stay the same"
 )
 
 
