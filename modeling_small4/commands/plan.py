@@ -13,6 +13,7 @@ from ..planner.hardware import GPUS, NODES, UNIFIED, Machine, parse_machine, thi
 from ..planner.layout import CHUNK, LAYOUTS, Plan, plan
 from ..planner.sizes import PRECISIONS, cache_bytes, weight_bytes
 from ..planner.speed import Speed, measure, speed
+from . import plan_training
 from .terminal import describe_bytes
 
 EXAMPLES = ("4xH100", "2xH100", "8xH200", "4xH200", "2xH200", "1xH200", "2xB200", "1xB200", "1xDGX-B200", "4xA100",
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="estimate speed from this machine's bandwidths, which takes a few seconds to measure",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    plan_training.add_arguments(parser)
 
 
 def _precision(text: str) -> str:
@@ -71,6 +73,11 @@ def run(args: argparse.Namespace) -> None:
         ValueError: A device, number or model that cannot be planned for.
     """
     config = _configuration(args.model)
+    if args.train:
+        plan_training.run(
+            config, args, args.dtype or ("bfloat16" if args.train == "full" else stored_precision(config))
+        )
+        return
     if args.table:
         print(_table_as_json(config, args.context) if args.json else table(config, args.context))
         return

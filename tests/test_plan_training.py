@@ -1,0 +1,172 @@
+"""The planner's memory of training beside what models take: their parameters, gradients, optimizer states, and the most
+bytes of tensors alive in a step. And what `small4 plan --train` prints.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stored_folder
+import torch
+from live_bytes import LiveBytes
+from peft import LoraConfig, get_peft_model
+from small4_conversion.convert import Options, convert
+
+from model_card.bench.lora_step import layer
+from model_card.bench.stored_memory import write
+from modeling_small4 import Small4Config, Small4ForCausalLM, demo_checkpoint, lora_targets, stored_lora
+from modeling_small4.commands import cli
+from modeling_small4.planner.training import Training, train_bytes
+
+torch.set_num_threads(1)
+SIZES = {
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 8, "num_experts_per_tok": 4,
+    "num_hidden_layers": 4,
+}  # fmt: skip
+WIDE = {
+    "hidden_size": 1024, "moe_intermediate_size": 512, "num_attention_heads": 8, "q_lora_rank": 256,
+    "kv_lora_rank": 128, "num_hidden_layers": 3, "vocab_size": 32768,
+}  # fmt: skip
+
+
+def measured(folder: Path, training: Training) -> tuple[dict[str, int], Small4Config]:
+    """One step after another one, so that gradients and optimizer states are there. By the planner's parts."""
+    dtype = torch.float32 if training.precision == "float32" else torch.bfloat16
+    model: Any = Small4ForCausalLM.from_pretrained(folder, dtype=dtype, dequantize=not training.held)
+    model.loss_chunk, config = training.loss_chunk, model.config
+    weights = sum(p.nbytes for p in model.parameters())
+    if training.kind == "lora":
+        options = LoraConfig(r=training.rank, **lora_targets(training.targets))
+        model = get_peft_model(model, stored_lora(options, model))
+    if training.checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer: Any = torch.optim.AdamW(trained, lr=1e-5)
+    size = (training.batch, training.length)
+    ids = torch.randint(10, config.text_config.vocab_size, size, generator=torch.Generator().manual_seed(0))
+
+    def passes() -> None:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    passes()
+    optimizer.step()
+    with LiveBytes() as live:
+        passes()
+    states = sum(x.nbytes for state in optimizer.state.values() for x in state.values() if x.ndim)
+    adapters = sum(p.nbytes for p in trained) if training.kind == "lora" else 0
+    gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+    held = {"weights": weights, "adapters": adapters, "gradients": gradients, "optimizer": states}
+    return held | {"passes": live.peak}, config
+
+
+def compare(folder: Path, training: Training, allowed: float = 0.05) -> None:
+    found, config = measured(folder, training)
+    parts = train_bytes(config, training)
+    for name in ("adapters", "gradients", "optimizer"):
+        if training.kind == "lora":
+            assert parts[name] == found[name], name
+    used, taken = sum(parts.values()), sum(found.values())
+    assert abs(used / taken - 1) < allowed, (used / taken, parts, found)
+    passes = parts["activations"] + parts["loss"]
+    assert abs(passes / found["passes"] - 1) < 2 * allowed, (passes / found["passes"], parts, found)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> stored_folder.Folders:
+    return stored_folder.write(tmp_path_factory.mktemp("small"), "fp8", vision=False, sizes=SIZES)
+
+
+CASES = [
+    {}, {"checkpointing": True}, {"checkpointing": True, "loss_chunk": 64}, {"targets": "attention+shared"},
+    {"kind": "full", "precision": "bfloat16"}, {"kind": "full", "precision": "float32"},
+    {"kind": "full", "precision": "bfloat16", "checkpointing": True}, {"precision": "bfloat16"},
+    {"precision": "bfloat16", "checkpointing": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=[" ".join(map(str, case.values())) or "held" for case in CASES])
+@pytest.mark.parametrize(("batch", "length"), [(2, 512), (5, 150)])
+def test_a_small_model(folders: stored_folder.Folders, case: dict[str, Any], batch: int, length: int) -> None:
+    folder = folders.expanded if "precision" in case else folders.stored
+    compare(folder, Training(**{"rank": 4, "batch": batch, "length": length} | case))
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int4"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_demo(precision: str, checkpointing: bool, tmp_path: Path) -> None:
+    convert(demo_checkpoint(), tmp_path / "held", Options(dtype=precision))
+    compare(tmp_path / "held", Training("lora", precision, 6, 200, checkpointing, rank=8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True, "loss_chunk": 128}], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("sizes", [WIDE, {}], ids=["three layers", "one full-width layer"])
+def test_wide_layers(sizes: dict[str, int], options: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "wide", layer(8, sizes), "fp8")
+    compare(tmp_path / "wide", Training(batch=1, length=512, **options))
+
+
+def test_what_saves_memory_does() -> None:
+    config, plain = Small4Config(), Training()
+    whole = sum(train_bytes(config, plain).values())
+    for better in (
+        Training(checkpointing=True), Training(loss_chunk=256), Training(targets="attention"), Training(rank=4),
+        Training(optimizer="adamw8bit"), Training(optimizer="muon"), Training(precision="nvfp4"),
+        Training(sharding="expert", ranks=4), Training(length=1024),
+    ):  # fmt: skip
+        assert sum(train_bytes(config, better).values()) < whole, better
+    full = Training("full", "bfloat16")
+    sharded = Training("full", "bfloat16", sharding="fsdp", ranks=8)
+    assert train_bytes(config, sharded)["optimizer"] == pytest.approx(train_bytes(config, full)["optimizer"] / 8)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(["plan", "--train", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("lora", "--devices", "2xH200", "--dtype", "nvfp4", "--length", "8192", "--batch", "2", "--checkpointing")
+    found = json.loads(printed(capsys, *words, "--json"))
+    assert found["fits"]
+    assert found["training"]["sharding"] == "expert"
+    expected = Training("lora", "nvfp4", 2, 8192, True, sharding="expert", ranks=2)
+    assert found["parts"] == train_bytes(Small4Config(), expected)
+    text = printed(capsys, *words)
+    assert "fits" in text
+    assert "sharding: expert over 2 GPUs" in text
+    assert "try --checkpointing" in printed(capsys, "lora", "--devices", "1xH100")
+    assert "bfloat16 weights" in printed(capsys, "full", "--devices", "8xH200")
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    head, _, *lines = printed(capsys, "lora", "--table").strip().split("\n")
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
+    assert "LoRA, nvfp4" in head
+    assert set(cells["24GB+64GB-ram"]) == {"no"}
+    assert "no" not in cells["8xB200"]
+
+
+def test_the_guide_has_this_table(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = Path(__file__).parents[1] / "model_card" / "guides" / "what-fits-where.md"
+    told = guide.read_text("utf-8").split("## Training\n")[1].split("\n## ")[0]
+    rows = [line for line in told.splitlines() if line.startswith("| ")]
+    assert rows == [line for line in printed(capsys, "lora", "--table").splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("full", "--dtype", "fp8"), "fp8 weights take adapters"),
+        (("lora", "--rank", "0"), "rank=0"),
+        (("lora", "--devices", "2xH100", "--sharding", "fsdp"), "not cut by FSDP"),
+        (("lora", "--devices", "3xH100"), "cannot be dealt to 3 GPUs"),
+        (("lora", "--devices", "1xH100+1xA100"), "several kinds"),
+    ],
+)
+def test_what_cannot_be_planned(words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--train", *words]) == 1
+    assert says in capsys.readouterr().err
