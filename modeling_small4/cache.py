@@ -308,11 +308,17 @@ def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | N
     without one.
 
     Raises:
-        ValueError: Both were passed.
+        ValueError: Both were passed, or something that is no cache.
     """
     if cache is not None and past_key_values is not None:
         raise ValueError("cache and past_key_values are two names of one argument; pass one of them.")
-    return past_key_values if cache is None else cache
+    given = past_key_values if cache is None else cache
+    if isinstance(given, (str, tuple, list, dict, torch.Tensor, bool, int)):
+        raise ValueError(
+            f"The cache must be a LatentCache or another Cache of transformers, but is a {type(given).__name__}. A "
+            'kind of cache is chosen by cache_implementation="...".'
+        )
+    return given
 
 
 def with_cache_name(arguments: dict[str, Any]) -> dict[str, Any]:

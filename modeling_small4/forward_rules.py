@@ -10,7 +10,9 @@ table.
 | several texts in a row | they do not see one another, and no cache is made, which only one of them could go on from | `packed_texts`, `new_cache_wanted` |
 | no position_ids | positions are counted from the length of the cache, padding included, as in transformers | `counted_positions` |
 | no cache, and `use_cache` (or the configuration's) | a new cache, except in training | `new_cache_wanted` |
-| a mask `[batch, n]` with n below cached and new tokens | a mistake: it is refused | `check_mask` |
+| tokens, positions, masks, labels or images of another shape, dtype or range | a mistake: it is refused | `forward_checks` |
+| a mask `[1, n]` | it holds for each row | `forward_checks.one_row_for_all` |
+| inputs_embeds of another floating dtype than the embedding's, without autocast | meant: they are converted | `forward_checks.as_computed` |
 | a cache of other rows than the batch, or of keys for each head (prefix tuning) | a mistake: it is refused | `check_cache` |
 | a filled cache of one row for each prompt, for beams or several returned sequences | its rows are repeated | `repeat_rows` |
 | tokens beyond `max_position_embeddings` | meant, with a warning | `warn_beyond_positions` |
@@ -75,22 +77,6 @@ def counted_positions(cache: Cache | None, length: int, device: torch.device) ->
     """Positions `[1, length]` of tokens that come behind those in the cache."""
     seen = cache.get_seq_length() if cache is not None else 0
     return (torch.arange(length, device=device) + seen)[None]
-
-
-def check_mask(attention_mask: torch.Tensor | None, cache: Cache | None, length: int) -> None:
-    """Refuse a mask that ends before the tokens do, of which transformers would hide the last.
-
-    Raises:
-        ValueError: It has fewer columns than there are cached and new tokens.
-    """
-    if attention_mask is None or is_tracing(attention_mask):
-        return
-    seen = cache.get_seq_length() if cache is not None and hasattr(cache, "get_seq_length") else 0
-    if _is_flat(attention_mask) and isinstance(seen, int) and attention_mask.shape[1] < seen + length:
-        raise ValueError(
-            f"attention_mask has {attention_mask.shape[1]} columns for {seen} cached and {length} new tokens; it must "
-            "cover both."
-        )
 
 
 def check_cache(cache: Cache | None, batch: int, width: int) -> None:

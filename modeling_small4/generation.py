@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .attention_paged import LatentBatchingManager
 from .files_reading import shown
+from .forward_checks import check_prompt
 from .generation_batching import continuous_batching_for, generate_many
 from .generation_call import GenerateCall, Modes
 from .generation_grammar import GrammarProcessor, GrammarRow
@@ -85,7 +86,8 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
             rewrite: the mode governs decoding alone.
 
         Raises:
-            ValueError: a mode or budget that is not allowed, a prompt that is no chat prompt, a mode that contradicts
+            ValueError: ids, embeddings or a mask of another shape, dtype or range, a mode or budget that is not
+                allowed, a prompt that is no chat prompt, a mode that contradicts
                 a filled cache, unknown control ids, or continuous batching, which supports neither argument. A preset
                 that does not exist, or one beside arguments that contradict it. A grammar that is wrong, impossible or
                 cannot be enforced, with the path of what is wrong in a schema.
@@ -94,6 +96,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
         given |= {"stopping_criteria": stopping_criteria, "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn}
         given |= {"reasoning_mode": reasoning_mode, "max_thinking_tokens": max_thinking_tokens, "preset": preset}
         given |= {"grammar": grammar, "draft": draft}
+        check_prompt(kwargs | given, self.get_input_embeddings(), self.config.get_text_config().hidden_size)
         call = GenerateCall.of(kwargs | given, self.generation_config)
         # An assistant's drafts are governed by the processor, and the preset, of the model it drafts for.
         if getattr(generation_config, "is_assistant", False):

@@ -33,9 +33,19 @@ from .cache import LatentCache, given_cache
 from .configuration_small4 import Small4Config, Small4TextConfig, Small4VisionConfig
 from .cpu_matmul import linear
 from .drafts_view import DraftView
+from .forward_checks import (
+    IGNORED,
+    as_computed,
+    check_labels,
+    check_mask,
+    check_pixels,
+    check_positions,
+    check_tokens,
+    one_row_for_all,
+    positions_kept,
+)
 from .forward_rules import (
     check_cache,
-    check_mask,
     counted_positions,
     new_cache_wanted,
     packed_texts,
@@ -194,31 +204,35 @@ class Small4TextModel(Small4PreTrainedModel):
             draft_view: Where a draft that reads this model's hidden states finds them; see `drafts_view`.
 
         Raises:
-            ValueError: Both or none of `input_ids` and `inputs_embeds`, a cache under both names, or a mask that ends
-                too early.
+            ValueError: Both or none of `input_ids` and `inputs_embeds`, a cache under both names, or arguments of
+                another shape, dtype or range; see `forward_checks`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        check_tokens(input_ids, inputs_embeds, self.embed_tokens, self.config.hidden_size)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        else:
+            inputs_embeds = as_computed(inputs_embeds, self.embed_tokens)
+        batch, length = inputs_embeds.shape[:2]
+        check_positions(position_ids, attention_mask, batch, length)
         cache = given_cache(cache, past_key_values)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if (is_causal := kwargs.get("is_causal", getattr(self.config, "is_causal", None))) is not None:
             kwargs["is_causal"] = is_causal  # False: attention in both directions
-        packed = packed_texts(position_ids, attention_mask, cache, inputs_embeds.shape[0])
+        attention_mask = one_row_for_all(attention_mask, batch)
+        packed = packed_texts(position_ids, attention_mask, cache, batch)
         if cache is None and new_cache_wanted(use_cache, self.training, packed):
             cache = LatentCache(self.config)
         if position_ids is None:
-            position_ids = counted_positions(cache, inputs_embeds.shape[1], inputs_embeds.device)
+            position_ids = counted_positions(cache, length, inputs_embeds.device)
 
         if isinstance(cache, PagedAttentionCache):  # continuous batching, which brings its mask
             mask, cache = attention_mask, PagedBatch.of(cache, attention_mask, kwargs)
         elif isinstance(cache, PagedBatch):  # it knows what each of its sequences sees
             mask = None
         else:
-            check_mask(attention_mask, cache, inputs_embeds.shape[1])
-            check_cache(cache, inputs_embeds.shape[0], self.config.kv_lora_rank + self.config.qk_rope_head_dim)
-            self._warn(cache, inputs_embeds.shape[1], kwargs)
+            check_mask(attention_mask, cache, batch, length)
+            check_cache(cache, batch, self.config.kv_lora_rank + self.config.qk_rope_head_dim)
+            self._warn(cache, length, kwargs)
             mask = self._mask(attention_mask, cache, inputs_embeds, packed, kwargs)
         hidden_states, positions = inputs_embeds, text_positions(self.config, position_ids)
         between = []
@@ -313,6 +327,7 @@ class Small4VisionModel(Small4PreTrainedModel):
         Returns:
             `last_hidden_state` `[1, patches of all images, hidden_size]`, image after image, row by row.
         """
+        check_pixels(pixel_values, image_sizes, self.config.num_channels)
         if image_sizes is None:
             image_sizes = [list(pixel_values.shape[-2:])] * pixel_values.shape[0]
         patch = self.config.patch_size
@@ -362,6 +377,7 @@ class Small4Model(Small4PreTrainedModel):
                 "This model is text-only (vision_config is None); leave pixel_values out or load a checkpoint with a "
                 "vision tower."
             )
+        check_pixels(pixel_values, image_sizes, self.config.vision_config.num_channels)
         if image_sizes is None:
             image_sizes = torch.tensor([pixel_values.shape[-2:]] * pixel_values.shape[0])
         patch, merge, layer = (
@@ -402,8 +418,7 @@ class Small4Model(Small4PreTrainedModel):
         Raises:
             ValueError: The number of `[IMG]` ids is not that of the image tokens, or arguments exclude each other.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        check_tokens(input_ids, inputs_embeds, self.get_input_embeddings(), self.config.text_config.hidden_size)
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:
             raise ValueError("Give pixel_values or mm_encoder_outputs, not both.")
@@ -519,6 +534,12 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
         text_config: Small4TextConfig = self.config.text_config
         if output_router_logits is None:
             output_router_logits = text_config.output_router_logits
+        check_tokens(input_ids, inputs_embeds, self.get_input_embeddings(), text_config.hidden_size)
+        batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]  # type: ignore[union-attr]
+        if "shift_labels" not in kwargs:
+            ignored = kwargs.get("ignore_index", IGNORED)
+            check_labels(labels, batch, positions_kept(logits_to_keep, length), text_config.vocab_size, ignored)
+        attention_mask = one_row_for_all(attention_mask, batch)
         output = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
