@@ -20,7 +20,7 @@ _IDS = (torch.int32, torch.int64)
 
 
 def check_tokens(
-    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, embedding: nn.Module, width: int
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, embedding: nn.Module | None, width: int
 ) -> None:
     """Refuse tokens that cannot be read.
 
@@ -40,7 +40,7 @@ def check_tokens(
     _check_ids(input_ids, embedding)
 
 
-def check_prompt(arguments: Mapping[str, Any], embedding: nn.Module, width: int) -> None:
+def check_prompt(arguments: Mapping[str, Any], embedding: nn.Module | None, width: int) -> None:
     """Refuse what `generate` cannot begin from. Without ids and embeddings it begins from the BOS token.
 
     Args:
@@ -71,7 +71,7 @@ def check_prompt(arguments: Mapping[str, Any], embedding: nn.Module, width: int)
     _check_flat_values(mask)
 
 
-def _check_ids(input_ids: torch.Tensor, embedding: nn.Module) -> None:
+def _check_ids(input_ids: torch.Tensor, embedding: nn.Module | None) -> None:
     if is_tracing(input_ids):
         return
     _check_tensor("input_ids", input_ids, "[batch, length]", 2)
@@ -97,7 +97,7 @@ def _check_embeddings(inputs_embeds: object, width: int) -> None:
         raise ValueError(f"inputs_embeds have {tensor.shape[-1]} numbers per token, but hidden_size is {width}.")
 
 
-def as_computed(inputs_embeds: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
+def as_computed(inputs_embeds: torch.Tensor, embedding: nn.Module | None) -> torch.Tensor:
     """Embeddings of a caller in the dtype that the model's own have; what autocast converts stays as it is."""
     weight = getattr(embedding, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dtype.itemsize < 2 or not weight.dtype.is_floating_point:

@@ -60,6 +60,52 @@ def test_images_expanded_by_hand_as_for_pixtral(processor: Small4Processor) -> N
     assert torch.equal(pixels["pixel_values"], expected["pixel_values"])
 
 
+def test_axolotl_with_images(processor: Small4Processor) -> None:
+    """All texts as parts, the tokenizer's own template given, padding among the processor's arguments."""
+    rows = [
+        [*asked(RED, BLUE), {"role": "assistant", "content": [{"type": "text", "text": "two </s>"}]}],
+        [{"role": "user", "content": [QUESTION]}, {"role": "assistant", "content": [{"type": "text", "text": "none"}]}],
+    ]
+    got = processor.apply_chat_template(
+        rows,
+        add_generation_prompt=False,
+        tokenize=True,
+        return_tensors="pt",
+        return_dict=True,
+        chat_template=processor.tokenizer.chat_template,
+        processor_kwargs={"padding": True},
+    )
+    for row, shown, messages in zip(got["input_ids"], got["attention_mask"], rows, strict=True):
+        alone = processor.apply_chat_template(messages, **ENCODED)
+        assert row[shown == 1].tolist() == alone["input_ids"][0].tolist()
+    assert got["pixel_values"].shape[0] == 2
+
+
+@pytest.mark.parametrize("answer", ["two </s>", "", "[[dummy", "é [/INST]", "a\n\nb"])
+def test_axolotl_finds_a_turn_by_what_another_text_in_its_place_changes(
+    processor: Small4Processor, answer: str
+) -> None:
+    """Offsets of tokens in the rendered text, which are read back to the ids."""
+    tokenizer = processor.tokenizer
+    turns = [
+        {"role": "system", "content": "[INST] brief"},
+        {"role": "user", "content": QUESTION["text"]},
+        {"role": "assistant", "content": answer or "x"},
+        {"role": "user", "content": "more"},
+        {"role": "assistant", "content": "done"},
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=tokenizer.chat_template)
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert encoded["input_ids"] == ids
+    other = tokenizer.apply_chat_template([*turns[:2], turns[2] | {"content": "@@"}, *turns[3:]], tokenize=False)
+    assert isinstance(text, str)
+    start = next(index for index, (one, two) in enumerate(zip(text, other, strict=False)) if one != two)
+    end = len(text) - next(n for n, (one, two) in enumerate(zip(text[::-1], other[::-1], strict=False)) if one != two)
+    held = [ids[n] for n, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
+    assert tokenizer.decode(held) == (answer or "x")
+
+
 def test_images_of_a_data_set_that_are_not_decoded(processor: Small4Processor, tmp_path: Path) -> None:
     out = io.BytesIO()
     RED.save(out, "PNG")
