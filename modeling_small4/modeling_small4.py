@@ -209,10 +209,7 @@ class Small4TextModel(Small4PreTrainedModel):
         """
         embedding = getattr(self, "embed_tokens", None)  # a draft reads with that of its model
         check_tokens(input_ids, inputs_embeds, embedding, self.config.hidden_size)
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        else:
-            inputs_embeds = as_computed(inputs_embeds, embedding)
+        inputs_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else as_computed(inputs_embeds, embedding)
         batch, length = inputs_embeds.shape[:2]
         check_positions(position_ids, attention_mask, batch, length)
         cache = given_cache(cache, past_key_values)
