@@ -205,18 +205,26 @@ def one_row_for_all(attention_mask: torch.Tensor | None, batch: int) -> torch.Te
     return attention_mask.expand(batch, -1) if attention_mask.shape[0] == 1 else attention_mask
 
 
-def check_labels(labels: object, batch: int, kept: int, vocabulary: int, ignored: int = IGNORED) -> None:
+def check_labels(
+    labels: object,
+    batch: int,
+    length: int,
+    logits_to_keep: int | torch.Tensor,
+    vocabulary: int,
+    ignored: int = IGNORED,
+) -> None:
     """Refuse labels that are not one for each position that has logits.
 
     Args:
-        kept: For how many positions of each row logits are computed.
+        logits_to_keep: Those positions, as in the forward.
         vocabulary, ignored: A label is 0 to `vocabulary - 1`, or `ignored`.
 
     Raises:
-        ValueError: Another shape than `[batch, kept]` or dtype than int64, or a label that is none of these.
+        ValueError: Another shape than `[batch, positions]` or dtype than int64, or a label that is none of these.
     """
     if labels is None or is_tracing(labels):
         return
+    kept = _positions_kept(logits_to_keep, length)
     shape = list(labels.shape) if isinstance(labels, torch.Tensor) else None
     if not isinstance(labels, torch.Tensor) or (shape != [batch, kept] and not (batch == 1 and shape == [kept])):
         found = shape if shape is not None else f"a {type(labels).__name__}"
@@ -234,12 +242,7 @@ def check_labels(labels: object, batch: int, kept: int, vocabulary: int, ignored
             )
 
 
-def positions_kept(logits_to_keep: int | torch.Tensor, length: int) -> int:
-    """For how many of `length` positions logits are computed.
-
-    Raises:
-        ValueError: It is neither an integer nor a tensor of indices.
-    """
+def _positions_kept(logits_to_keep: object, length: int) -> int:
     if isinstance(logits_to_keep, torch.Tensor):
         return logits_to_keep.numel()
     if not isinstance(logits_to_keep, int):

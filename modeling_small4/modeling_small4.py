@@ -42,7 +42,6 @@ from .forward_checks import (
     check_positions,
     check_tokens,
     one_row_for_all,
-    positions_kept,
 )
 from .forward_rules import (
     check_cache,
@@ -536,7 +535,7 @@ class Small4ForCausalLM(Small4PreTrainedModel, Small4GenerationMixin):
         batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]  # type: ignore[union-attr]
         if "shift_labels" not in kwargs:
             ignored = kwargs.get("ignore_index", IGNORED)
-            check_labels(labels, batch, positions_kept(logits_to_keep, length), text_config.vocab_size, ignored)
+            check_labels(labels, batch, length, logits_to_keep, text_config.vocab_size, ignored)
         attention_mask = one_row_for_all(attention_mask, batch)
         output = self.model(
             input_ids=input_ids,

@@ -347,6 +347,6 @@ def test_nothing_is_looked_at_on_other_devices(monkeypatch: pytest.MonkeyPatch) 
     checks.check_tokens(meta, None, embedding, 4)
     checks.check_positions(meta, None, BATCH, LENGTH)
     checks.check_mask(meta, None, BATCH, LENGTH)
-    checks.check_labels(meta, BATCH, LENGTH, 10)
+    checks.check_labels(meta, BATCH, LENGTH, 0, 10)
     with pytest.raises(ValueError, match="exactly one"):
         checks.check_tokens(None, None, embedding, 4)
