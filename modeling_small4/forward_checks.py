@@ -99,11 +99,11 @@ def _check_embeddings(inputs_embeds: object, width: int) -> None:
 
 def as_computed(inputs_embeds: torch.Tensor, embedding: nn.Module | None) -> torch.Tensor:
     """Embeddings of a caller in the dtype that the model's own have; what autocast converts stays as it is."""
-    weight = getattr(embedding, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.dtype.itemsize < 2 or not weight.dtype.is_floating_point:
+    dtype, device = getattr(getattr(embedding, "weight", None), "dtype", None), inputs_embeds.device.type
+    if dtype in (None, inputs_embeds.dtype) or not dtype.is_floating_point or dtype.itemsize < 2:
         return inputs_embeds
-    converted = torch.is_autocast_enabled(inputs_embeds.device.type) and inputs_embeds.dtype != torch.float64
-    return inputs_embeds if converted else inputs_embeds.to(weight.dtype)
+    converting = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return inputs_embeds if converting and inputs_embeds.dtype != torch.float64 else inputs_embeds.to(dtype)
 
 
 def check_positions(
