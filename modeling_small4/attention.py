@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_torchdynamo_compiling
 
 from .attention_blocks import BLOCK, LongPrefill, SoftmaxPart, attend_part, merge
 from .attention_paged import PagedBatch
@@ -27,6 +28,9 @@ from .stored_layers import Small4StoredLinear, is_readable
 
 # Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.
 LATENT_NORM_EPS = 1e-6
+
+
+ALONE = 16  # queries that are attended one by one at most, see `_alone`
 
 
 def eager_attention(
@@ -129,7 +133,10 @@ class Small4Attention(nn.Module):
         """
         if isinstance(mask, LongPrefill):
             return self.blocked(query, tokens, mask, **kwargs)
-        if self.absorbing_pays(query.shape[2], tokens.shape[2]):
+        queries, keys = query.shape[2], tokens.shape[2]
+        if queries < keys and _alone(query, queries):  # by the path of one query
+            queries, keys = 1, keys - queries + 1
+        if self.absorbing_pays(queries, keys):
             return self.absorbed(query, tokens, mask, **kwargs)
         return self.expanded(query, tokens, mask, **kwargs)
 
@@ -192,10 +199,37 @@ class Small4Attention(nn.Module):
                 mask = mask.repeat_interleave(heads, dim=2)
             kwargs["is_causal"] = False
             query = query.transpose(1, 2).flatten(1, 2)[:, None]
-            output, weights = self._attend(LatentHead(1, self.layer_idx), query, tokens, value, mask, **kwargs)
+            head = LatentHead(1, self.layer_idx)
+            if isinstance(mask, torch.Tensor) and _alone(query, queries):
+                output, weights = self._one_by_one(head, query, tokens, value, mask, queries, **kwargs), None
+            else:
+                output, weights = self._attend(head, query, tokens, value, mask, **kwargs)
             output = output.squeeze(2).unflatten(1, (queries, heads))
             weights = None if weights is None else weights.squeeze(1).unflatten(1, (queries, heads)).transpose(1, 2)
         return self.absorb_output(output.transpose(1, 2)).transpose(1, 2), weights
+
+    def _one_by_one(
+        self,
+        head: "LatentHead",
+        query: torch.Tensor,
+        tokens: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor,
+        queries: int,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As `_attend` for each query alone, over what it sees, as where each token is decoded alone: in half precision
+        one call for several queries rounds otherwise."""
+        heads, keys = query.shape[2] // queries, tokens.shape[2]
+        fixed = not bool(_allows(mask[..., -1:, -1:]).all())  # a cache of fixed size, longer than what is in it
+        out = []
+        for place in range(queries):
+            seen = keys if fixed else keys - queries + place + 1
+            rows = slice(place * heads, (place + 1) * heads)
+            shown = mask[..., place * heads : place * heads + 1, :seen]
+            own = None if not fixed and bool(_allows(shown).all()) else shown
+            out.append(self._attend(head, query[:, :, rows], tokens[:, :, :seen], value[:, :, :seen], own, **kwargs)[0])
+        return torch.cat(out, dim=1)
 
     def absorb_query(self, query: torch.Tensor) -> torch.Tensor:
         """Queries `[B, H, Q, nope + rope]` to keys as `[B, H, Q, R + rope]` to tokens as they are cached."""
@@ -252,6 +286,16 @@ class Small4Attention(nn.Module):
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.attention_dropout if self.training else 0.0
         return interface(module, query, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+
+def _alone(query: torch.Tensor, queries: int) -> bool:
+    """Whether several queries are attended one by one: few, on a CPU, in half precision, and nothing is learned."""
+    half = query.dtype in (torch.bfloat16, torch.float16) and query.device.type == "cpu"
+    return 1 < queries <= ALONE and half and not query.requires_grad and not is_torchdynamo_compiling()
+
+
+def _allows(mask: torch.Tensor) -> torch.Tensor:
+    return mask if mask.dtype == torch.bool else mask == 0
 
 
 def four_dimensional_mask(mask: object, implementation: str, dtype: torch.dtype) -> Any:

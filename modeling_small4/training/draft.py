@@ -37,8 +37,10 @@ def new_draft(model: Small4ForCausalLM, layers: int = 2, width: int | None = Non
         for own, theirs in zip(draft.model.layers, model.model.language_model.layers[-layers:], strict=True):
             assert isinstance(own, Small4DecoderLayer)
             assert isinstance(theirs, Small4DecoderLayer)
-            if all(is_plain_linear(each) for each in theirs.self_attn.children() if isinstance(each, nn.Linear)):
-                own.self_attn.load_state_dict(theirs.self_attn.state_dict())
+            given = theirs.self_attn.state_dict()
+            linears = [each for each in theirs.self_attn.children() if isinstance(each, nn.Linear)]
+            if set(given) == set(own.self_attn.state_dict()) and all(is_plain_linear(each) for each in linears):
+                own.self_attn.load_state_dict(given)
     return draft
 
 
