@@ -7,6 +7,7 @@ commands parsed.
 import ast
 import contextlib
 import io
+import json
 import re
 import shlex
 import tempfile
@@ -70,7 +71,7 @@ WANTED = {  # document -> number of its block -> what it prints
     "checking.md": {1: "1 of 1 right"},
     "images.md": {0: "red", 1: "red", 2: "red"},
     "tools.md": {0: "168", 1: "'multiply'"},
-    "what-fits-where.md": {0: "True 7"},
+    "what-fits-where.md": {0: "expert_profile.json", 1: "True 7"},
 }
 
 
@@ -169,3 +170,13 @@ if __name__ == "__main__":
             if blocks(document.read_text("utf-8"), "console"):
                 run_examples(document.name)
                 document.write_text(answered(document.read_text("utf-8")), encoding="utf-8")
+
+
+def test_the_guide_says_what_was_counted_of_experts() -> None:
+    found = json.loads((ROOT / "model_card" / "results" / "routing.json").read_text("utf-8"))
+    text = " ".join((ROOT / "model_card" / "guides" / "what-fits-where.md").read_text("utf-8").split())
+    half, quarter = (found["rows"][f"{share}% of the experts"] for share in (50, 25))
+    assert f"serve {half['decayed']:.0%} of".replace("%", " %") in text
+    assert f"(least recently used: {half['recency']:.0%})".replace("%", " %") in text
+    assert f"a quarter {quarter['decayed']:.0%} ({quarter['recency']:.0%})".replace("%", " %") in text
+    assert f"this layer: {found['recall']['K']:.0%} of them".replace("%", " %") in text
