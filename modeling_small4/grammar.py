@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from .chat_tools import tool_definitions
+from .files_reading import one_line, shown
 from .grammar_schema import largest_part, prepare_schema
 from .reasoning import ARGS, TOOL_CALLS
 
@@ -109,7 +110,7 @@ class Grammar:
 
         lark = regex_to_lark(f"(?{letters}){pattern}" if letters else pattern, "")
         source = f"start: /{lark}/" if lark else 'start: ""'
-        return cls("regex", _checked(source, f"The regular expression {_short(pattern)}"))
+        return cls("regex", _checked(source, f"The regular expression {shown(pattern)}"))
 
     @classmethod
     def ebnf(cls, text: str) -> "Grammar":
@@ -118,7 +119,7 @@ class Grammar:
             raise ValueError(f"An EBNF grammar must be a str, but is a {type(text).__name__}.")
         if not re.search(r"^\s*[?!]?[\w-]+\s*(\[[^\]]*\]\s*)?(:|::=)", text, re.MULTILINE):
             raise ValueError(
-                f"The text {_short(text)} has no rule (`start: ...` or `root ::= ...`). A regular expression is given "
+                f"The text {shown(text)} has no rule (`start: ...` or `root ::= ...`). A regular expression is given "
                 "as "
                 're.compile(...) or {"regex": ...}, a choice as a list.'
             )
@@ -131,17 +132,17 @@ class Grammar:
         try:
             source = any_to_lark(text)
         except Exception as error:  # the converter raises whatever it stumbles over
-            raise ValueError(f"The EBNF grammar cannot be read: {_line(str(error))}") from None
+            raise ValueError(f"The EBNF grammar cannot be read: {one_line(error)}") from None
         return cls("ebnf", _checked(source, "The EBNF grammar"))
 
     @classmethod
     def choices(cls, choices: Sequence[str]) -> "Grammar":
         """One of several texts."""
         if isinstance(choices, str) or not isinstance(choices, Sequence) or not choices:
-            raise ValueError(f"choices must be a list of one text or more, but is {_short(choices)}.")
+            raise ValueError(f"choices must be a list of one text or more, but is {shown(choices)}.")
         for choice in choices:
             if not isinstance(choice, str):
-                raise ValueError(f"choices must be texts, but one of them is {_short(choice)}.")
+                raise ValueError(f"choices must be texts, but one of them is {shown(choice)}.")
         source = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
         return cls("choices", _checked(source, "The list of choices"))
 
@@ -208,7 +209,7 @@ class Grammar:
         engine = _engine()
         matcher = engine(vocabulary.engine, engine.grammar_from_lark(source), log_level=0)
         if matcher.is_error():
-            raise ValueError(f"The grammar ({self.kind}) cannot be enforced: {_line(matcher.get_error())}")
+            raise ValueError(f"The grammar ({self.kind}) cannot be enforced: {one_line(matcher.get_error())}")
         return matcher
 
 
@@ -292,7 +293,7 @@ def _engine() -> Any:
 
 def _objection(schema: dict[str, Any]) -> str:
     engine = _engine()
-    return _line(engine.validate_grammar(engine.grammar_from_json_schema(schema)))
+    return one_line(engine.validate_grammar(engine.grammar_from_json_schema(schema)))
 
 
 def _checked(lark: str, what: str) -> str:
@@ -304,7 +305,7 @@ def _checked(lark: str, what: str) -> str:
         plain = plain.replace(mark, token)
     objection = engine.validate_grammar(engine.grammar_from_lark(plain))
     if objection:
-        raise ValueError(f"{what} cannot be enforced: {_line(objection)}")
+        raise ValueError(f"{what} cannot be enforced: {one_line(objection)}")
     return lark
 
 
@@ -330,12 +331,12 @@ def read_choice(choice: object, names: list[str]) -> tuple[str, list[str]]:
             raise ValueError("tool_choice.allowed_tools needs a list of tools.")
         mode, wanted = inner.get("mode", "auto"), [_named(each) for each in inner["tools"]]
         if mode not in ("auto", "required"):
-            raise ValueError(f"tool_choice.mode must be 'auto' or 'required', but is {_short(mode)}.")
+            raise ValueError(f"tool_choice.mode must be 'auto' or 'required', but is {shown(mode)}.")
     else:
         wanted, mode = [_named(choice)], "named"
     unknown = [name for name in wanted if name not in names]
     if unknown or not wanted:
-        raise ValueError(f"tool_choice asks for {_short(unknown)}, but the tools are {_short(names)}.")
+        raise ValueError(f"tool_choice asks for {shown(unknown)}, but the tools are {shown(names)}.")
     return mode, wanted
 
 
@@ -347,7 +348,7 @@ def _named(choice: object) -> str:
             return function["name"]
     raise ValueError(
         'tool_choice must be "auto", "none", "required", or {"type": "function", "function": {"name": ...}}, '
-        f"but is {_short(choice)}."
+        f"but is {shown(choice)}."
     )
 
 
@@ -362,15 +363,5 @@ def _of_object(parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     kinds = parameters.get("type", "object")
     if "object" not in ([kinds] if isinstance(kinds, str) else kinds):
-        raise ValueError(f"{where}.type must be 'object', but is {_short(kinds)}.")
+        raise ValueError(f"{where}.type must be 'object', but is {shown(kinds)}.")
     return dict(parameters) | {"type": "object"}
-
-
-def _line(text: str) -> str:
-    """An engine's message as one line of readable length."""
-    return _short(" ".join(text.split()), 300)
-
-
-def _short(value: object, most: int = 80) -> str:
-    text = value if isinstance(value, str) and most > 80 else repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."

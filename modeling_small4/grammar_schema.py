@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .chat_tools import check_json_schema
+from .files_reading import shown
 
 Schema = Mapping[str, Any]
 Verdict = Callable[[dict[str, Any]], str]  # the engine's objection to a schema, "" for none
@@ -48,7 +49,7 @@ def prepare_schema(schema: object, verdict: Verdict, where: str = "schema", leni
     if schema is True or schema == {}:
         return {}
     if not isinstance(schema, Mapping):
-        raise ValueError(f"{where} must be a JSON schema (a dict), but is {_short(schema)}.")
+        raise ValueError(f"{where} must be a JSON schema (a dict), but is {shown(schema)}.")
     _check_plain_json(schema, where)
     check_json_schema(schema, where)
     prepared = _definite(schema, closing="allOf" not in json.dumps(schema))
@@ -245,8 +246,3 @@ def _ends(schema: object, ending: set[str]) -> bool:
     fixed = schema.get("prefixItems", ())
     rest = schema.get("items") if least > len(fixed) and not isinstance(schema.get("items"), list) else True
     return all(_ends(each, ending) for each in [*fixed[: int(least)], rest])
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

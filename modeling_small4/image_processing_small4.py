@@ -39,7 +39,7 @@ class Small4ImageProcessor(NoLinksFollowed, BaseImageProcessor):
         max_image_size: the longer side of a larger image is brought down to this, in pixels.
         image_mean, image_std: per channel, of values in [0, 1].
         as_mistral_common: read images as mistral-common does, pixel for pixel: neither orientation nor profile, samples
-            of more than 8 bits cut off, no transparent colour in RGB.
+            of more than 8 bits cut off, no transparent color in RGB.
         kwargs: transformers' `do_resize`, `do_rescale`, `rescale_factor` and `do_normalize`.
     """
 

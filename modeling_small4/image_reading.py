@@ -1,6 +1,6 @@
-"""Images as a person sees them: upright, 8 bits a channel, in the colours of their profile, on white.
+"""Images as a person sees them: upright, 8 bits a channel, in the colors of their profile, on white.
 
-Takes decoded PIL images of any mode and gives grey ("L") or "RGB". Must not know: files, sizes, pixel values.
+Takes decoded PIL images of any mode and gives gray ("L") or "RGB". Must not know: files, sizes, pixel values.
 """
 
 import io
@@ -63,7 +63,7 @@ def as_seen(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colours with 8 bits a channel, and how opaque each pixel is, if any is not."""
+    """Colors with 8 bits a channel, and how opaque each pixel is, if any is not."""
     transparent = image.info.get("transparency")
     if image.mode in _SIXTEEN_BITS or image.mode == "F":
         return _scaled(image, transparent)
@@ -81,7 +81,7 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _with_alpha(image: Image.Image, transparent: object) -> Image.Image:
-    """An image in which one colour is transparent; Pillow keeps that of 16-bit images with 16 bits, but their pixels
+    """An image in which one color is transparent; Pillow keeps that of 16-bit images with 16 bits, but their pixels
     with 8.
     """
     if isinstance(transparent, tuple) and max(transparent) > 255:
@@ -91,7 +91,7 @@ def _with_alpha(image: Image.Image, transparent: object) -> Image.Image:
 
 
 def _scaled(image: Image.Image, transparent: object) -> tuple[Image.Image, Image.Image | None]:
-    """Grey of 16 bits or floats as grey of 8 bits."""
+    """Gray of 16 bits or floats as gray of 8 bits."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
@@ -103,10 +103,10 @@ def _scaled(image: Image.Image, transparent: object) -> tuple[Image.Image, Image
             f"An image of mode {image.mode} must hold values from 0 to {top:g}, but this one has {low:g} to {high:g}; "
             "scale them."
         )
-    grey = image.convert("L") if top == 255 else Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))
+    gray = image.convert("L") if top == 255 else Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))
     if not isinstance(transparent, int):
-        return grey, None
-    return grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+        return gray, None
+    return gray, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -123,7 +123,7 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> Any:
-    """From a profile's colours to sRGB; None for sRGB itself, and for a profile that is damaged or of other images."""
+    """From a profile's colors to sRGB; None for sRGB itself, and for a profile that is damaged or of other images."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():

@@ -1,6 +1,6 @@
 """Bicubic resampling of images to normalized float arrays, as mistral-common's OpenCV call computes it.
 
-Cubic kernel with a = -0.75, half-pixel centres, no antialiasing, edges repeated, float32 and no clamping. An image
+Cubic kernel with a = -0.75, half-pixel centers, no antialiasing, edges repeated, float32 and no clamping. An image
 passes in strips that stay in the processor's cache: to RGB, then rows as sums of four rows each, then columns as
 products with blocks of a banded matrix. Must not know: files, tokens, patches.
 """
@@ -65,21 +65,21 @@ def resample(image: Image.Image, out: np.ndarray, mean: Sequence[float], std: Se
         return
     rows = _rows(image.height, height, single) if image.height != height else None
     columns = _blocks(image.width, width, single, 16) if image.width != width else None
-    centre, scale = _constants(tuple(mean), tuple(std), 1)
+    center, scale = _constants(tuple(mean), tuple(std), 1)
     source = _Source(image, rows and rows.needed, columns and columns.needed)
-    grey = _is_grey(image)
-    samples = source.width if grey else 3 * source.width
-    added = np.zeros(samples, np.float32) if grey else np.tile(-centre, source.width)
+    gray = _is_gray(image)
+    samples = source.width if gray else 3 * source.width
+    added = np.zeros(samples, np.float32) if gray else np.tile(-center, source.width)
     part = max(_PART * height // (samples * image.height), 4)
     tall = max(_STRIP // (samples * part), 1) * part
     for begin in range(0, height, tall):
         strip = out[:, begin : begin + tall]
-        planes = _scratch("planes", (1 if grey else 3, strip.shape[1], source.width)) if columns or grey else strip
+        planes = _scratch("planes", (1 if gray else 3, strip.shape[1], source.width)) if columns or gray else strip
         for start in range(0, planes.shape[1], part):
             stop = min(start + part, planes.shape[1])
             resized = _resize_rows(source, rows, begin + start, begin + stop, added)
             _separate(resized, scale, planes[:, start:stop])
-        _finish(planes, columns, scale, centre, strip)
+        _finish(planes, columns, scale, center, strip)
 
 
 @lru_cache(maxsize=64)
@@ -88,18 +88,18 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], width: int) -> t
     return np.tile(255 * np.array(mean, np.float32), width), np.tile(1 / (255 * np.array(std, np.float32)), width)
 
 
-def _resample_small(image: Image.Image, single: bool, centre: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
+def _resample_small(image: Image.Image, single: bool, center: np.ndarray, scale: np.ndarray, out: np.ndarray) -> None:
     """The same in the fewest calls, which for a small image are what takes the time."""
     _, height, width = out.shape
     pixels = _pixels(image, 0, image.height)
     if pixels.shape[2] == 1:
         pixels = pixels.repeat(3, axis=2)
-    values = _scratch("seen", (image.height, len(centre)))
+    values = _scratch("seen", (image.height, len(center)))
     values[:] = pixels.reshape(values.shape)
-    values -= centre
+    values -= center
     values *= scale
     if height != image.height:
-        samples, values = values, _scratch("planes", (height, len(centre)))
+        samples, values = values, _scratch("planes", (height, len(center)))
         for begin, end, first, last, weights in _blocks(image.height, height, single, 28).blocks:
             np.matmul(weights.T, samples[first:last], out=values[begin:end])
     planes = values.reshape(height, -1, 3).transpose(2, 0, 1)
@@ -123,7 +123,7 @@ class _Source(NamedTuple):
         return self.image.width if self.columns is None else len(self.columns)
 
     def read(self, first: int, last: int) -> np.ndarray:
-        """The rows of samples [first, last): uint8 [rows, width * channels], one channel for a grey image, else
+        """The rows of samples [first, last): uint8 [rows, width * channels], one channel for a gray image, else
         three.
         """
         rows = None if self.rows is None else self.rows[first:last]
@@ -137,7 +137,7 @@ class _Source(NamedTuple):
 
 
 def _pixels(image: Image.Image, top: int, bottom: int) -> np.ndarray:
-    """Rows [top, bottom) as uint8 [rows, width, 3], or [rows, width, 1] of a grey image."""
+    """Rows [top, bottom) as uint8 [rows, width, 3], or [rows, width, 1] of a gray image."""
     if image.mode == "RGB":  # what image.crop(...).tobytes() does, without two of its three copies
         encoder = Image._getencoder("RGB", "raw", ("RGB",))
         encoder.setimage(image.im, (0, top, image.width, bottom))
@@ -148,13 +148,13 @@ def _pixels(image: Image.Image, top: int, bottom: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(bottom - top, image.width, -1)
 
 
-def _is_grey(image: Image.Image) -> bool:
+def _is_gray(image: Image.Image) -> bool:
     return image.mode == "LA" or (image.mode in ("1", "L", "I", "F", "I;16") and not image.has_transparency_data)
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """RGB with transparency composited on white, as mistral-common does it; grey stays one channel."""
-    mode = "L" if _is_grey(image) else "RGB"
+    """RGB with transparency composited on white, as mistral-common does it; gray stays one channel."""
+    mode = "L" if _is_gray(image) else "RGB"
     if not image.has_transparency_data:
         return image.convert(mode)
     if image.mode not in ("LA", "RGBA"):
@@ -197,18 +197,18 @@ def _separate(rows: np.ndarray, scale: np.ndarray, planes: np.ndarray) -> None:
 
 
 def _finish(
-    planes: np.ndarray, columns: _Blocks | None, scale: np.ndarray, centre: np.ndarray, out: np.ndarray
+    planes: np.ndarray, columns: _Blocks | None, scale: np.ndarray, center: np.ndarray, out: np.ndarray
 ) -> None:
-    """Resizes columns into `out` [3, rows, width]; a single plane, neither centred nor scaled yet, serves all
+    """Resizes columns into `out` [3, rows, width]; a single plane, neither centered nor scaled yet, serves all
     channels.
     """
     if columns is not None:
-        resized = out if len(planes) == 3 else _scratch("grey", (1, *out.shape[1:]))
+        resized = out if len(planes) == 3 else _scratch("gray", (1, *out.shape[1:]))
         _resize_columns(planes, columns, resized)
         planes = resized
     if len(planes) == 1:
         for channel in range(3):
-            np.subtract(planes[0], centre[channel], out=out[channel])
+            np.subtract(planes[0], center[channel], out=out[channel])
             out[channel] *= scale[channel]
 
 

@@ -19,6 +19,8 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
+from .files_reading import one_line, shown
+
 # Raster formats whose decoders run nothing else (Pillow would hand EPS to Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
 
@@ -106,11 +108,11 @@ def _from_string(source: str, access: ImageAccess) -> Image.Image:
     if scheme in ("http", "https"):
         if not access.hosts:
             raise ValueError(
-                f"Fetching {_short(source)!r} is not allowed. Allow it with ImageAccess(hosts=({_host(source)!r},)), "
+                f"Fetching {shown(source)} is not allowed. Allow it with ImageAccess(hosts=({_host(source)!r},)), "
                 "or "
                 "pass the image itself."
             )
-        return _from_bytes(_download(source, access), access, _short(source))
+        return _from_bytes(_download(source, access), access, one_line(source, 80))
     if scheme == "file":
         return _from_path(Path(unquote(urlsplit(source).path)), access)
     return _from_path(Path(source), access)
@@ -122,7 +124,7 @@ def _download(url: str, access: ImageAccess) -> bytes:
         fetch = importlib.import_module("modeling_small4.network.fetch").fetch
     except ImportError as error:
         raise ValueError(
-            f"Fetching {_short(url)!r} needs the installed package modeling-small4 ({error}); or pass the image itself."
+            f"Fetching {shown(url)} needs the installed package modeling-small4 ({error}); or pass the image itself."
         ) from None
     return fetch(url, access)
 
@@ -130,26 +132,26 @@ def _download(url: str, access: ImageAccess) -> bytes:
 def _data_url(url: str, access: ImageAccess) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma or not header.endswith(";base64") or not payload:
-        raise ValueError(f"{_short(url)!r} is no data: URL of the form data:<type>;base64,<payload>.")
+        raise ValueError(f"{shown(url)} is no data: URL of the form data:<type>;base64,<payload>.")
     if len(payload) * 3 // 4 > access.max_bytes:
         raise ValueError(f"The data: URL holds more than the {access.max_bytes} bytes allowed for an image.")
     try:
         return base64.b64decode(payload)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"The payload of {_short(url)!r} is not base64: {error}.") from None
+        raise ValueError(f"The payload of {shown(url)} is not base64: {error}.") from None
 
 
 def _from_path(path: Path, access: ImageAccess) -> Image.Image:
     if not access.paths:
         raise ValueError(
-            f"Reading the image from {_short(str(path))!r} is not allowed. Allow files with ImageAccess(paths=True) or "
+            f"Reading the image from {shown(str(path))} is not allowed. Allow files with ImageAccess(paths=True) or "
             "paths=(folder,), or pass the opened image (PIL.Image.open)."
         )
     try:
         resolved = path.resolve(strict=True)
         size = resolved.stat().st_size
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"The image {_short(str(path))!r} cannot be read: {error}.") from None
+        raise ValueError(f"The image {shown(str(path))} cannot be read: {error}.") from None
     folders = () if isinstance(access.paths, bool) else access.paths
     if access.paths is not True and not any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders):
         raise ValueError(f"{str(path)!r} is not below any of the folders from which images may be read.")
@@ -160,7 +162,7 @@ def _from_path(path: Path, access: ImageAccess) -> Image.Image:
     try:
         data = resolved.read_bytes()
     except OSError as error:
-        raise ValueError(f"The image {_short(str(path))!r} cannot be read: {error}.") from None
+        raise ValueError(f"The image {shown(str(path))} cannot be read: {error}.") from None
     return _from_bytes(data, access, str(path))
 
 
@@ -232,7 +234,3 @@ def _host(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."

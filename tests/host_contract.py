@@ -16,7 +16,7 @@ class Row:
         name: "module:name" or "module:class.name".
         reason: What we do with it, and why.
         parameters: Of a function, all its parameters, as we call it or are called; None for what is not called.
-        words: What its source says, for behaviour that no signature shows.
+        words: What its source says, for behavior that no signature shows.
     """
 
     name: str
@@ -216,7 +216,7 @@ IMPORTED = (
     Row("transformers.utils.quantization_config:QuantizationConfigMixin", "base class of a way to load"),
 )  # fmt: skip
 
-# Private names that are read or set, and behaviour that nothing else shows.
+# Private names that are read or set, and behavior that nothing else shows.
 RELIED_ON = (
     Row(f"{GENERATION}._get_logits_processor", "whether continuous batching can keep to all of them",
         "self generation_config input_ids_seq_length encoder_input_ids prefix_allowed_tokens_fn logits_processor "

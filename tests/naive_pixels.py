@@ -13,7 +13,7 @@ def cubic(x: float, a: float = -0.75) -> float:
 
 
 def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, C] -> float64 [height, width, C]: half-pixel centres, repeated edges, no antialiasing."""
+    """uint8 [H, W, C] -> float64 [height, width, C]: half-pixel centers, repeated edges, no antialiasing."""
     out = np.zeros((height, width, image.shape[2]))
     for y in range(height):
         for x in range(width):

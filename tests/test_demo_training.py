@@ -1,4 +1,4 @@
-"""What trains the demo checkpoint: labels where they belong, rows dealt once, an optimiser and a team that add up."""
+"""What trains the demo checkpoint: labels where they belong, rows dealt once, an optimizer and a team that add up."""
 
 import random
 from itertools import pairwise
@@ -77,7 +77,7 @@ class Table(list):
         return {name: [list.__getitem__(self, i)[name] for i in chosen] for name in list.__getitem__(self, 0)}
 
 
-# -- the optimiser and the team
+# -- the optimizer and the team
 # --------------------------------------------------------------------------------------------
 
 

@@ -68,27 +68,27 @@ def test_a_damaged_orientation_is_none() -> None:
     same(data, Image.fromarray(np.asarray(Image.open(io.BytesIO(data)))))
 
 
-def grey() -> np.ndarray:
+def gray() -> np.ndarray:
     return np.asarray(picture().convert("L")).astype(np.uint16)
 
 
 DEEP: dict[str, Callable[[], Any]] = {
-    "I;16 image": lambda: Image.fromarray(grey() * 257),
-    "I;16 PNG": lambda: saved(Image.fromarray(grey() * 257)),
-    "I;16 TIFF": lambda: saved(Image.fromarray(grey() * 257), "TIFF"),
-    "I;16B TIFF": lambda: saved(Image.frombytes("I;16B", grey().shape[::-1], (grey() * 257).astype(">u2").tobytes()),
+    "I;16 image": lambda: Image.fromarray(gray() * 257),
+    "I;16 PNG": lambda: saved(Image.fromarray(gray() * 257)),
+    "I;16 TIFF": lambda: saved(Image.fromarray(gray() * 257), "TIFF"),
+    "I;16B TIFF": lambda: saved(Image.frombytes("I;16B", gray().shape[::-1], (gray() * 257).astype(">u2").tobytes()),
     "TIFF"),
-    "I image": lambda: Image.fromarray((grey() * 257).astype(np.int32)),
-    "I of 8 bits": lambda: Image.fromarray(grey().astype(np.int32)),
-    "F in 0..1": lambda: Image.fromarray((grey() / 255).astype(np.float32)),
-    "F TIFF": lambda: saved(Image.fromarray((grey() / 255).astype(np.float32)), "TIFF"),
-    "F in 0..255": lambda: Image.fromarray(grey().astype(np.float32)),
+    "I image": lambda: Image.fromarray((gray() * 257).astype(np.int32)),
+    "I of 8 bits": lambda: Image.fromarray(gray().astype(np.int32)),
+    "F in 0..1": lambda: Image.fromarray((gray() / 255).astype(np.float32)),
+    "F TIFF": lambda: saved(Image.fromarray((gray() / 255).astype(np.float32)), "TIFF"),
+    "F in 0..255": lambda: Image.fromarray(gray().astype(np.float32)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DEEP)
 def test_more_than_eight_bits(name: str) -> None:
-    same(DEEP[name](), Image.fromarray(grey().astype(np.uint8)), STEP)
+    same(DEEP[name](), Image.fromarray(gray().astype(np.uint8)), STEP)
 
 
 @pytest.mark.parametrize("values", [[-0.5, 0.5], [0.0, 256.0], [0.0, float("nan")], [0.0, float("inf")]])
@@ -113,10 +113,10 @@ def test_transparency_is_white_in_every_form() -> None:
     image, seen = cut_out()
     for each in (image, saved(image), saved(image, "WEBP", lossless=True), image.convert("RGBa")):
         same(each, seen, STEP)
-    grey_seen = seen.convert("L")
-    same(image.convert("LA"), grey_seen, STEP)
-    same(saved(image.convert("LA")), grey_seen, STEP)
-    key = (255, 0, 255)  # a colour that is transparent, in RGB, palette and grey
+    gray_seen = seen.convert("L")
+    same(image.convert("LA"), gray_seen, STEP)
+    same(saved(image.convert("LA")), gray_seen, STEP)
+    key = (255, 0, 255)  # a color that is transparent, in RGB, palette and gray
     flat = Image.new("RGB", image.size, key)
     flat.paste(image.convert("RGB"), mask=image.getchannel("A"))
     same(saved(flat, transparency=key), seen, STEP)
@@ -146,7 +146,7 @@ def png(depth: int, kind: int, rows: bytes, size: tuple[int, int], transparent: 
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_a_transparent_colour_of_sixteen_bits() -> None:
+def test_a_transparent_color_of_sixteen_bits() -> None:
     row = b"\x00" + struct.pack(">HH", 0x1234, 0x8080) * 14
     data = png(16, 0, row * 28, (28, 28), struct.pack(">H", 0x1234))
     expected = np.tile(np.array([[255, 0x80]], np.uint8), (28, 14))
@@ -182,7 +182,7 @@ def test_profiles_are_applied(kind: str) -> None:
     )
 
 
-def test_other_colours() -> None:
+def test_other_colors() -> None:
     for mode in ("CMYK", "YCbCr", "HSV"):
         image = picture().convert(mode)
         same(image, Image.fromarray(np.asarray(image.convert("RGB"))))

@@ -127,8 +127,8 @@ def test_data_in_hand_is_allowed_by_default() -> None:
     ]  # fmt: skip
     for source in sources:
         assert same(load_image(source)), source
-    grey = load_image(np.full((4, 5), 7, np.uint8))
-    assert (grey.mode, grey.size) == ("L", (5, 4))
+    gray = load_image(np.full((4, 5), 7, np.uint8))
+    assert (gray.mode, gray.size) == ("L", (5, 4))
     assert load_image(np.zeros((4, 5, 4), np.uint8)).mode == "RGBA"
     assert load_image(np.zeros((4, 5, 1), np.uint8)).size == (5, 4)
 

@@ -22,7 +22,7 @@ CASES = {
         seed=4, text={"n_routed_experts": 12, "num_experts_per_tok": 3, "n_shared_experts": 2}
     ),
     "expert groups": Case(seed=5, text={"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}),
-    "weights not renormalised": Case(seed=6, text={"norm_topk_prob": False}),
+    "weights not renormalized": Case(seed=6, text={"norm_topk_prob": False}),
     "dense first layer": Case(seed=8, text={"first_k_dense_replace": 1}),
     "full query projection": Case(seed=9, text={"q_lora_rank": None}),
     "projector with bias": Case(seed=10, top={"multimodal_projector_bias": True}),

@@ -129,7 +129,7 @@ def copy(source: Path, target: Path) -> None:
 def in_memory(source: Path, target: Path) -> None:
     """The way of transformers' own converter: read every tensor, fuse the experts of each layer, then save the whole.
 
-    As there, gate and up rows of an expert are quantised again to the larger of their two scales.
+    As there, gate and up rows of an expert are quantized again to the larger of their two scales.
     """
     from huggingface_hub import save_torch_state_dict
     from safetensors.torch import load_file

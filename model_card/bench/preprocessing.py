@@ -181,7 +181,7 @@ def pictures() -> dict[str, list[Image.Image]]:
 
 
 def measure_images(runs: int) -> dict[str, Any]:
-    """Images per second, from decoded images to one batch of normalised pixels, at the release's sizes."""
+    """Images per second, from decoded images to one batch of normalized pixels, at the release's sizes."""
     authority = ImageEncoder(ImageConfig(14, 1540, 2), SpecialImageIDs(img=10, img_break=12, img_end=13))
     processor = Small4ImageProcessor()
     out = {}

@@ -47,7 +47,7 @@ def build(side: str, args: argparse.Namespace, sizes: dict[str, Any]) -> Small4F
 
 
 class Trainer:
-    """One side with its optimiser, on the same batch again and again."""
+    """One side with its optimizer, on the same batch again and again."""
 
     def __init__(self, side: str, args: argparse.Namespace, sizes: dict[str, Any]) -> None:
         self.model = build(side, args, sizes)
@@ -92,7 +92,7 @@ def measured(args: argparse.Namespace, sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(side: str, args: argparse.Namespace, sizes: dict[str, Any]) -> dict[str, int]:
-    """Bytes of the weights, and the most held in two steps: weights, gradients, optimiser and activations."""
+    """Bytes of the weights, and the most held in two steps: weights, gradients, optimizer and activations."""
     trainer = Trainer(side, args, sizes)
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
 

@@ -21,7 +21,7 @@ from modeling_small4.quantize.weight_only import weight_only
 
 
 def held(parameter: Any) -> int:
-    """Bytes of a parameter, or of the plain tensors that a quantised one is made of."""
+    """Bytes of a parameter, or of the plain tensors that a quantized one is made of."""
     if not hasattr(parameter, "__tensor_flatten__"):
         return parameter.numel() * parameter.element_size()
     return sum(held(getattr(parameter, name)) for name in parameter.__tensor_flatten__()[0])

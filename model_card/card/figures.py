@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"none": "#9aa5b1", "high": "#d9480f"}  # of the reasoning modes
+COLORS = {"none": "#9aa5b1", "high": "#d9480f"}  # of the reasoning modes
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # a legend right of its axes
 DPI = 144
 
@@ -42,10 +42,10 @@ def draw(results: Results, out: Path) -> list[Path]:
 def accuracy(figure: "Figure", names: list[str], tasks: Any) -> None:
     """Bars by task and mode, with 95 % intervals."""
     axes = figure.subplots()
-    for place, (mode, colour) in enumerate(COLOURS.items()):
+    for place, (mode, color) in enumerate(COLORS.items()):
         scores = [tasks[name][mode] for name in names]
         at = [i + 0.4 * (place - 0.5) for i in range(len(names))]
-        axes.bar(at, [100 * score["accuracy"] for score in scores], 0.38, color=colour, label=mode)
+        axes.bar(at, [100 * score["accuracy"] for score in scores], 0.38, color=color, label=mode)
         axes.errorbar(at, *_with_errors(scores), fmt="none", ecolor="black", capsize=2, linewidth=1)
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     _percent(axes)
@@ -71,10 +71,10 @@ def thinking_budget(figure: "Figure", budgets: Any) -> None:
 def retrieval(figure: "Figure", lengths: Any) -> None:
     """Accuracy of retrieval against the length of the text, by mode."""
     axes, names = figure.subplots(), list(lengths)
-    for mode, colour in COLOURS.items():
+    for mode, color in COLORS.items():
         scores = [lengths[name][mode] for name in names]
         axes.errorbar(
-            range(len(names)), *_with_errors(scores), color=colour, marker="o", markersize=4, capsize=2, label=mode
+            range(len(names)), *_with_errors(scores), color=color, marker="o", markersize=4, capsize=2, label=mode
         )
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel("tokens of text")

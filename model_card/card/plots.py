@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 HERE = Path(__file__).resolve().parent.parent
-OURS, THEIRS = "#d9480f", "#495057"  # the same side has the same colour in all pictures
+OURS, THEIRS = "#d9480f", "#495057"  # the same side has the same color in all pictures
 Rows = list[dict[str, Any]]
 
 
@@ -63,9 +63,9 @@ def prefill_time(axes: "Axes", rows: Rows) -> None:
 def experts_time(axes: "Axes", rows: Rows) -> None:
     """Milliseconds of a layer's routed experts against tokens, by implementation."""
     names = {"ours": OURS, "eager": THEIRS, "grouped_mm": "#1971c2", "batched_mm": "#2f9e44"}
-    for name, colour in names.items():
+    for name, color in names.items():
         known = [row for row in rows if f"{name}_ms" in row]
-        axes.plot([r["tokens"] for r in known], [r[f"{name}_ms"] for r in known], "o-", color=colour, label=name)
+        axes.plot([r["tokens"] for r in known], [r[f"{name}_ms"] for r in known], "o-", color=color, label=name)
     _label(axes, "tokens", "experts of one layer: milliseconds")
 
 
@@ -87,10 +87,10 @@ PLOTS: dict[str, tuple[str, Callable[[Any, Rows], None]]] = {
 
 def _lines(axes: "Axes", rows: Rows, x: str, y: str, horizontal: str, vertical: str, unit: float = 1.0) -> None:
     """Both sides where they were measured."""
-    for side, colour in (("ours", OURS), ("transformers", THEIRS)):
+    for side, color in (("ours", OURS), ("transformers", THEIRS)):
         known = [row for row in rows if x in row and f"{side}_{y}" in row]
         values = [row[f"{side}_{y}"] * unit for row in known]
-        axes.plot([row[x] for row in known], values, "o-", color=colour, label=side)
+        axes.plot([row[x] for row in known], values, "o-", color=color, label=side)
     _label(axes, horizontal, vertical)
 
 

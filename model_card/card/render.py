@@ -96,7 +96,7 @@ def body(results: Results, template: str | None = None) -> str:
 
 
 def metadata(results: Results) -> ModelCardData:
-    """What the Hub shows and searches: licence, library, task, and `model-index` with the held-out accuracies."""
+    """What the Hub shows and searches: license, library, task, and `model-index` with the held-out accuracies."""
     scores = results["demo_eval"]["tasks"]
     found = [_score(task, mode, scores[task][mode]) for task in scores for mode in scores[task]]
     return ModelCardData(

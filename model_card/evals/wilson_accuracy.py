@@ -18,9 +18,9 @@ def wilson(right: int, rows: int, z: float = 1.959964) -> tuple[float, float]:
     if rows == 0:
         return 0.0, 1.0
     share, weight = right / rows, z * z / rows
-    centre = (share + weight / 2) / (1 + weight)
+    center = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * (share * (1 - share) / rows + weight / (4 * rows)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 class WilsonAccuracy(evaluate.Metric):
