@@ -24,8 +24,6 @@ MEASURES: dict[str, str] = {
     "stored_memory": "python -m model_card.bench.stored_memory --prompt 512 --cold "
     "--out model_card/results/stored_memory.json",
     "stored_products": "python -m model_card.bench.stored_products --out model_card/results/stored_products.json",
-    "residency": "python -m model_card.bench.residency --layers 1 --experts 64 --tokens 48 "
-    "--out model_card/results/residency.json",
     "routing": "python -m model_card.bench.routing --out model_card/results/routing.json",
     "grammar_validity": "python -m model_card.bench.grammar_validity --schemas 1000 "
     "--out model_card/results/grammar_validity.json",
