@@ -17,6 +17,7 @@ from modeling_small4.image_processing_small4 import MEAN, STD
 
 from .checkpoint import CheckpointError, read_json
 from .source import Checkpoint
+from .vocabulary import read_vocabulary
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
@@ -48,6 +49,7 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
         CheckpointError: A raw checkpoint without tekken.json, or a tekken.json that cannot be read.
     """
     tekken = source.folder / "tekken.json"
+    read_vocabulary(source.folder, tekken=layout == "mistral" or source.layout != layout)  # before anything is copied
     for name in VERBATIM:
         if (source.folder / name).exists():
             shutil.copyfile(source.folder / name, folder / name)

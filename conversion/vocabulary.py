@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modeling_small4.files_reading import naming
+from modeling_small4.tokenization_checks import check_tokenizer
+
 from .checkpoint import CheckpointError, read_json
+from .tekken_file import read_tekken
 
 TEKKEN, TOKENIZER = "tekken.json", "tokenizer.json"
 
@@ -38,10 +42,15 @@ def read_vocabulary(folder: Path, tekken: bool) -> Vocabulary | None:
     name = next((name for name in names if (folder / name).is_file()), None)
     if name is None:
         return None
-    content = read_json(folder / name)
+    content = read_tekken(folder / name) if name == TEKKEN else read_json(folder / name)
     try:
+        with naming(folder / name):
+            if name == TOKENIZER:
+                check_tokenizer(content)
         tokens = list(_tekken(content) if name == TEKKEN else _tokenizer(content))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{folder / name}: is no tokenizer of this model ({type(error).__name__})") from None
     hashed = hashlib.sha256()
     for token in tokens:

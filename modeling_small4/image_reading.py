@@ -70,7 +70,7 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     if transparent is not None and image.mode in ("L", "RGB", "1"):
         image = _with_alpha(image, transparent)
     elif image.mode in ("P", "PA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        image = image.convert("RGBA" if image.mode == "PA" or transparent is not None else "RGB")
     elif image.mode == "RGBa":
         image = image.convert("RGBA")
     elif image.mode == "1":

@@ -34,7 +34,7 @@ from .loading_torchao import let_adapters_merge
 from .loading_unfused import tensors_of
 from .stored_config import METHOD, Small4StoredConfig
 
-SHOWN = 4
+SHOWN, LETTERS = 4, 160
 # What the current call of `from_pretrained` says about experts: transformers passes none of its arguments on to
 # loading.
 _asked: ContextVar[Asked | None] = ContextVar("small4_expert_memory", default=None)
@@ -264,8 +264,12 @@ def refuse_mismatch(model: PreTrainedModel, info: dict[str, Any], ignore_mismatc
 
 
 def _listed(names: list[str]) -> str:
-    """At most `SHOWN` of the sorted names, from all over the list, so that each part of the model shows."""
-    if len(names) <= SHOWN:
-        return ", ".join(names)
-    some = [names[index * len(names) // SHOWN] for index in range(SHOWN)]
-    return f"{', '.join(some)} and {len(names) - SHOWN} more"
+    """At most `SHOWN` of the sorted names, fewer of long ones, from all over the list, so that each part of the model
+    shows.
+    """
+    count = min(len(names), SHOWN)
+    some = [names[index * len(names) // count] for index in range(count)]
+    while len(some) > 1 and sum(map(len, some)) > LETTERS:
+        some.pop()
+    left = len(names) - len(some)
+    return ", ".join(some) + (f" and {left} more" if left else "")

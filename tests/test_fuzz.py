@@ -19,7 +19,8 @@ from model_card.evals.fuzz.folders import write_sound
 from model_card.evals.fuzz.kinds import CHEAP, WHOLE
 from model_card.evals.fuzz.processes import run_blocks
 
-CASES = {name: 3 * share for name, (_, share) in CHEAP.items()} | {name: share for name, (_, share) in WHOLE.items()}
+CASES = {name: max(3 * share, 20) for name, (_, share) in CHEAP.items()}
+CASES |= {name: share for name, (_, share) in WHOLE.items()}
 KINDS = {name: make for name, (make, _) in (CHEAP | WHOLE).items()}
 
 

@@ -36,11 +36,13 @@ def counts_of(kinds: dict[str, tuple[Kind, int]], total: int) -> dict[str, tuple
     return out | {first: (out[first][0], out[first][1] + rest)}
 
 
-def measure(kinds: dict[str, tuple[Kind, int]], sound: Path, first: int, processes: int, block: int) -> dict[str, Any]:
+def measure(
+    kinds: dict[str, tuple[Kind, int]], sound: Path, first: int, processes: int, block: int, until: float
+) -> dict[str, Any]:
     """Run the cases and count what came of them, for each kind."""
     found = {name: Tally() for name in kinds}
     began, shown = time.monotonic(), 0.0
-    for name, tally in run_blocks(kinds, sound, first, processes, SECONDS, block):
+    for name, tally in run_blocks(kinds, sound, first, processes, SECONDS, block, until):
         found[name].counts += tally.counts
         found[name].faults += tally.faults
         for fault in tally.faults:
@@ -80,22 +82,25 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300, help="runs that are killed at a random step")
     parser.add_argument("--only", help="one kind; nothing is stored then")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--minutes", type=float, help="begin no more cases after this; what ran is counted")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     quiet()
     result: dict[str, Any] = {"seeds_from": args.first, "seconds_until_a_case_hangs": SECONDS}
-    tables: list[tuple[str, dict[str, tuple[Kind, int]], int, int]] = [
-        ("cheap", kinds.CHEAP, args.cheap, 2000),
-        ("whole", kinds.WHOLE, args.whole, 100),
-        ("kills", kinds.KILLS, args.kills, 10),
+    tables: list[tuple[str, dict[str, tuple[Kind, int]], int, int, float]] = [  # and until when, of the minutes
+        ("kills", kinds.KILLS, args.kills, 10, 0.25),
+        ("whole", kinds.WHOLE, args.whole, 50, 0.55),
+        ("cheap", kinds.CHEAP, args.cheap, 500, 1.0),
     ]
+    began, minutes = time.monotonic(), float("inf") if args.minutes is None else args.minutes
     with tempfile.TemporaryDirectory() as name:
         sound = write_sound(Path(name) / "sound")
-        for table, each, total, block in tables:
+        for table, each, total, block, share in tables:
             chosen = counts_of({kind: each[kind] for kind in each if args.only in (None, kind)} or each, total)
             if args.only is None or args.only in each:
-                result[table] = measure(chosen, sound, args.first, args.processes, block)
+                until = began + 60 * share * minutes
+                result[table] = measure(chosen, sound, args.first, args.processes, block, until)
                 print(table, {key: value for key, value in result[table].items() if key in ("cases", "failed")})
     if args.only is None:
         words = ["python", "-m", "model_card.evals.fuzz", *sys.argv[1:]]

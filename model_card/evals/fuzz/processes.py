@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .cases import Bench, Kind, Outcome, Tally, run
 MEMORY = 3 << 30  # bytes that a process may map beyond what it has when it starts
 
 
-@dataclass
+@dataclass(order=True)
 class _Block:
     """Cases of one kind, from seed `first` up to `last`."""
 
@@ -31,7 +32,13 @@ class _Block:
 
 
 def run_blocks(
-    kinds: dict[str, tuple[Kind, int]], sound: Path, first: int, processes: int, seconds: int, block: int
+    kinds: dict[str, tuple[Kind, int]],
+    sound: Path,
+    first: int,
+    processes: int,
+    seconds: int,
+    block: int,
+    until: float = float("inf"),
 ) -> Iterator[tuple[str, Tally]]:
     """Run all cases of all kinds, `processes` blocks at a time; yields the tally of each block as it is ready.
 
@@ -40,15 +47,19 @@ def run_blocks(
         first: seed of the first case of each kind.
         seconds: after which a case counts as hanging.
         block: cases of one process.
+        until: when no more blocks are begun, on the monotonic clock. Blocks of all kinds take turns.
     """
-    waiting = deque(
-        _Block(name, begin, min(begin + block, first + count))
-        for name, (_, count) in kinds.items()
+    shares = sorted(
+        ((begin + block - first) / count, number, _Block(name, begin, min(begin + block, first + count)))
+        for number, (name, (_, count)) in enumerate(kinds.items())
         for begin in range(first, first + count, block)
     )
+    waiting = deque(part for _, _, part in shares)
     running: dict[Connection, tuple[ForkProcess, _Block, Synchronized[int]]] = {}
     context = multiprocessing.get_context("fork")
     while waiting or running:
+        if time.monotonic() > until:
+            waiting.clear()
         while waiting and len(running) < processes:
             part = waiting.popleft()
             ours, theirs = context.Pipe(duplex=False)

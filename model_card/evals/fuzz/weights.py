@@ -83,11 +83,12 @@ def index_converted(bench: Bench, draw: random.Random) -> Case:
     """An index with its shards, as conversion finds the files of a checkpoint."""
     layout, index, pattern = draw.choice((("ours", INDEX, PATTERN), ("raw", RAW_INDEX, RAW_PATTERN)))
     what = _shards(bench, draw, layout, index)
-    wanted = {file.name for file in (bench.sound / layout).glob("*.safetensors")}
+    everything = {file.name for file in (bench.sound / layout).glob("*.safetensors")}
 
-    def check(files: object) -> str | None:
-        assert isinstance(files, list)
-        return None if {file.name for file in files} == wanted else "another set of files than that of the checkpoint"
+    def check(files: list[Path]) -> str | None:
+        file = bench.work / index
+        wanted = set(json.loads(file.read_bytes())["weight_map"].values()) if file.exists() else everything
+        return None if {each.name for each in files} == wanted else "other files than the index names"
 
     return Case(what, lambda: weight_files(bench.work, index, pattern), check, (str(bench.work),))
 
