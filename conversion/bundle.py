@@ -49,6 +49,8 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
         CheckpointError: A raw checkpoint without tekken.json, or a tekken.json that cannot be read.
     """
     tekken = source.folder / "tekken.json"
+    if tekken.exists() and layout not in ("mistral", source.layout):
+        _check_vocabulary(tekken, source.config.text_config.vocab_size)
     read_vocabulary(source.folder, tekken=layout == "mistral" or source.layout != layout)  # before anything is copied
     for name in VERBATIM:
         if (source.folder / name).exists():
@@ -62,7 +64,6 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
             raise CheckpointError(f"{tekken}: missing; the tokenizer is made from it")
         _copy_tokenizer(source.folder, folder, note)
         return
-    _check_vocabulary(tekken, source.config.text_config.vocab_size)
     from .tokenizer import write_processor  # imports mistral-common, which only this needs
 
     try:

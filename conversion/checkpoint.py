@@ -133,7 +133,11 @@ def _read_header(file: Path) -> dict[str, Stored]:
 def _entry(file: Path, name: str, entry: Any, base: int) -> Stored:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        ok = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        ok = (
+            isinstance(entry["shape"], list)
+            and isinstance(dtype, str)
+            and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        )
     except (KeyError, TypeError, ValueError):
         ok = False
     if not ok:

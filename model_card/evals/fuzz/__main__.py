@@ -87,6 +87,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     quiet()
+    origin = provenance(["python", "-m", "model_card.evals.fuzz", *sys.argv[1:]])
     result: dict[str, Any] = {"seeds_from": args.first, "seconds_until_a_case_hangs": SECONDS}
     tables: list[tuple[str, dict[str, tuple[Kind, int]], int, int, float]] = [  # and until when, of the minutes
         ("kills", kinds.KILLS, args.kills, 10, 0.25),
@@ -103,8 +104,7 @@ def main() -> int:
                 result[table] = measure(chosen, sound, args.first, args.processes, block, until)
                 print(table, {key: value for key, value in result[table].items() if key in ("cases", "failed")})
     if args.only is None:
-        words = ["python", "-m", "model_card.evals.fuzz", *sys.argv[1:]]
-        write(args.out, provenance(words) | result)
+        write(args.out, origin | result)
     return int(any(result[table]["failed"] for table in ("cheap", "whole", "kills") if table in result))
 
 
