@@ -6,9 +6,11 @@ A header is 8 bytes of length (little endian), JSON, then the bodies in the orde
 
 import json
 import math
+import operator
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +138,8 @@ def _entry(file: Path, name: str, entry: Any, base: int) -> Stored:
         ok = (
             isinstance(entry["shape"], list)
             and isinstance(dtype, str)
-            and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end))
+            and all(n < 2**63 for n in accumulate(shape, operator.mul))
         )
     except (KeyError, TypeError, ValueError):
         ok = False

@@ -51,6 +51,7 @@ REFUSED = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"99999999": 1}}, "logit_bias"),
+    ({"logit_bias": {"0" * 5000: 1}}, "logit_bias"),
     ({"logit_bias": {"1000": 101}}, "logit_bias.1000"),
     ({"stop": [1]}, "stop"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
