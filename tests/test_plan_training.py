@@ -55,7 +55,7 @@ def measured(folder: Path, training: Training) -> tuple[dict[str, int], Small4Co
     optimizer.step()
     with LiveBytes() as live:
         passes()
-    states = sum(x.nbytes for state in optimizer.state.values() for x in state.values() if x.ndim)
+    states = sum(x.nbytes for state in dict(optimizer.state).values() for x in state.values() if x.ndim)
     adapters = sum(p.nbytes for p in trained) if training.kind == "lora" else 0
     gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
     held = {"weights": weights, "adapters": adapters, "gradients": gradients, "optimizer": states}
@@ -79,7 +79,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> stored_folder.Folders:
     return stored_folder.write(tmp_path_factory.mktemp("small"), "fp8", vision=False, sizes=SIZES)
 
 
-CASES = [
+CASES: list[dict[str, Any]] = [
     {}, {"checkpointing": True}, {"checkpointing": True, "loss_chunk": 64}, {"targets": "attention+shared"},
     {"kind": "full", "precision": "bfloat16"}, {"kind": "full", "precision": "float32"},
     {"kind": "full", "precision": "bfloat16", "checkpointing": True}, {"precision": "bfloat16"},

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DIM, PLAIN = "\033[2m", "\033[0m"
 OWN = {  # command -> what it does; its arguments are declared by the module of that name beside this one
     "plan": "say what fits on which machine, and how to lay it out",
+    "check-data": "say which rows of training data are wrong, and why",
     "serve": "start an OpenAI-compatible server",
     "env": "print what a bug report needs: versions, devices, CPU instructions",
     "card": "render the model card from the stored results, in a clone",
@@ -68,7 +69,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     for name, about in OWN.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         if name == command:
-            module = importlib.import_module(f"{__package__}.{name}")
+            module = importlib.import_module(f"{__package__}.{name.replace('-', '_')}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     for name, about in CONVERSION.items():
