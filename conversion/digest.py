@@ -188,8 +188,9 @@ class _Numbers:
             least, most = wide.aminmax()
         self.least, self.most = min(self.least, float(least)), max(self.most, float(most))
         self.zeros += wide.numel() - int(wide.count_nonzero())
-        self._sum += float(wide.sum(dtype=torch.float64))
-        self._squares += float(torch.linalg.vector_norm(wide, dtype=torch.float64)) ** 2
+        exact = wide.flatten().double()
+        self._sum += float(exact.sum())
+        self._squares += float(exact.dot(exact))
 
     @property
     def rms(self) -> float:

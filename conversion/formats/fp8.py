@@ -17,6 +17,7 @@ from .values import BLOCK, PLAIN, Held, Part, Values, row_steps, whole
 
 MAX = 448.0
 _CODES = "F8_E4M3"
+_NUMBERS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()  # by code
 _WEIGHT_SCALES = ("scale_inv", "scale")
 _INPUT_SCALES = ("activation_scale", "input_scale")
 
@@ -27,7 +28,8 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     Rounded to bfloat16 this is what the release's engines compute, bf16(code) * bf16(scale), wherever the scale is a
     bfloat16 number. Inverse up to rounding: `quantize`.
     """
-    return codes.float() * scale.float()
+    numbers = _NUMBERS.index_select(0, codes.view(torch.uint8).flatten().int())  # a table is faster than codes.float()
+    return numbers.view(codes.shape) * scale.float()
 
 
 def quantize(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
