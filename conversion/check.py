@@ -35,6 +35,7 @@ from .convert import Options, convert
 from .manifest import Manifest
 from .naming import leaves
 from .source import Checkpoint
+from .staging import write_file
 
 VERSION = 1
 SMALL = 4 * 10**9  # bytes of a checkpoint that is converted to a temporary folder if it cannot be loaded as it is
@@ -132,8 +133,8 @@ def run(args: argparse.Namespace) -> int:
         _read_text(args.text) if args.text else None,
         args.expert_memory,
     )
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise CheckpointError(f"{args.json}: there is no such folder to write to")
+    if args.json is not None and (args.json.is_dir() or not args.json.resolve().parent.is_dir()):
+        raise CheckpointError(f"{args.json}: is no file that can be written; name one in a folder that is there")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     folder = hub.resolve(args.model, lambda _: None, args.revision)
@@ -141,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         report = check(folder, options, progress, args.model.rstrip("/").rpartition("/")[2])
     print(report.text())
     if args.json is not None:
-        args.json.write_text(json.dumps(report.content(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(args.json, json.dumps(report.content(), indent=1, ensure_ascii=False) + "\n", "a report")
     return 1 if report.failed else 0
 
 
@@ -185,10 +186,9 @@ def check(
             if options.run:
                 report.rows += tried("load", lambda: list(_running(folder, source, options, report.failed)))
     if given is None:
-        about = (
-            "There is no manifest. What has been looked for without one is listed in the guide; these are not found:"
-        )
-        report.notes += [about, *(f"  - {each}" for each in BY_MANIFEST)]
+        report.notes += ["Without a manifest these are found:", *(f"  - {each}" for each in ALONE)]
+        report.notes += ["Only with one (small4 manifest of a copy you trust, --manifest):"]
+        report.notes += [f"  - {each}" for each in BY_MANIFEST]
     report.seconds = time.perf_counter() - begin
     return report
 

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,14 +19,14 @@ from typing import Any
 
 from modeling_small4.files_saving import MANIFEST, MANIFEST_FORMAT
 
-from . import hub, systems
+from . import hub
 from .checkpoint import CheckpointError, Reader, read_json
 from .console import add_json, progress_bar
 from .digest import Measured, measure
 from .naming import Leaf, leaves
 from .raw import facts
 from .source import Checkpoint, open_checkpoint
-from .staging import private_folder
+from .staging import write_file
 from .vocabulary import read_vocabulary
 
 VERSION = 1
@@ -207,13 +206,7 @@ def write(manifest: Manifest, file: Path) -> None:
         OSError: The disk is full or fails.
     """
     _former(file)
-    with private_folder(file, "a manifest") as private:
-        (private / "new").mkdir()
-        made = private / "new" / file.name
-        made.write_text(manifest.text(), encoding="utf-8")
-        systems.sync(made)
-        os.replace(made, file)
-    systems.sync(file.parent)
+    write_file(file, manifest.text(), "a manifest")
 
 
 def read(file: Path) -> Manifest:

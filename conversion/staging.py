@@ -103,6 +103,23 @@ def private_folder(place: Path, purpose: str = "") -> Iterator[Path]:
                 folder.rmdir()
 
 
+def write_file(file: Path, text: str, purpose: str) -> None:
+    """Write a text file, whole or not at all. One that is there is replaced; a link is replaced, not followed.
+
+    purpose: See `private_folder`.
+
+    Raises:
+        OSError: The disk is full or fails.
+    """
+    with private_folder(file, purpose) as private:
+        (private / _NEW).mkdir()
+        made = private / _NEW / file.name
+        made.write_text(text, encoding="utf-8")
+        systems.sync(made)
+        os.replace(made, _place(file))
+    systems.sync(_place(file).parent)
+
+
 def _place(destination: Path) -> Path:
     """The path of `destination` with links in its parents resolved. A link in its own place is not followed."""
     if destination.name in ("", ".", ".."):

@@ -135,7 +135,7 @@ def compare_folders(
     """
     sides = [open_checkpoint(_folder(source, revision), strict=False) for source in (a, b)]
     report = compare_checkpoints(sides, progress)
-    return replace(report, stale=[note for side in sides if (note := _stale(side, progress))])
+    return replace(report, stale=_stale(sides, report.exact, progress))
 
 
 def compare_checkpoints(
@@ -180,19 +180,27 @@ def compare_with_manifest(
     return Report(len(source.values), differences, {})
 
 
-def _stale(side: Checkpoint, progress: Callable[[int, int], None]) -> str | None:
-    """A sentence about a manifest in the folder that is not of the weights that are there."""
-    try:
-        given = manifest.of_folder(side.folder)
-    except CheckpointError as error:
-        return str(error)
-    if given is None:
-        return None
-    faults = against.check_folder(manifest.reopened(side, given.model.get(against.RULE)), given, progress)
-    if not faults:
-        return None
-    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
-    return f"{side.folder / MANIFEST}: is stale, what it describes has changed since it was written ({faults[0]}{more})"
+def _stale(sides: list[Checkpoint], equal: bool, progress: Callable[[int, int], None]) -> list[str]:
+    """A sentence about each manifest in the folders that is not of the weights that are there. Of two equal
+    checkpoints with equal manifests one is read.
+    """
+    out: list[str] = []
+    given = []
+    for side in sides:
+        try:
+            if (found := manifest.of_folder(side.folder)) is not None:
+                given.append((side, found))
+        except CheckpointError as error:
+            out.append(str(error))
+    if equal and len(given) == 2 and given[0][1].weights == given[1][1].weights:
+        del given[1]
+    for side, found in given:
+        faults = against.check_folder(manifest.reopened(side, found.model.get(against.RULE)), found, progress)
+        if faults:
+            more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+            about = "is stale, what it describes has changed since it was written"
+            out.append(f"{side.folder / MANIFEST}: {about} ({faults[0]}{more})")
+    return out
 
 
 class _Rounded:

@@ -333,8 +333,8 @@ def test_a_planted_fault_is_found_and_named(tmp_path: Path, planted: Planted) ->
         hits = [text for kind, text in faults if re.search(planted.kinds, kind) and planted.where in text]
         assert hits, (form, faults)
         assert len(faults) <= 4, (form, faults)
-        (folder / MANIFEST).unlink()
-        if planted.alone is not None:
+        if planted.alone is not None and PLANTED.index(planted) % len(FORMS) == seed:
+            (folder / MANIFEST).unlink()
             alone = [text for kind, text in found(folder) if re.search(planted.kinds, kind) and planted.where in text]
             assert bool(alone) == planted.alone, (form, alone)
 

@@ -17,6 +17,7 @@ from small4_conversion.checkpoint import CheckpointError
 from small4_conversion.checks import questions
 from small4_conversion.checks.answers import Question, _called, _holds, image_of, read_questions
 from small4_conversion.checks.rows import FAILED, OK, SKIPPED
+from test_formats_expanded import EXPANDED, REGROUPED, made
 from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4ForCausalLM, demo_checkpoint
@@ -164,12 +165,12 @@ def test_quick_reads_samples_and_does_not_run(tmp_path: Path, capsys: pytest.Cap
 def test_what_needs_a_manifest_is_said(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", str(demo), "--no-run"]) == 0
     out = capsys.readouterr().out
-    assert "There is no manifest" in out
+    assert "Without a manifest these are found" in out
     assert "swapped experts" in out
     assert cli.main(["manifest", str(demo)]) == 0
     capsys.readouterr()
     assert cli.main(["check", str(demo), "--no-run"]) == 0
-    assert "There is no manifest" not in capsys.readouterr().out
+    assert "Without a manifest" not in capsys.readouterr().out
 
 
 def test_a_changed_template_is_found_and_an_equal_one_passes(demo: Path) -> None:
@@ -282,3 +283,24 @@ def test_the_shipped_prompts() -> None:
             assert len(image_of(question).getcolors()) > 1
     with pytest.raises(ValueError, match="a color and one of"):
         image_of(Question("?", ("a",), image="drawing: red cat"))
+
+
+@pytest.mark.parametrize("name", [*EXPANDED, *REGROUPED])
+def test_checkpoints_of_other_tools_pass(tmp_path: Path, name: str) -> None:
+    made(tmp_path / "hf", *(EXPANDED | REGROUPED)[name], half="gptq" in name or "awq" in name)
+    assert cli.main(["manifest", str(tmp_path / "hf")]) == 0
+    assert cli.main(["verify", str(tmp_path / "hf")]) == 0
+    assert faults(tmp_path / "hf") == []
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])  # those that the library quantizes
+def test_gguf_files_pass(tmp_path: Path, kind: str) -> None:
+    gguf_folder = pytest.importorskip("gguf_folder")
+    p = rc.params(vision=kind == "BF16", moe={"expert_hidden_dim": 256}, dim=256, q_lora_rank=256, kv_lora_rank=256)
+    gguf_folder.write(tmp_path / "g", p, rc.weights(p, seed=4), kind)
+    for path in (tmp_path / "g", tmp_path / "g" / "model.gguf"):
+        report = check(path, CheckOptions())
+        assert [str(fault) for row in report.rows for fault in row.faults] == []
+        assert report.text()
+    assert cli.main(["manifest", str(tmp_path / "g" / "model.gguf"), "--out", str(tmp_path / "m.json")]) == 0
+    assert cli.main(["verify", str(tmp_path / "g"), str(tmp_path / "m.json")]) == 0

@@ -86,10 +86,9 @@ def text_rows(source: Checkpoint) -> list[Row]:
     rows = [
         judged("tokenizer", faults, f"{len(processor.tokenizer)} tokens; {len(TEXTS)} texts come back as they were")
     ]
-    own = _is_own(processor)
-    count = len(CHATS) * len(REASONING_MODES)
-    summary = f"{'the package' if own else 'another template'}'s own; {count} conversations laid out alike"
-    if not own:
+    summary = "the package's own"
+    if not _is_own(processor):
+        count = len(CHATS) * len(REASONING_MODES)
         summary = f"another one than the package's; {count} conversations are laid out alike"
     elif raw or processor.chat_template is None:
         summary = "none in the folder; conversations are laid out by the package"
