@@ -3,9 +3,11 @@
 import random
 from pathlib import Path
 
+import pytest
+import stored_folder
 import torch
 from datasets import Dataset
-from transformers import AutoProcessor, TrainingArguments
+from transformers import AutoProcessor, TrainingArguments, set_seed
 
 from model_card.demo_recipe.draft import LAYERS, WIDTH, batch, rows_of, train
 from model_card.demo_recipe.draft_answers import answers
@@ -60,6 +62,7 @@ def test_hidden_states_of_padded_rows_are_those_of_the_row_alone() -> None:
     assert torch.equal(alone.positions, beside.positions[:, 4:])
 
 
+@pytest.mark.slow
 def test_the_demo_script_learns_from_answers_of_the_demo() -> None:
     model = Small4ForCausalLM.from_pretrained(demo_checkpoint(), dtype=torch.float32).eval().requires_grad_(False)
     given = list(answers(model, AutoProcessor.from_pretrained(demo_checkpoint()), rows=4, seed=9))
@@ -73,3 +76,32 @@ def test_the_demo_script_learns_from_answers_of_the_demo() -> None:
         )
     assert end < 0.8 * start
     assert drafting_for(model, trained).view is not None
+    again = train(model, list(answers(model, AutoProcessor.from_pretrained(demo_checkpoint()), rows=4, seed=9)), 15, 0)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
+
+
+def test_trainer_with_a_model_held_as_stored_gives_the_same_weights_for_a_seed(tmp_path: Path) -> None:
+    """As for the full model: FP8, several steps to a batch, evaluation, a checkpoint that is resumed."""
+    model = Small4ForCausalLM.from_pretrained(stored_folder.write(tmp_path, "fp8").stored, dtype=torch.bfloat16)
+    ids = torch.randint(12, 1000, (12, 20), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = Dataset.from_list([{"input_ids": row, "labels": row, "attention_mask": [1] * 20} for row in ids])
+    weights = []
+    for number, (steps, resumed) in enumerate(((4, False), (4, False), (2, False), (4, True))):
+        folder = tmp_path / str(min(number, 2))
+        arguments = TrainingArguments(
+            str(folder), max_steps=4 if resumed else steps, per_device_train_batch_size=2, save_steps=2, seed=7,
+            gradient_accumulation_steps=2, learning_rate=1e-3, report_to=[], remove_unused_columns=False,
+            use_cpu=True, lr_scheduler_type="constant", label_names=["labels"],
+        )  # fmt: skip
+        set_seed(7)
+        draft = new_draft(model, layers=2, width=64)
+        trainer = DraftTrainer(draft, model, args=arguments, train_dataset=rows, eval_dataset=rows)
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train(resume_from_checkpoint=resumed)
+        assert trainer.evaluate()["eval_loss"] < before
+        weights.append([weight.clone() for weight in draft.parameters()])
+    for other in (1, 3):
+        assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[other], strict=True))
+    trainer.save_model(str(tmp_path / "draft"))
+    given = {"input_ids": torch.tensor(ids[:1]), "max_new_tokens": 8}
+    assert model.generate(**given, draft=str(tmp_path / "draft")).shape[1] > 20
