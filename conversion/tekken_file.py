@@ -8,6 +8,8 @@ import binascii
 from pathlib import Path
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from modeling_small4.files_reading import one_line, shown
 from modeling_small4.reasoning import REASONING_MODES
 from modeling_small4.tokenization_checks import LONGEST
@@ -40,8 +42,13 @@ def read_tekken(file: Path) -> dict[str, Any]:
     size, special = (_count(file, config, f"default_{name}") for name in ("vocab_size", "num_special_tokens"))
     if size <= special:
         raise CheckpointError(f"{file}: config.default_vocab_size is {size}, no more than the {special} special tokens")
-    _check_special(file, content.get("special_tokens"), special)
-    _check_vocabulary(file, content.get("vocab"), size - special)
+    names = _check_special(file, content.get("special_tokens"), special)
+    found = _check_vocabulary(file, content.get("vocab"), size - special)
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    for name, index in names.items():  # in tokenizer.json, both would be one entry
+        same = found.get(bytes(byte_of[letter] for letter in name)) if byte_of.keys() >= set(name) else None
+        if same is not None:
+            raise CheckpointError(f"{file}: special_tokens[{index}] and vocab[{same}] are both written {shown(name)}")
     _check_settings(file, content.get("model_settings_builder"))
     return content
 
@@ -53,7 +60,8 @@ def _count(file: Path, config: dict[str, Any], name: str) -> int:
     return value
 
 
-def _check_special(file: Path, tokens: object, count: int) -> None:
+def _check_special(file: Path, tokens: object, count: int) -> dict[str, int]:
+    """The special tokens, each with its place in the list."""
     if not isinstance(tokens, list) or len(tokens) > count:
         said = f"{len(tokens)} entries" if isinstance(tokens, list) else shown(tokens)
         raise CheckpointError(f"{file}: special_tokens is {said}, it must be a list of at most {count} tokens")
@@ -69,9 +77,11 @@ def _check_special(file: Path, tokens: object, count: int) -> None:
         if name in names:
             raise CheckpointError(f"{file}: special_tokens[{names[name]}] and [{index}] are both {shown(name)}")
         names[name] = index
+    return names
 
 
-def _check_vocabulary(file: Path, tokens: object, count: int) -> None:
+def _check_vocabulary(file: Path, tokens: object, count: int) -> dict[bytes, int]:
+    """The tokens of text, each with its place in the list."""
     if not isinstance(tokens, list) or len(tokens) < count:
         said = f"{len(tokens)} entries" if isinstance(tokens, list) else shown(tokens)
         raise CheckpointError(f"{file}: vocab is {said}, it must be a list of at least {count} tokens")
@@ -89,6 +99,7 @@ def _check_vocabulary(file: Path, tokens: object, count: int) -> None:
         if data in found:
             raise CheckpointError(f"{file}: vocab[{found[data]}] and vocab[{index}] are the same bytes")
         found[data] = index
+    return found
 
 
 def _bytes(token: object) -> bytes | None:

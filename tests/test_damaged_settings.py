@@ -62,6 +62,7 @@ def to(place: str, value: Any) -> Change:
         (to("special_tokens/5/rank", 6), "special_tokens[5]"),
         (to("special_tokens/5/token_str", "</s>"), "both"),
         (lambda tree: tree["special_tokens"][3].pop("rank"), "special_tokens[3]"),
+        (to("special_tokens/5/token_str", "x"), "both written"),
         (to("vocab", "x"), "vocab"),
         (lambda tree: tree["vocab"].pop(), "vocab"),
         (to("vocab/300", None), "vocab[300]"),
@@ -82,7 +83,7 @@ def test_tekken_files(tmp_path: Path, change: Change, words: str) -> None:
     change(tree)
     file.write_text(json.dumps(tree))
     refused(lambda: read_tekken(file), str(file), words)
-    if words not in ("config.pattern", "special_tokens", "special_tokens[5]", "vocab[300]"):
+    if words not in ("both written", "config.pattern", "special_tokens", "special_tokens[5]", "vocab[300]"):
         with pytest.raises(Exception):  # noqa: B017, PT011
             Tekkenizer.from_file(file).encode("x", bos=False, eos=False)
 
