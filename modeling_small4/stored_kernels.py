@@ -61,10 +61,11 @@ def product_transposed(weight: StoredWeight, grad: torch.Tensor) -> torch.Tensor
     float32 or wider.
     """
     kernels = library() if _usable(weight, grad) else None
-    total = grad.new_zeros(grad.shape[0], weight.columns, dtype=torch.promote_types(grad.dtype, torch.float32))
+    tokens = padded(grad)
+    total = tokens.new_zeros(len(tokens), weight.columns, dtype=torch.promote_types(grad.dtype, torch.float32))
     for rows, piece in weight.pieces():
-        total += grad[:, rows] @ _expanded(piece, kernels).to(grad.dtype)
-    return total.to(grad.dtype)
+        total += tokens[:, rows] @ _expanded(piece, kernels).to(grad.dtype)
+    return total[: len(grad)].to(grad.dtype)
 
 
 def _by_pieces(weight: StoredWeight, inputs: torch.Tensor, kernels: Library | None) -> torch.Tensor:

