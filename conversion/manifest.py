@@ -187,7 +187,12 @@ def measure_leaf(source: Checkpoint, leaf: Leaf, reader: Reader) -> Measured:
 
 
 def of_measured(source: Checkpoint, found: dict[str, Measured]) -> Manifest:
-    """The manifest of a checkpoint whose tensors were read."""
+    """The manifest of a checkpoint whose tensors were read. Raises CheckpointError for an input scale that is not
+    finite.
+    """
+    for name, each in found.items():
+        if each.input_scale is not None and not math.isfinite(each.input_scale):
+            raise CheckpointError(f"{source.folder}: the input scale of {name} is not finite; the file is damaged")
     words = read_vocabulary(source.folder, tekken=source.layout == "mistral")
     return Manifest(
         source.precision(),

@@ -199,3 +199,12 @@ def test_damaged_manifests_are_refused(tmp_path: Path) -> None:
         (tmp_path / "m.json").write_text(json.dumps(content | damage))
         with pytest.raises(CheckpointError, match=r"m\.json"):
             manifest.read(tmp_path / "m.json")
+
+
+def test_an_input_scale_that_is_not_finite_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw_case(tmp_path / "raw", fp8=True)
+    name = "layers.0.attention.wo.qscale_act"
+    cf.change(tmp_path / "raw", {name: torch.tensor(torch.inf, dtype=torch.bfloat16)})
+    assert cli.main(["manifest", str(tmp_path / "raw")]) == 1
+    assert "the input scale of layers.0.attention.wo.weight is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "raw" / MANIFEST).exists()
