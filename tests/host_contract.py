@@ -169,9 +169,6 @@ IMPORTED = (
     Row("transformers.generation.streamers:BaseStreamer", "base class of streamers"),
     Row("transformers.image_utils:ChannelDimension", "the order of an array's axes, as callers of image processors "
         "say it"),
-    Row("transformers.models.auto.configuration_auto:AutoConfig.from_pretrained", "reads config.json itself to learn "
-        "whose it is, so of a file that is no JSON its own error is seen; there is no hook before that",
-        None, ("PreTrainedConfig.get_config_dict(pretrained_model_name_or_path",)),
     Row("transformers.pipelines:PIPELINE_REGISTRY", "our pipelines take the place of the two that generate"),
     Row("transformers.pipelines.text_generation:ReturnType", "which form of a pipeline's answer is asked for"),
     Row("transformers.utils.chat_template_utils:Chat", "a pipeline's input that is a conversation"),
@@ -221,6 +218,9 @@ IMPORTED = (
 
 # Private names that are read or set, and behavior that nothing else shows.
 RELIED_ON = (
+    Row("transformers.models.auto.configuration_auto:AutoConfig.from_pretrained", "reads config.json itself to learn "
+        "whose it is, so of a file that is no JSON its own error is seen; there is no hook before that",
+        None, ("PreTrainedConfig.get_config_dict(pretrained_model_name_or_path",)),
     Row(f"{GENERATION}._get_logits_processor", "whether continuous batching can keep to all of them",
         "self generation_config input_ids_seq_length encoder_input_ids prefix_allowed_tokens_fn logits_processor "
         "device model_kwargs "
