@@ -96,13 +96,14 @@ def draft_bytes(name: str, context: int, batch: int) -> int:
         ValueError: There is none of this name.
     """
     folder = Path(name) if Path(name).is_dir() else _downloaded(name, ("params.json", "config.json"))
-    official = (folder / "params.json").is_file() and not (folder / "config.json").is_file()
-    file = folder / ("params.json" if official else "config.json")
-    content = json.loads(file.read_text()) if file.is_file() else {}
-    if not official and is_dflash(content):
+    ours, raw = folder / "config.json", folder / "params.json"
+    content = json.loads(ours.read_text()) if ours.is_file() else {}
+    if is_dflash(content):
         return _dflash_bytes(content, context, batch)
-    if not official and content.get("model_type") != Small4EagleConfig.model_type:
+    official = content.get("model_type") != Small4EagleConfig.model_type
+    if official and (not raw.is_file() or (Path(name).is_dir() and not is_official(folder))):
         raise ValueError(f"{name} holds no EAGLE or DFlash draft; the planner counts none other.")
+    file, content = (raw, json.loads(raw.read_text())) if official else (ours, content)
     config = config_of(content, file) if official else Small4EagleConfig.from_dict(content)
     with torch.device("meta"):
         weights = sum(each.numel() for each in Small4EagleDraft(config).parameters())

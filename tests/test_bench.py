@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from model_card.bench import (
     decode,
+    drafts,
     experts,
     gpu,
     harness,
@@ -253,3 +255,15 @@ def test_bytes_of_experts_that_move(tmp_path: Path) -> None:
     assert 0 < above["need_mb"] <= above["copied_mb"] <= 2 * above["need_mb"]
     assert above["fewer_copied"] > 2
     assert residency.disk_rate(tmp_path, 0.1) > 0
+
+
+def test_drafts() -> None:
+    """One problem of a task: what drafts cost and spare, and that answers are equal."""
+    args = arguments(rows=1, cpu_time=True, dtype=torch.float32)
+    model = Small4ForCausalLM.from_pretrained(demo_checkpoint(), dtype=args.dtype).eval()
+    given: dict[str, Any] = drafts.drafts_of(args)
+    row: dict[str, Any] = drafts.measure(model, AutoProcessor.from_pretrained(demo_checkpoint()), "talk", given, args)
+    for name in given:
+        assert row[f"equal_{name}"] == row["answers"] == 1
+        positive(row, f"speedup_{name}", f"speedup_with_prompt_{name}", f"tokens_a_forward_{name}")
+    assert row["accepted_wrong"] == 0

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from dflash_checkpoint import write
 from server_cases import Service
 
-from modeling_small4 import demo_checkpoint, demo_draft
+from modeling_small4 import Small4Config, demo_checkpoint, demo_draft
 
 QUESTIONS = ["What is 482 + 759?", "Reverse the word dolphin.", "What is 91 - 38?", "Hello!"]
 
@@ -22,9 +23,12 @@ def plain() -> Iterator[Service]:
     running.close()
 
 
-@pytest.fixture(scope="module", params=["eagle", "prompt_lookup"])
-def drafted(request: pytest.FixtureRequest) -> Iterator[Service]:
+@pytest.fixture(scope="module", params=["eagle", "prompt_lookup", "dflash"])
+def drafted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     draft = str(demo_draft()) if request.param == "eagle" else request.param
+    if draft == "dflash":
+        text = Small4Config.from_pretrained(demo_checkpoint()).text_config
+        draft = str(write(tmp_path_factory.mktemp("draft"), "speculators", text.hidden_size, text.vocab_size))
     running = Service(demo_checkpoint(), "demo", draft=draft)
     yield running
     running.close()
@@ -55,9 +59,8 @@ def test_metrics_count_drafted_tokens(drafted: Service) -> None:
     ask(drafted, QUESTIONS[0])
     with urllib.request.urlopen(f"http://127.0.0.1:{drafted.port}/metrics", timeout=60) as answer:
         text = answer.read().decode()
-    counts = {
-        name: int(re.search(rf"^small4_{name}_tokens_total (\d+)$", text, re.M)[1]) for name in ("drafted", "accepted")
-    }  # type: ignore[index]
+    found = re.findall(r"^small4_(drafted|accepted)_tokens_total (\d+)$", text, re.MULTILINE)
+    counts = {name: int(count) for name, count in found}
     assert counts["drafted"] >= counts["accepted"] >= 0
-    if drafted.engine.decoder.draft != "prompt_lookup":
+    if drafted.engine.decoder.draft == str(demo_draft()):
         assert counts["accepted"] > 0
