@@ -234,7 +234,7 @@ class LookupDrafting(Drafting):
     def propose(
         self, ids: torch.Tensor, mask: torch.Tensor | None, going: torch.Tensor, room: int
     ) -> list[torch.Tensor]:
-        self._learn(ids.tolist())
+        self._learn(ids)
         found = [self._found(row, room) if go else None for row, go in enumerate(going.tolist())]
         rows = [row for row in found if row is not None]
         if not rows or not all(tokens for tokens, _ in rows):
@@ -252,13 +252,15 @@ class LookupDrafting(Drafting):
         drafts = [[0] * count if row is None else row[0][:count] for row in found]
         return list(torch.tensor(drafts, device=ids.device).T) if count else []
 
-    def _learn(self, texts: list[list[int]]) -> None:
+    def _learn(self, ids: torch.Tensor) -> None:
         """Note where each short piece of text stood last, but for the last one."""
         if not self.texts:
-            self.texts, self.places = [[] for _ in texts], [{} for _ in texts]
-        for text, known, places in zip(texts, self.texts, self.places, strict=True):
-            for end in range(len(known), len(text)):
-                known.append(text[end])
+            self.texts, self.places = [[] for _ in ids], [{} for _ in ids]
+        new = ids[:, len(self.texts[0]) :].tolist()
+        for tokens, text, places in zip(new, self.texts, self.places, strict=True):
+            for token in tokens:
+                end = len(text)
+                text.append(token)
                 for length in self.LENGTHS:
                     if end >= length:
                         places[tuple(text[end - length : end])] = end

@@ -25,6 +25,8 @@ class DraftedAnswer:
 
     def __init__(self, drafting: Drafting, prompt: list[int], cache: LatentCache) -> None:
         self.drafting, self.prompt, self.cache = drafting, prompt, cache
+        self.text: torch.Tensor | None = None  # prompt and answer, of which `known` ids, `[1, length]`
+        self.known = 0
         self.draft: list[int] = []
         self.logits: torch.Tensor | None = None  # [drafted + 1, vocabulary], behind the last token and each drafted one
         self.place = 0  # tokens of the draft that were chosen
@@ -36,7 +38,10 @@ class DraftedAnswer:
             self.place += 1
             return self.logits[self.place]
         self.settle()
-        text = torch.tensor([[*self.prompt, *ids]], device=model.device)
+        new = ids[self.known :] if self.text is not None else [*self.prompt, *ids]
+        text = torch.tensor([new], device=model.device)
+        self.text = text = text if self.text is None else torch.cat((self.text, text), dim=1)
+        self.known = len(ids)
         drafted = self.drafting.draft(text, None, text.new_ones(1), room if self._has_seen() else 0)
         given = {} if self.drafting.view is None else {"draft_view": self.drafting.view}
         begin = time.perf_counter()
