@@ -229,7 +229,7 @@ def read(file: Path) -> Manifest:
         )
     try:
         out = _read(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{file}: the manifest is damaged ({type(error).__name__}: {error})") from None
     if out.weights != content.get("weights"):
         raise CheckpointError(f"{file}: the manifest is damaged: its entries are not those of its weights' hash")

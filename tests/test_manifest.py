@@ -192,11 +192,12 @@ def test_damaged_manifests_are_refused(tmp_path: Path) -> None:
         {"version": 2},
         {"weights": "0" * 64},
         {"tensors": None},
+        {"tokenizer": {"tokens": float("inf"), "sha256": ""}},
         {"tensors": content["tensors"] | {name: {}}},
         {"tensors": content["tensors"] | {name: content["tensors"][name] | {"value": "0" * 63}}},
     ]
     for damage in damages:
-        (tmp_path / "m.json").write_text(json.dumps(content | damage))
+        (tmp_path / "m.json").write_text(json.dumps(content | damage).replace("Infinity", "1e400"))
         with pytest.raises(CheckpointError, match=r"m\.json"):
             manifest.read(tmp_path / "m.json")
 

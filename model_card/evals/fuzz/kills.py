@@ -7,6 +7,7 @@ was writing into, loading says that it is not complete; nothing else is left; an
 import hashlib
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,8 +19,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants, hf_api
+from small4_conversion import manifest
 from small4_conversion.adapters import merge_adapter
+from small4_conversion.checkpoint import Reader
 from small4_conversion.convert import Options, convert
+from small4_conversion.source import open_checkpoint
 
 from modeling_small4 import Small4ForCausalLM, Small4Processor
 
@@ -195,7 +199,7 @@ def _old_checkpoint(sound: Path, place: Path) -> None:
 def _one_or_other(sound: Path, place: Path, before: dict[str, str], after: dict[str, str]) -> str | None:
     """The old folder or the new one, whole; folders of the user's that were in it may wait beside for the next run."""
     everything = state(place)
-    found = {name: value for name, value in everything.items() if name.startswith("out/")}
+    found = {n: value for n, value in everything.items() if n.startswith("out/") and not n.startswith("out/.small4-")}
     whole = [{name: value for name, value in each.items() if "/logs/" not in name} for each in (before, after)]
     logs = {value for name, value in before.items() if "/logs/" in name}
     if {name: value for name, value in found.items() if "/logs/" not in name} in whole and logs <= {
@@ -212,6 +216,17 @@ def _merge(sound: Path, place: Path) -> None:
     except ValueError as error:
         if not there or "exists already" not in str(error):
             raise
+
+
+def _manifest(sound: Path, place: Path) -> None:
+    with Reader() as reader:
+        manifest.write(manifest.build(open_checkpoint(place / "out"), reader), place / "out" / manifest.MANIFEST)
+
+
+def _with_another_manifest(sound: Path, place: Path) -> None:
+    shutil.copytree(sound / "one", place / "out")
+    with Reader() as reader:
+        manifest.write(manifest.build(open_checkpoint(sound / "other"), reader), place / "out" / manifest.MANIFEST)
 
 
 def _save(sound: Path, place: Path, name: str) -> None:
@@ -300,6 +315,7 @@ RUNS = {
     "convert": Run(_convert, _nothing, _one_or_other),
     "convert --overwrite": Run(partial(_convert, overwrite=True), _old_checkpoint, _one_or_other),
     "merge_adapter": Run(_merge, _nothing, _one_or_other),
+    "manifest": Run(_manifest, _with_another_manifest, _one_or_other),
     "save_pretrained": Run(partial(_save, name="one"), _nothing, _loads),
     "save_pretrained over another": Run(partial(_save, name="other"), partial(_save, name="one"), _loads),
     "push_to_hub": Run(_push, _pushed_before, _on_the_hub),

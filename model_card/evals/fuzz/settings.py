@@ -15,6 +15,8 @@ from PIL import Image
 from small4_conversion import adapters
 from small4_conversion.checkpoint import read_json
 from small4_conversion.formats.announced import announced
+from small4_conversion.manifest import MANIFEST, Manifest
+from small4_conversion.manifest import read as read_manifest
 from small4_conversion.raw import config_from_params, params_from_config, same_model
 from small4_conversion.transformers_layout import config_from_transformers
 from transformers import AutoConfig, GenerationConfig
@@ -137,6 +139,16 @@ def adapter(bench: Bench, draw: random.Random) -> Case:
     what = _file(bench, draw, "adapter/adapter_config.json")[1]
     (bench.work / "adapter_model.safetensors").hardlink_to(bench.sound / "adapter/adapter_model.safetensors")
     return Case(what, lambda: adapters.read_adapter(bench.work), names=(str(bench.work),))
+
+
+def manifest(bench: Bench, draw: random.Random) -> Case:
+    file, what = _file(bench, draw, f"ours/{MANIFEST}")
+
+    def check(found: Manifest) -> str | None:
+        sound = read_manifest(bench.sound / "ours" / MANIFEST)
+        return None if found.weights == sound.weights else "other weights than those of the checkpoint"
+
+    return Case(what, lambda: read_manifest(file), check, (str(file),))
 
 
 def unlike(given: dict[str, Any], found: dict[str, Any]) -> str | None:
