@@ -100,12 +100,12 @@ def _leave_open(last: Message, how: bool | str) -> None:
 def _normalize(records: list[Message]) -> list[Message]:
     """Joins neighboring user or assistant messages, and sorts tool results into the order of their calls."""
     out: list[Message] = []
-    call_ids: list[str] = []
+    call_ids: list[str | None] = []
     for role, group in groupby(records, key=lambda record: record.role):
         members = list(group)
         if role == "tool":
             order = {call_id: index for index, call_id in enumerate(call_ids)}
-            members.sort(key=lambda record: order.get(record.tool_call_id or "null", len(order)))
+            members.sort(key=lambda record: order.get(record.tool_call_id, len(order)))
             call_ids = []
         if role in ("system", "tool"):
             out += [Message(role, _join([record.content])) for record in members]

@@ -48,9 +48,10 @@ Chunk = Text | Thought | Image
 @dataclass
 class ToolCall:
     """`arguments` is JSON text, written back verbatim where it is `exact`. `incomplete` ("name" or "arguments") marks a
-    call that generation broke off: it is exact too, and without `[ARGS]` when even the name was not finished."""
+    call that generation broke off: it is exact too, and without `[ARGS]` when even the name was not finished. `id` is
+    None where none was given."""
 
-    id: str
+    id: str | None
     name: str
     arguments: str
     incomplete: str | None = None
@@ -132,43 +133,59 @@ def check_conversation(messages: list[Message], finished: bool) -> None:
         if previous.prefix:
             raise ValueError("Only the last message can be an assistant message to continue (prefix=True).")
     _check_tool_pairing(messages)
-    for message in messages:
+    for index, message in enumerate(messages):
+        if message.role == "tool" and message.tool_call_id is None and index == 0:
+            raise ValueError('A tool message needs the "tool_call_id" of the call it answers.')
         _check_names_and_ids(message)
 
 
 def _check_tool_pairing(messages: list[Message]) -> None:
-    """Every result answers a call of the assistant message before it; no result is missing when it speaks again."""
-    expected: set[str] = set()
+    """Every result answers a call of the assistant message before it; no result is missing when it speaks again.
+
+    Where neither calls nor results have ids, as trainers and transformers' examples write them, results answer the
+    calls in order. mistral-common refuses these; ids are not part of the prompt.
+    """
+    expected: set[str | None] = set()
     observed: set[str | None] = set()
+    unanswered = 0  # calls without ids
+    unnamed = False
     for message in messages[1:]:  # as in mistral-common, the first message opens no calls
         if message.role == "tool":
+            if unnamed and message.tool_call_id is None:
+                unanswered -= 1
+                continue
             if message.tool_call_id in observed:
                 raise ValueError(f"Two tool results have the tool_call_id {shown(message.tool_call_id)}.")
             if message.tool_call_id not in expected:
                 raise ValueError(
                     f"The tool result with tool_call_id {shown(message.tool_call_id)} answers no call of the assistant "
-                    f"message before it, whose call ids are {shown(sorted(expected))}."
+                    f"message before it, whose call ids are {shown(sorted(map(str, expected)))}."
                 )
             observed.add(message.tool_call_id)
         elif message.role == "assistant":
-            if len(expected) != len(observed):
-                raise ValueError(f"Results are missing for the tool calls {shown(sorted(expected - observed))}.")
+            if len(expected) != len(observed) or unanswered > 0:
+                which = shown(sorted(map(str, expected - observed))) if expected else "before it"
+                raise ValueError(f"Results are missing for the tool calls {which}.")
             expected, observed = set(), set()
+            calls = [call for call in message.tool_calls if call.incomplete is None]  # nothing answers a broken one
+            unnamed = bool(calls) and all(call.id is None for call in calls)
+            unanswered = len(calls) if unnamed else 0
             for call in message.tool_calls:
-                if call.id in expected:
+                if call.id is not None and call.id in expected:
                     raise ValueError(f"Two tool calls of one assistant message have the id {shown(call.id)}.")
-                if call.incomplete is None:  # nothing can have answered a call that broke off
+                if call.incomplete is None and not unnamed:
                     expected.add(call.id)
 
 
 def _check_names_and_ids(message: Message) -> None:
     if message.role == "tool":
-        if not message.tool_call_id or message.tool_call_id == "null":
+        if message.tool_call_id in ("", "null"):
             raise ValueError('A tool message needs the "tool_call_id" of the call it answers.')
         if message.name is not None:
             check_function_name(message.name)
+    unnamed = all(call.id is None for call in message.tool_calls)
     for call in message.tool_calls:
-        if not call.id or call.id == "null":
+        if call.id in ("", "null") or (call.id is None and not unnamed):
             raise ValueError(f'The tool call of {shown(call.name)} needs an "id", a string other than "" and "null".')
         if call.incomplete is None:
             check_function_name(call.name)
@@ -296,8 +313,8 @@ def _read_call(call: Any) -> ToolCall:
         raise ValueError(
             'a tool call must look like {"id": ..., "type": "function", "function": {"name", "arguments"}}.'
         )
-    call_id = call.get("id", "null")
-    if not isinstance(call_id, str):
+    call_id = call.get("id")
+    if call_id is not None and not isinstance(call_id, str):
         raise ValueError(f"the 'id' of a tool call must be a string, but is {shown(call_id)}.")
     incomplete = call.get("incomplete")
     if incomplete not in (None, "name", "arguments"):

@@ -16,6 +16,8 @@ from torch import nn
 from transformers import AutoConfig, MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
 from transformers.cache_utils import DynamicCache
 
+from .files_reading import shown
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 _OURS = {"fc.": "encoder.fc.", "hidden_norm.": "encoder.output_norm_enc."}
 _UNUSED = ("verifier_lm_head.weight", "verifier_norm.weight", "d2t")
@@ -119,11 +121,11 @@ def is_dflash(config: dict[str, Any]) -> bool:
     marks = [*(config.get("architectures") or ()), config.get("speculators_model_type"), dflash.get("projector_type")]
     names = " ".join(str(mark).lower() for mark in marks if mark)
     if other := next((name for name in _OTHERS if name in names), None):
-        raise ValueError(f"is a draft of the kind {other!r} ({names}), which does not work here; {WORKS}.")
+        raise ValueError(f"is a draft of the kind {shown(other)} ({names}), which does not work here; {WORKS}.")
     kind = config.get("speculators_model_type")
     if kind not in (None, "dflash"):
         raise ValueError(
-            f"is a draft of the kind {kind!r} of the library speculators, which does not work here; {WORKS}."
+            f"is a draft of the kind {shown(kind)} of the library speculators, which does not work here; {WORKS}."
         )
     return bool(dflash) or kind == "dflash" or config.get("model_type") == MuseGlimmerAssistantConfig.model_type
 

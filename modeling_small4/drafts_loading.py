@@ -18,6 +18,7 @@ from .drafts_pace import Pace
 from .drafts_reading import read_draft
 from .drafts_sources import DFlashDrafting, Drafting, EagleDrafting, LookupDrafting, ModelDrafting
 from .experts_offloaded import Small4OffloadedExperts
+from .files_reading import shown
 
 PROMPT_LOOKUP = "prompt_lookup"
 Source: TypeAlias = PreTrainedModel | DFlashDraft
@@ -60,7 +61,7 @@ def _name(draft: object) -> str:
 def _kept(model: PreTrainedModel, draft: object) -> tuple[Any, Pace, SmallEagle | None]:
     kept = model.__dict__.setdefault(_KEPT, {})
     if not isinstance(draft, (str, Path, PreTrainedModel, DFlashDraft)):
-        raise ValueError(f"draft is {draft!r}; {WORKS}, as a folder, a Hub name or loaded.")
+        raise ValueError(f"draft is {shown(draft)}; {WORKS}, as a folder, a Hub name or loaded.")
     key = str(draft) if isinstance(draft, (str, Path)) else draft
     if key not in kept:
         source = key if key == PROMPT_LOOKUP else _loaded(model, key)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MuseGlimmerAssistantM
 
 from .drafts_dflash import DFlashDraft, body_of, is_dflash, read_dflash
 from .drafts_eagle import Small4EagleConfig, Small4EagleDraft
+from .files_reading import shown
 
 _FILES = ("params.json", "consolidated*", "config.json", "generation_config.json", "model*.safetensors*")
 _NAMES = {  # official name of a module in a layer: ours
@@ -64,7 +65,7 @@ def read_draft(name: str, dtype: torch.dtype) -> PreTrainedModel | DFlashDraft:
 
 def _downloaded(name: str, files: tuple[str, ...] = _FILES) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"draft {name!r} is no folder; give a folder, a Hub name OWNER/NAME, or 'prompt_lookup'.")
+        raise ValueError(f"draft {shown(name)} is no folder; give a folder, a Hub name OWNER/NAME, or 'prompt_lookup'.")
     return Path(snapshot_download(name, allow_patterns=list(files)))
 
 

@@ -10,6 +10,8 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
+from .files_reading import shown
+
 IGNORED = -100
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,7 +45,9 @@ def loss_in_chunks(
         ValueError: `chunk` is no positive integer.
     """
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"loss_chunk is {chunk!r}; it is a number of tokens of at least 1, or None for all at once.")
+        raise ValueError(
+            f"loss_chunk is {shown(chunk)}; it is a number of tokens of at least 1, or None for all at once."
+        )
     if shift_labels is None:
         shift_labels = pad(labels, (0, 1), value=IGNORED)[..., 1:]
     wanted = shift_labels.to(hidden_states.device).flatten()

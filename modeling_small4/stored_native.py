@@ -26,6 +26,7 @@ from threading import Lock
 import torch
 from transformers.utils import logging
 
+from .files_reading import shown
 from .stored_source import COMMON, FEW_TOKENS, PLAIN, RUN, SCALAR_DECODE, SCALAR_SUM, STATE
 from .stored_source_arm import NEON_DECODE, NEON_SUM
 from .stored_source_panels import PANELS
@@ -145,7 +146,7 @@ def _library(choice: str) -> Library | None:
 
 def _variant(choice: str) -> Variant:
     if choice != "auto" and choice not in VARIANTS:
-        raise ValueError(f"{VARIABLE}={choice!r} is not known; choose from auto, off, {', '.join(VARIANTS)}")
+        raise ValueError(f"{VARIABLE}={shown(choice)} is not known; choose from auto, off, {', '.join(VARIANTS)}")
     if sys.byteorder != "little" or sys.platform == "win32":
         raise Unavailable("there are no kernels for this system")
     named = VARIANTS.values() if choice == "auto" else [VARIANTS[choice]]

@@ -106,6 +106,64 @@ def test_axolotl_finds_a_turn_by_what_another_text_in_its_place_changes(
     assert tokenizer.decode(held) == (answer or "x")
 
 
+def calls_and_results(count: int, name: str | None) -> list[dict[str, Any]]:
+    """A turn with tools; ids under `name` and a number, or none."""
+    calls = [
+        {"type": "function", "function": {"name": f"f{n}", "arguments": {"x": n}}}
+        | ({"id": f"{name}{n}"} if name else {})
+        for n in range(count)
+    ]
+    results = [
+        {"role": "tool", "name": f"f{n}", "content": str(n)} | ({"tool_call_id": f"{name}{n}"} if name else {})
+        for n in range(count)
+    ]
+    return [{"role": "assistant", "content": "", "tool_calls": calls}, *results]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("absent", [False, True])
+def test_tool_calls_without_ids_as_trl_and_transformers_write_them(
+    processor: Small4Processor, count: int, absent: bool
+) -> None:
+    """The ids of tokens are those of a conversation with ids, which are not part of a prompt. A column of a data set
+    has None where a key is missing."""
+    asked_, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "done"}
+    unnamed, named = calls_and_results(count, None), calls_and_results(count, "call")
+    if absent:
+        unnamed[0]["tool_calls"] = [call | {"id": None} for call in unnamed[0]["tool_calls"]]
+        unnamed[1:] = [result | {"tool_call_id": None} for result in unnamed[1:]]
+    for behind in ([], [answer], [answer, asked_, *unnamed], [answer, asked_, *named, answer]):
+        got = processor.apply_chat_template([asked_, *unnamed, *behind], tokenize=True)
+        assert got == processor.apply_chat_template(
+            [
+                asked_,
+                *named,
+                *([answer, asked_, *named] if len(behind) > 2 + count and behind[2:] == unnamed else behind),
+            ],
+            tokenize=True,
+        )
+    assert processor.apply_chat_template([asked_, unnamed[0]]) == processor.apply_chat_template([asked_, named[0]])
+
+
+def test_ids_of_tool_calls_that_only_some_have_are_refused(processor: Small4Processor) -> None:
+    asked_, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "done"}
+    unnamed, named = calls_and_results(2, None), calls_and_results(2, "call")
+    half = named[0] | {"tool_calls": [named[0]["tool_calls"][0], unnamed[0]["tool_calls"][1]]}
+    for turn, message in (
+        ([named[0], *unnamed[1:]], "answers no call"),
+        ([unnamed[0], *named[1:]], "answers no call"),
+        ([named[0], named[1], unnamed[2]], "answers no call"),
+        ([half, *named[1:]], "answers no call|needs an"),
+        ([half], "needs an"),
+        ([unnamed[0], unnamed[1], answer], "Results are missing"),
+        ([unnamed[0], answer], "Results are missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor.apply_chat_template([asked_, *turn])
+    with pytest.raises(ValueError, match="tool_call_id"):
+        processor.apply_chat_template([unnamed[1], answer])
+
+
 def test_images_of_a_data_set_that_are_not_decoded(processor: Small4Processor, tmp_path: Path) -> None:
     out = io.BytesIO()
     RED.save(out, "PNG")

@@ -17,7 +17,7 @@ from PIL import Image
 from small4_conversion.convert import Options, convert
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
-from modeling_small4 import Small4DataCollator, Small4ForCausalLM, Small4Processor
+from modeling_small4 import Small4DataCollator, Small4ForCausalLM, Small4Processor, demo_checkpoint
 
 trl = pytest.importorskip("trl")
 torch.set_num_threads(1)
@@ -228,6 +228,41 @@ def test_grpo(model: Small4ForCausalLM, processor: Small4Processor, tmp_path: Pa
     assert [token for token, keep in zip(ids[0], mask[0], strict=True) if keep] == expected["input_ids"][0].tolist()
     assert ("pixel_values" in asked[0]) == with_images
     assert all("</s>" not in str(completion) for completion in heard)
+
+
+def test_grpo_with_tools(tmp_path: Path) -> None:
+    """Calls of the demo checkpoint are made; TRL writes their results without ids."""
+
+    def add(a: int, b: int) -> str:
+        """Add two numbers.
+
+        Args:
+            a: One.
+            b: The other.
+        """
+        return str(a + b)
+
+    heard: list[Any] = []
+
+    def reward(completions: list[Any], **kwargs: Any) -> list[float]:
+        heard.extend(completions)
+        return [float(len(str(completion))) for completion in completions]
+
+    folder = demo_checkpoint()
+    arguments = settings(trl.GRPOConfig, tmp_path, num_generations=2, max_completion_length=60, max_steps=1)
+    trainer = trl.GRPOTrainer(
+        Small4ForCausalLM.from_pretrained(folder, dtype="float32"),
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "What is 2 + 3?"}]}] * 2),
+        processing_class=Small4Processor.from_pretrained(folder),
+        tools=[add],
+    )
+    trainer.train()
+    assert all(torch.isfinite(torch.tensor(losses(trainer))))
+    roles = [message["role"] for completion in heard for message in completion]
+    assert "tool" in roles
+    assert "tool_call_id" not in str(heard)
 
 
 def sft_words(folder: Path, work: Path) -> list[str]:

@@ -16,9 +16,7 @@ REASONS: dict[str, dict[str, str]] = {
         "test_tp_plan_matches_params": "the plan also names q_proj, which a model has whose q_lora_rank is None",
     },
     "GenerationTesterMixin": {},
-    "ProcessorTesterMixin": {
-        "test_apply_chat_template_tool_calls_no_content": "its tool call has no id, which mistral-common refuses too",
-    },
+    "ProcessorTesterMixin": {},
     "ImageProcessingTestMixin": {
         "test_call_numpy_4_channels": "the tower reads three channels, so do_convert_rgb=False is refused by name",
         "test_new_models_require_torchvision_backend": "sizes and values are mistral-common's, pixel for pixel; "

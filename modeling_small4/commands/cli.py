@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files_reading import shown
 from ..reasoning import END_THINK, REASONING_MODES, THINK
 from .env import PACKAGE, installed
 from .terminal import DRAFT, add_expert_memory, debugging, run_command
@@ -120,7 +121,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def _whole(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number, {least} or more")
         return int(text)
 
     return number

@@ -91,7 +91,7 @@ def _check_url(url: str, access: Access) -> SplitResult:
         allowed = allowed.lower()
         if host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:])):
             return parts
-    raise ValueError(f"The host {host!r} is not among the allowed hosts {list(access.hosts)}.")
+    raise ValueError(f"The host {shown(host)} is not among the allowed hosts {list(access.hosts)}.")
 
 
 def _resolve(parts: SplitResult, access: Access) -> str:
@@ -101,7 +101,7 @@ def _resolve(parts: SplitResult, access: Access) -> str:
     if not access.private_addresses:
         for address in addresses:
             if not is_public(address):
-                raise ValueError(f"The host {parts.hostname!r} has the address {address}, which is not public.")
+                raise ValueError(f"The host {shown(parts.hostname)} has the address {address}, which is not public.")
     return addresses[0]
 
 
@@ -142,7 +142,7 @@ def _get(parts: SplitResult, address: str, access: Access, deadline: float) -> b
         if response.has_redirect_location:
             return response.headers["Location"]
         if response.status_code != 200:
-            raise ValueError(f"{parts.geturl()!r} answered {response.status_code} {response.reason_phrase}.")
+            raise ValueError(f"{shown(parts.geturl())} answered {response.status_code} {response.reason_phrase}.")
         body = bytearray()
         for chunk in response.iter_raw():
             body += chunk

@@ -6,6 +6,8 @@ Knows nothing of models. Capacities are what the driver reports, in bytes.
 import re
 from dataclasses import dataclass
 
+from ..files_reading import shown
+
 MIB = 2**20
 # name -> (memory in MiB, compute capability); AMD's cards have none.
 GPUS: dict[str, tuple[int, float]] = {
@@ -110,7 +112,7 @@ def parse_machine(text: str) -> Machine:
             memory, capability = GPUS[model]
             gpus += [Device(len(gpus) + i, model, memory * MIB, capability) for i in range(count * nodes)]
     if not gpus and not ram:
-        raise ValueError(f"{text!r} has neither a GPU nor main memory; name at least one, such as 64GB-ram.")
+        raise ValueError(f"{shown(text)} has neither a GPU nor main memory; name at least one, such as 64GB-ram.")
     main = Device("cpu", "ram", ram) if ram else None
     return Machine(text, tuple(gpus), main, Device("disk", "disk", disk) if disk else None)
 
@@ -148,7 +150,7 @@ def _counted(part: str, whole: str) -> tuple[int, str]:
 def _unknown(part: str, whole: str) -> str:
     names = ", ".join([*GPUS, *NODES, *UNIFIED])
     return (
-        f"{part!r} in {whole!r} is no device: write parts such as 4xH100, 24GB (a GPU), 128GB-mac (unified memory), "
-        "64GB-ram or 1TB-disk, joined by +; "
+        f"{shown(part)} in {shown(whole)} is no device: write parts such as 4xH100, 24GB (a GPU), 128GB-mac (unified "
+        "memory), 64GB-ram or 1TB-disk, joined by +; "
         f"known names: {names}."
     )

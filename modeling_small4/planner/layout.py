@@ -11,6 +11,7 @@ from math import ceil
 from typing import Any
 
 from ..configuration_small4 import Small4Config
+from ..files_reading import shown
 from .hardware import Device, Machine, parse_machine
 from .sizes import LONG, PRECISIONS, Tensor, Work, activation_bytes, cache_bytes, expanded_bytes, tensors
 
@@ -136,7 +137,7 @@ def plan(
     _check(request, layout)
     if layout in ("tensor", "expert"):
         if reason := undivided(config, machine, layout):
-            raise ValueError(f"Layout {layout!r} is not possible on {machine.name}: {reason}.")
+            raise ValueError(f"Layout {shown(layout)} is not possible on {machine.name}: {reason}.")
         return _sharded(config, machine, request, layout)
     if layout == "auto" and precision not in WHOLE_LAYERS and undivided(config, machine, "tensor") is None:
         cut = _sharded(config, machine, request, "tensor")
@@ -147,9 +148,9 @@ def plan(
 
 def _check(request: Request, layout: str) -> None:
     if request.precision not in PRECISIONS:
-        raise ValueError(f"Precision {request.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
+        raise ValueError(f"Precision {shown(request.precision)} is unknown; choose one of {', '.join(PRECISIONS)}.")
     if layout not in LAYOUTS:
-        raise ValueError(f"Layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}.")
+        raise ValueError(f"Layout {shown(layout)} is unknown; choose one of {', '.join(LAYOUTS)}.")
     if request.cache_bits not in (8, 16):
         raise ValueError(f"cache_bits={request.cache_bits} is unknown; the cache has 16 or 8 bits.")
     for name in ("context", "batch", "chunk"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from ..configuration_small4 import Small4Config, Small4TextConfig
+from ..files_reading import shown
 from .sizes import PIECE_BYTES, Tensor, tensors
 
 # Bytes of optimizer states for each trained number, by the bytes of the number; 8 bits: blocks of 256 share a float32.
@@ -70,7 +71,7 @@ def check(training: Training) -> None:
     known = {"kind": KINDS, "optimizer": tuple(OPTIMIZERS), "targets": tuple(TARGETS), "sharding": SHARDINGS}
     for name, names in known.items():
         if getattr(training, name) not in names:
-            raise ValueError(f"{name} {getattr(training, name)!r} is unknown; choose one of {', '.join(names)}.")
+            raise ValueError(f"{name} {shown(getattr(training, name))} is unknown; choose one of {', '.join(names)}.")
     for name in ("batch", "length", "rank", "ranks"):
         if getattr(training, name) < 1:
             raise ValueError(f"{name}={getattr(training, name)} cannot be planned; it must be 1 or more.")

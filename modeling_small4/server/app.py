@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from ..commands.session import load
+from ..files_reading import shown
 from ..image_sources import ImageAccess
 from ..modeling_small4 import Small4ForCausalLM
 from ..processing_small4 import Small4Processor
@@ -138,7 +139,7 @@ class Api:
         if name not in (None, "", self.options.name):
             said = name[:80] if isinstance(name, str) else type(name).__name__
             raise ApiError(
-                f"There is no model {said!r} here; the model is {self.options.name!r}.", "model",
+                f"There is no model {shown(said)} here; the model is {shown(self.options.name)}.", "model",
                 404 if isinstance(name, str) else 400, "model_not_found",
             )  # fmt: skip
 

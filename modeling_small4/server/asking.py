@@ -9,6 +9,7 @@ from typing import Any
 
 from ..chat_tools import tool_definitions
 from ..commands.prefix import prefix_key
+from ..files_reading import shown
 from ..grammar import Grammar, read_choice
 from ..image_sources import ImageAccess
 from ..modeling_small4 import Small4ForCausalLM
@@ -281,7 +282,7 @@ def read_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for index, tool in enumerate(tools):
         at = f"tools[{index}]"
         if tool.get("type") != "function":
-            raise ApiError(f"{at}.type is {tool.get('type')!r}; only functions are supported.", f"{at}.type")
+            raise ApiError(f"{at}.type is {shown(tool.get('type'))}; only functions are supported.", f"{at}.type")
         function, inner = (tool["function"], f"{at}.function") if "function" in tool else (tool, at)
         if not isinstance(function, dict):
             raise ApiError(f"{inner} must be an object.", inner)
@@ -293,7 +294,7 @@ def read_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with blamed_on(inner):
             tool_definitions([plain])
         if any(kept["name"] == other["function"]["name"] for other in out):
-            raise ApiError(f"{inner}.name: there are two tools with the name {kept['name']!r}.", f"{inner}.name")
+            raise ApiError(f"{inner}.name: there are two tools with the name {shown(kept['name'])}.", f"{inner}.name")
         out.append(plain)
     return out
 
@@ -303,7 +304,8 @@ def _response_format(given: dict[str, Any]) -> Grammar:
     kind = given.get("type")
     if kind not in ("json_object", "json_schema"):
         raise ApiError(
-            f"response_format.type must be text, json_object or json_schema, but is {kind!r}.", "response_format.type"
+            f"response_format.type must be text, json_object or json_schema, but is {shown(kind)}.",
+            "response_format.type",
         )
     inner = given.get("json_schema", given)
     if kind == "json_schema" and not (isinstance(inner, dict) and isinstance(inner.get("schema"), dict)):

@@ -6,6 +6,7 @@ and decoding.
 
 from typing import Any
 
+from ..files_reading import shown
 from .errors import ApiError, blamed_on
 
 # Keys without a meaning for the model: they are sent back with answers of this or another server, or by clients'
@@ -61,12 +62,12 @@ def from_input(given: str | list[dict[str, Any]], instructions: str | None) -> l
 def _message(message: dict[str, Any], at: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or role not in _KEYS:
-        said = "is missing" if "role" not in message else f"is {role!r}"
+        said = "is missing" if "role" not in message else f"is {shown(role)}"
         raise ApiError(f"{at}.role {said}; allowed are {', '.join(_KEYS)}.", f"{at}.role")
     for key, value in message.items():
         known = key in _KEYS[role] or key in _SILENT or (role == "assistant" and key in _KEPT)
         if not known and not (value is None and key in _ONLY_NULL) and value is not None:
-            raise ApiError(f"{at}.{key} is not supported in a message of the role {role!r}.", f"{at}.{key}")
+            raise ApiError(f"{at}.{key} is not supported in a message of the role {shown(role)}.", f"{at}.{key}")
     out = {key: value for key, value in message.items() if key in _KEYS[role] | _KEPT and value is not None}
     if role == "assistant":
         return _assistant(out, at)
@@ -146,7 +147,7 @@ def _part(part: object, role: str, at: str) -> dict[str, Any]:
     if kind in ("image_url", "input_image", "image") and role in ("user", "tool"):
         return {"type": "image", "url": _image(part, at)}
     raise ApiError(
-        f"{at} has the type {kind!r}, which is not supported in a message of the role {role!r}.", f"{at}.type"
+        f"{at} has the type {shown(kind)}, which is not supported in a message of the role {shown(role)}.", f"{at}.type"
     )
 
 
@@ -199,7 +200,7 @@ def _item(item: dict[str, Any], at: str) -> dict[str, Any]:
         thought = "".join(_string(part.get("text") if isinstance(part, dict) else None,
             f"{at}.content[{index}].text") for index, part in enumerate(_list(texts, f"{at}.content")))  # fmt: skip
         return {"role": "assistant"} | ({"reasoning_content": thought} if texts else {})
-    raise ApiError(f"{at}.type is {kind!r}, which is not supported.", f"{at}.type")
+    raise ApiError(f"{at}.type is {shown(kind)}, which is not supported.", f"{at}.type")
 
 
 def _join(message: dict[str, Any], more: dict[str, Any]) -> None:
@@ -224,7 +225,7 @@ def _join(message: dict[str, Any], more: dict[str, Any]) -> None:
 
 def _string(value: object, at: str) -> str:
     if not isinstance(value, str):
-        raise ApiError(f"{at} must be a string, but is {'missing' if value is None else repr(value)[:60]}.", at)
+        raise ApiError(f"{at} must be a string, but is {'missing' if value is None else shown(value, 60)}.", at)
     return value
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..files_reading import shown
 from .errors import ApiError
 
 _OPEN = ("/", "/health")  # allowed without the key: a page without data, and the health check
@@ -40,7 +41,7 @@ class Access:
         name = _name(headers.get("host", ""))
         if not self._known(name):
             raise ApiError(
-                f"The host {name[:80]!r} is not served here; --allowed-host allows another host.", status=403
+                f"The host {shown(name[:80])} is not served here; --allowed-host allows another host.", status=403
             )
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and origin.partition("://")[2] != headers.get("host"):
