@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
-from .files_reading import one_line, shown
+from .files_reading import one_line, reason_of, shown
 
 # Raster formats whose decoders run nothing else (Pillow would hand EPS to Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
@@ -108,7 +108,7 @@ def _from_string(source: str, access: ImageAccess) -> Image.Image:
     if scheme in ("http", "https"):
         if not access.hosts:
             raise ValueError(
-                f"Fetching {shown(source)} is not allowed. Allow it with ImageAccess(hosts=({_host(source)!r},)), "
+                f"Fetching {shown(source)} is not allowed. Allow it with ImageAccess(hosts=({shown(_host(source))},)), "
                 "or "
                 "pass the image itself."
             )
@@ -151,19 +151,23 @@ def _from_path(path: Path, access: ImageAccess) -> Image.Image:
         resolved = path.resolve(strict=True)
         size = resolved.stat().st_size
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"The image {shown(str(path))} cannot be read: {error}.") from None
+        raise ValueError(f"The image {shown(str(path))} cannot be read: {_without_path(error)}.") from None
     folders = () if isinstance(access.paths, bool) else access.paths
     if access.paths is not True and not any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders):
-        raise ValueError(f"{str(path)!r} is not below any of the folders from which images may be read.")
+        raise ValueError(f"{shown(str(path))} is not below any of the folders from which images may be read.")
     if not resolved.is_file():
-        raise ValueError(f"{str(path)!r} is not a file.")
+        raise ValueError(f"{shown(str(path))} is not a file.")
     if size > access.max_bytes:
-        raise ValueError(f"{str(path)!r} is larger than the {access.max_bytes} bytes allowed for an image.")
+        raise ValueError(f"{shown(str(path))} is larger than the {access.max_bytes} bytes allowed for an image.")
     try:
         data = resolved.read_bytes()
     except OSError as error:
-        raise ValueError(f"The image {shown(str(path))} cannot be read: {error}.") from None
-    return _from_bytes(data, access, str(path))
+        raise ValueError(f"The image {shown(str(path))} cannot be read: {_without_path(error)}.") from None
+    return _from_bytes(data, access, one_line(path, 200))
+
+
+def _without_path(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
 
 
 def _from_bytes(data: bytes, access: ImageAccess, what: str) -> Image.Image:
