@@ -136,7 +136,7 @@ def _indexed(index: Path) -> list[Path]:
         )
     for tensor, name in places.items():
         plain = isinstance(name, str) and os.path.basename(name) == name and name.endswith(".safetensors")
-        if not plain or "\\" in name or "\0" in name:
+        if not plain or "\\" in name or not name.isprintable():
             raise ValueError(
                 f"{index}: tensor {one_line(tensor, 120)} is in {shown(name)}, which is no safetensors file of the "
                 "folder"

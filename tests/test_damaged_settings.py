@@ -263,3 +263,11 @@ def test_a_refused_run_clears_what_a_killed_one_left(
     assert len(list(tmp_path.iterdir())) == 3
     refused(lambda: convert(folder, out), "exists already")
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_names_of_shards_that_cannot_be_printed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    for name in ("model-\x0f.safetensors", "model-\n.safetensors", "model-\ud800.safetensors"):
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        refused(lambda: Small4ForCausalLM.from_pretrained(tmp_path), "model.safetensors.index.json")

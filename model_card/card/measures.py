@@ -29,6 +29,7 @@ MEASURES: dict[str, str] = {
     "--out model_card/results/grammar_validity.json",
     "grammar": "python -m model_card.bench.grammar SOURCE/maskbench/data --schemas 120 "
     "--out model_card/results/grammar.json",
+    "fuzz": "python -m model_card.evals.fuzz",
     "server": "python -m model_card.bench.server --out model_card/results/server.json",
     "engines": "python -m model_card.bench.engines --vllm VENV/bin/vllm --llama VENV/bin/python "
     "SOURCE/vendor/llama.cpp",
