@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,14 @@ def one(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Each precision in a process of its own."""
     given = [f"--{name}={getattr(args, name)}" for name in ("model", "steps", "batch", "share", "rows", "threads")]
-    rows = {}
-    for form in args.forms:
-        rows[form] = child("model_card.bench.lora_held", "--one", form, *given)
-        print(f"{form}: {json.dumps(rows[form])}", flush=True)
+    with ThreadPoolExecutor(args.at_once) as pool:
+        found = pool.map(lambda form: child("model_card.bench.lora_held", "--one", form, *given), args.forms)
+        rows = dict(zip(args.forms, found, strict=True))
     if "bfloat16" in rows:
         best = rows["bfloat16"]["after"][NEW]["accuracy"]
         for row in rows.values():
             row["points_below_bfloat16"] = round(100 * (best - row["after"][NEW]["accuracy"]), 2)
-    settings = {name: getattr(args, name) for name in ("steps", "batch", "share", "rows", "threads")}
+    settings = {name: getattr(args, name) for name in ("steps", "batch", "share", "rows", "threads", "at_once")}
     return {"rows": rows, "settings": settings | {"rank": RANK, "learning_rate": RATES["lora"]}}
 
 
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300, help="held-out rows of each task")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=1, help="processes; with several, seconds say little")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
