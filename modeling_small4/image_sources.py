@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension
 
-from .files_reading import one_line, reason_of, shown
+from .files_reading import LONGEST, one_line, reason_of, shown
 
 # Raster formats whose decoders run nothing else (Pillow would hand EPS to Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
@@ -144,25 +144,27 @@ def _data_url(url: str, access: ImageAccess) -> bytes:
 def _from_path(path: Path, access: ImageAccess) -> Image.Image:
     if not access.paths:
         raise ValueError(
-            f"Reading the image from {shown(str(path))} is not allowed. Allow files with ImageAccess(paths=True) or "
-            "paths=(folder,), or pass the opened image (PIL.Image.open)."
+            f"Reading the image from {shown(str(path), LONGEST)} is not allowed. Allow files with "
+            "ImageAccess(paths=True) or paths=(folder,), or pass the opened image (PIL.Image.open)."
         )
     try:
         resolved = path.resolve(strict=True)
         size = resolved.stat().st_size
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"The image {shown(str(path))} cannot be read: {_without_path(error)}.") from None
+        raise ValueError(f"The image {shown(str(path), LONGEST)} cannot be read: {_without_path(error)}.") from None
     folders = () if isinstance(access.paths, bool) else access.paths
     if access.paths is not True and not any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders):
-        raise ValueError(f"{shown(str(path))} is not below any of the folders from which images may be read.")
+        raise ValueError(f"{shown(str(path), LONGEST)} is not below any of the folders from which images may be read.")
     if not resolved.is_file():
-        raise ValueError(f"{shown(str(path))} is not a file.")
+        raise ValueError(f"{shown(str(path), LONGEST)} is not a file.")
     if size > access.max_bytes:
-        raise ValueError(f"{shown(str(path))} is larger than the {access.max_bytes} bytes allowed for an image.")
+        raise ValueError(
+            f"{shown(str(path), LONGEST)} is larger than the {access.max_bytes} bytes allowed for an image."
+        )
     try:
         data = resolved.read_bytes()
     except OSError as error:
-        raise ValueError(f"The image {shown(str(path))} cannot be read: {_without_path(error)}.") from None
+        raise ValueError(f"The image {shown(str(path), LONGEST)} cannot be read: {_without_path(error)}.") from None
     return _from_bytes(data, access, one_line(path, 200))
 
 

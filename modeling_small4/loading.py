@@ -73,13 +73,13 @@ class Small4LoadingMixin:
         """
         register()
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        refuse_unconverted(source)
         if (folder := folder_of(source, kwargs.get("subfolder"))) is not None:
             if not (kwargs.get("config") is not None or os.path.lexists(folder / "adapter_config.json")):
                 read_json(folder / "config.json")  # without one, transformers would take the default configuration
             check_json(folder, "config.json", "adapter_config.json")
             check_generation_config(folder / "generation_config.json")
             check_weights(folder, f"model.{kwargs['variant']}" if kwargs.get("variant") else "model")
-        refuse_unconverted(source)
         asked = kwargs.get("quantization_config")
         if dequantize or (isinstance(asked, FineGrainedFP8Config) and asked.dequantize):
             kwargs["quantization_config"] = Small4StoredConfig(dequantize=True)

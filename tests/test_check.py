@@ -257,9 +257,9 @@ def another_theta(b: Bench) -> None:
 def another_tokenizer(b: Bench) -> None:
     file = b.folder / "tekken.json"
     content = json.loads(file.read_text("utf-8"))
-    content["vocab"][60], content["vocab"][61] = (
-        content["vocab"][60] | {"token_bytes": content["vocab"][61]["token_bytes"]},
-        content["vocab"][61] | {"token_bytes": content["vocab"][60]["token_bytes"]},
+    content["vocab"][-1], content["vocab"][-2] = (
+        content["vocab"][-1] | {"token_bytes": content["vocab"][-2]["token_bytes"]},
+        content["vocab"][-2] | {"token_bytes": content["vocab"][-1]["token_bytes"]},
     )
     file.write_text(json.dumps(content))
 
@@ -317,7 +317,7 @@ PLANTED = [
     Planted(missing_shard, "missing file", "consolidated-00001-of-00002.safetensors", True),
     Planted(softmax_rule, "softmax rule", "softmax_scale_rule"),
     Planted(another_theta, "configuration", "rope_theta"),
-    Planted(another_tokenizer, "tokenizer", "tekken.json"),
+    Planted(another_tokenizer, "tokenizer", "tekken.json", True),
     Planted(a_larger_tokenizer, "tokenizer", "tekken.json", True),
     Planted(negated, "negated", "output.weight"),
 ]

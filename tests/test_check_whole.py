@@ -10,7 +10,6 @@ import pytest
 import raw_checkpoint as rc
 import torch
 from conversion_cases import CASES, published_folder, raw_case, run
-from damage import damage
 from small4_conversion import manifest
 from small4_conversion.check import CheckOptions, check
 from small4_conversion.checkpoint import CheckpointError
@@ -20,6 +19,7 @@ from small4_conversion.checks.rows import FAILED, OK, SKIPPED
 from test_formats_expanded import EXPANDED, REGROUPED, made
 from tiny_checkpoint import write_tiny_checkpoint
 
+from model_card.evals.fuzz.damage import damage
 from modeling_small4 import Small4ForCausalLM, demo_checkpoint
 from modeling_small4.commands import cli
 from modeling_small4.files_saving import MANIFEST

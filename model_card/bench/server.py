@@ -37,9 +37,12 @@ def parser() -> ArgumentParser:
 
 
 def longer(folder: Path, positions: int) -> Path:
-    """The demo with a context of `positions` tokens, in `folder`."""
+    """The demo with a context of `positions` tokens, in `folder`, in float32: where rounding decides nothing, answers
+    after a kept prefix are those of a prompt that is read whole.
+    """
     shutil.copytree(demo_checkpoint(), folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
     config["text_config"]["max_position_embeddings"] = positions
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
