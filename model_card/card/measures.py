@@ -11,7 +11,7 @@ MEASURES: dict[str, str] = {
     "experts": "python -m model_card.bench.experts --out model_card/results/experts.json",
     "predecessor": "python -m model_card.bench.predecessor --out model_card/results/predecessor.json",
     "long_prompt": "python -m model_card.bench.long_prompt --out model_card/results/long_prompt.json",
-    "drafts": "python -m model_card.bench.drafts --rows 40 --out model_card/results/drafts.json",
+    "drafts": "python -m model_card.bench.drafts --rows 24 --out model_card/results/drafts.json",
     "cache": "python -m model_card.bench.cache --out model_card/results/cache.json",
     "vision": "python -m model_card.bench.vision --out model_card/results/vision.json",
     "load": "python -m model_card.bench.load --out model_card/results/load.json",
