@@ -25,7 +25,8 @@ MEASURES: dict[str, str] = {
     "weight_only": "python -m model_card.bench.weight_only --out model_card/results/weight_only.json",
     "stored_memory": "python -m model_card.bench.stored_memory --prompt 512 --cold "
     "--out model_card/results/stored_memory.json",
-    "stored_products": "python -m model_card.bench.stored_products --out model_card/results/stored_products.json",
+    "stored_products": "python -m model_card.bench.stored_products --threads 2 --tokens 1 32 64 128 256 512 "
+    "--forms fp8 nvfp4 'int4 128' --runs 9 --budget 4 --copies 2 --out model_card/results/stored_products.json",
     "routing": "python -m model_card.bench.routing --out model_card/results/routing.json",
     "grammar_validity": "python -m model_card.bench.grammar_validity --schemas 1000 "
     "--out model_card/results/grammar_validity.json",
