@@ -28,8 +28,6 @@ from .stored_layers import Small4StoredLinear, is_readable
 
 # Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.
 LATENT_NORM_EPS = 1e-6
-
-
 ALONE = 16  # queries that are attended one by one at most, see `_alone`
 
 

@@ -105,7 +105,7 @@ class Small4GenerationMixin(Small4PrefillMixin, GenerationMixin):
             raise ValueError(
                 f"assistant_early_exit={shown(call.get('assistant_early_exit'))} is not supported: no Small 4 is "
                 "trained to answer from a layer in its middle. "
-                ' Pass assistant_model=..., prompt_lookup_num_tokens=..., or preset="latency".'
+                'Pass assistant_model=..., prompt_lookup_num_tokens=..., or preset="latency".'
             )
         check_preset(call.preset)
         if call.arguments.get("draft") is not None:
