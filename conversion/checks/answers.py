@@ -140,15 +140,7 @@ def _answer(found: Loaded, question: Question, mode: str) -> dict[str, Any]:
     content: list[dict[str, Any]] = [{"type": "text", "text": question.ask}]
     if question.image is not None:
         content.insert(0, {"type": "image", "image": image_of(question)})
-    inputs = found.processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tools=list(question.tools) or None,
-        reasoning_mode=mode,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(found.model.device, found.model.dtype)
+    inputs = found.inputs(content, mode, question.tools)
     length = question.max_new_tokens or _LENGTH[mode]
     out = found.model.generate(**inputs, reasoning_mode=mode, max_new_tokens=length, do_sample=False)
     message: dict[str, Any] = found.processor.parse_response(out[0, inputs["input_ids"].shape[1] :])

@@ -4,11 +4,13 @@ right by the perplexity of a text.
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import BatchFeature
 
 from modeling_small4 import Small4ForCausalLM, Small4Processor
 from modeling_small4.attention import Small4Attention
@@ -42,6 +44,20 @@ class Loaded:
     processor: Small4Processor
     seconds: float
 
+    def inputs(
+        self, content: str | list[dict[str, Any]], mode: str, tools: Sequence[dict[str, Any]] = ()
+    ) -> BatchFeature:
+        """What a user says, as the model reads it."""
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tools=list(tools) or None,
+            reasoning_mode=mode,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+
 
 def loaded(folder: Path, expert_memory: str | None) -> tuple[Loaded | None, Row]:
     """The model, None where it cannot be loaded, and the row about it."""
@@ -59,7 +75,7 @@ def runs(found: Loaded) -> Row:
     """A short answer in each mode: finite scores, and how fast it comes."""
     faults, data = [], {}
     for mode in REASONING_MODES:
-        inputs = _inputs(found, mode)
+        inputs = found.inputs(_PROMPT, mode)
         with torch.inference_mode():
             scores = found.model(**inputs).logits
         if not bool(scores.isfinite().all()):
@@ -70,7 +86,7 @@ def runs(found: Loaded) -> Row:
     return judged("runs", faults, summary, data)
 
 
-def _rate(found: Loaded, inputs: dict[str, torch.Tensor], mode: str) -> float:
+def _rate(found: Loaded, inputs: Mapping[str, torch.Tensor], mode: str) -> float:
     """Tokens per second while decoding: two answers, by the difference of their lengths and times."""
     seconds = []
     for length in (_FEW, _FEW, _DECODED):  # the first warms everything up
@@ -79,17 +95,6 @@ def _rate(found: Loaded, inputs: dict[str, torch.Tensor], mode: str) -> float:
         found.model.generate(reasoning_mode=mode, do_sample=False, **options)
         seconds.append(time.perf_counter() - begin)
     return (_DECODED - _FEW) / max(1e-6, seconds[2] - seconds[1])
-
-
-def _inputs(found: Loaded, mode: str) -> dict[str, torch.Tensor]:
-    return found.processor.apply_chat_template(
-        [{"role": "user", "content": _PROMPT}],
-        reasoning_mode=mode,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(found.model.device, found.model.dtype)
 
 
 def beside_the_planner(found: Loaded, source: Checkpoint, ran: Row, context: int = 1024) -> Row:

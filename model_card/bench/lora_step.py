@@ -23,6 +23,7 @@ from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 
 from model_card.bench.harness import child, interleaved, options, peak_bytes, read, relative_error, report
 from model_card.bench.stored_memory import FORMS, write
+from model_card.bench.train_step import Steps
 from modeling_small4 import Small4Config, Small4ForCausalLM, lora_targets, stored_lora
 
 SIDES = ("held", "bfloat16", "transformers")
@@ -35,8 +36,8 @@ def layer(experts: int, sizes: dict[str, Any]) -> Small4Config:
     return Small4Config(text_config=text | sizes, vision_config=None, dtype="bfloat16")
 
 
-class Trainer:
-    """One side with its optimizer, on the same batch again and again. Only adapters are trained."""
+class Trainer(Steps):
+    """One side; only adapters are trained."""
 
     def __init__(self, side: str, folder: Path, args: argparse.Namespace) -> None:
         model: Any = Small4ForCausalLM.from_pretrained(folder, dtype=args.dtype, dequantize=side != "held")
@@ -51,18 +52,6 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=1e-5)
         vocabulary = model.config.get_text_config().vocab_size
         self.ids = torch.randint(vocabulary, (args.batch, args.length), generator=generator)
-
-    def loss(self) -> torch.Tensor:
-        """Of the batch, with gradients on all adapters."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
-        loss.backward()
-        return loss.detach()
-
-    def step(self) -> None:
-        """One training step."""
-        self.loss()
-        self.optimizer.step()
 
 
 def _name(name: str) -> str:

@@ -46,8 +46,28 @@ def build(side: str, args: argparse.Namespace, sizes: dict[str, Any]) -> Small4F
     return host.train()
 
 
-class Trainer:
-    """One side with its optimizer, on the same batch again and again."""
+class Steps:
+    """A model with its optimizer, on the same batch `ids` again and again."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    ids: torch.Tensor
+
+    def loss(self) -> torch.Tensor:
+        """Of the batch, with gradients on all that is trained."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss: torch.Tensor = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+        loss.backward()
+        return loss.detach()
+
+    def step(self) -> None:
+        """One training step."""
+        self.loss()
+        self.optimizer.step()
+
+
+class Trainer(Steps):
+    """One side; all parameters are trained."""
 
     def __init__(self, side: str, args: argparse.Namespace, sizes: dict[str, Any]) -> None:
         self.model = build(side, args, sizes)
@@ -56,18 +76,6 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(sizes["vocab_size"], (args.batch, args.length), generator=generator).to(args.device)
-
-    def loss(self) -> torch.Tensor:
-        """Of the batch, with gradients on all parameters."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
-        loss.backward()
-        return loss.detach()
-
-    def step(self) -> None:
-        """One training step."""
-        self.loss()
-        self.optimizer.step()
 
 
 def check(ours: Trainer, host: Trainer) -> float:
