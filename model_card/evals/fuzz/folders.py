@@ -24,21 +24,22 @@ RANKS = {
 VISION = {"patch_size": 14, "max_image_size": 56, "spatial_merge_size": 2}
 
 
-def tekken() -> dict[str, Any]:
+def tekken(vocabulary: int = VOCABULARY, special_tokens: int = SPECIAL) -> dict[str, Any]:
     """A Tekken file of version v15 with the first ranks of the published vocabulary."""
     source = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text("utf-8"))
     special = [
-        {"rank": rank, "token_str": RANKS.get(rank, f"<SPECIAL_{rank}>"), "is_control": True} for rank in range(SPECIAL)
+        {"rank": rank, "token_str": RANKS.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
+        for rank in range(special_tokens)
     ]
     return {
         "config": {
             "pattern": source["config"]["pattern"],
-            "num_vocab_tokens": VOCABULARY - SPECIAL,
-            "default_vocab_size": VOCABULARY,
-            "default_num_special_tokens": SPECIAL,
+            "num_vocab_tokens": vocabulary - special_tokens,
+            "default_vocab_size": vocabulary,
+            "default_num_special_tokens": special_tokens,
             "version": "v15",
         },
-        "vocab": source["vocab"][: VOCABULARY - SPECIAL],
+        "vocab": source["vocab"][: vocabulary - special_tokens],
         "special_tokens": special,
         "model_settings_builder": {
             "reasoning_effort": {"type": "enum", "accepts_none": True, "default": "none", "values": ["none", "high"]}
