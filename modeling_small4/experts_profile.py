@@ -6,11 +6,12 @@ Must not know: tensors, what is in memory.
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from .files_saving import replacing
 
 FILE = "expert_profile.json"
 
@@ -46,15 +47,9 @@ class ExpertProfile:
         if path.is_symlink():
             raise ValueError(f"{path} is a link. Remove it, or name another folder.")
         text = json.dumps({"tokens": self.tokens, "uses": self.uses.tolist()})
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{FILE}.", dir=folder)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path) as temporary:
+            os.chmod(temporary, 0o644)  # others who may read the checkpoint may read this
+            Path(temporary).write_text(text, encoding="utf-8")
         return path
 
 

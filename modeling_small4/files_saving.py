@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -39,6 +40,25 @@ def refuse_links(save_directory: str | os.PathLike[str]) -> None:
                     "to. Save into another "
                     "folder, or remove the link."
                 )
+
+
+@contextmanager
+def replacing(file: str | os.PathLike[str]) -> Iterator[str]:
+    """The path of a temporary file in the same folder, which takes the place of `file` when the block ends and is
+    removed if it fails: `file` is whole, or as it was. A link in its place is replaced, not followed.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    folder, name = os.path.split(os.path.abspath(file))
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    os.close(handle)
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def remove_manifest(save_directory: str | os.PathLike[str]) -> None:

@@ -6,8 +6,6 @@ terminals.
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..cache import LatentCache, LatentLayer
 from ..configuration_small4 import Small4Config
+from ..files_saving import replacing
 
 FORMAT = "small4-prefix-1"
 SAMPLE = 64  # elements at either end of a tensor, by which weights are told apart
@@ -59,14 +58,8 @@ def save_prefix(path: Path, key: list[int], cache: LatentCache, model: PreTraine
     tensors = {"key": torch.tensor(key[:length], dtype=torch.int64)}
     for index, layer in enumerate(cache.layers):
         tensors[f"layer.{index}"] = layer.keys.detach().cpu().contiguous()
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial, {"format": FORMAT, "weights": fingerprint(model)})
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 def load_prefix(path: Path, model: PreTrainedModel) -> tuple[list[int], LatentCache]:
