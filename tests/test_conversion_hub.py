@@ -1,6 +1,5 @@
 """Sources on the Hub, through the real client: only what is needed is downloaded."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,20 +12,12 @@ from small4_conversion.convert import Options, convert
 from small4_conversion.verify import compare
 from test_conversion_damage import refused
 
-from model_card.evals.fuzz.small_hub import Files, Hub
+from model_card.evals.fuzz.small_hub import Files, Hub, client_environment
 
 
 def command(endpoint: str, home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the converter with its own Hub cache and endpoint."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "*",
-        "no_proxy": "*",
-        **settings,
-    }
+    environment = client_environment(endpoint, home) | settings
     line = [sys.executable, "-m", "small4_conversion", *arguments]
     return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=3600)
 

@@ -1,7 +1,6 @@
 """DFlash drafts in every published form guess what transformers' own loop, or a plain version, guesses."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
 from transformers.generation.candidate_generator import DFlashTokenCandidateGenerator
 
-from model_card.evals.fuzz.small_hub import Hub
+from model_card.evals.fuzz.small_hub import Hub, client_environment
 from modeling_small4 import Small4Config, Small4ForCausalLM, demo_checkpoint, demo_draft, drafts_sources
 from modeling_small4.commands.cli import main
 from modeling_small4.drafts_loading import drafting_for
@@ -207,8 +206,7 @@ def test_drafts_of_the_hub_are_planned_by_their_configuration_and_used(tmp_path:
         ("lab/eagle", demo_draft()),
     ):
         hub.commit(name, "main", {file.name: file.read_bytes() for file in folder.iterdir()})
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*", "no_proxy": "*"}
+    environment = client_environment(hub.endpoint, tmp_path / "home")
 
     def small4(*line: str) -> dict[str, Any]:
         run = "import sys; from modeling_small4.commands.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -1,7 +1,6 @@
 """The Hub through its real client: push, load, revisions, subfolders, a download that breaks, and no network at all."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 from oracle import TEXT
 from tiny_checkpoint import write_tiny_checkpoint
 
-from model_card.evals.fuzz.small_hub import Hub
+from model_card.evals.fuzz.small_hub import Hub, client_environment
 from modeling_small4 import Small4Config, Small4ForCausalLM
 
 TESTS = Path(__file__).resolve().parent
@@ -36,14 +35,8 @@ class World:
         self.user("push")
 
     def user(self, step: str, **settings: str) -> dict[str, Any]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-        environment |= {
-            "HF_ENDPOINT": self.hub.endpoint,
-            "HF_HOME": str(self.folder / "home"),
-            "NO_PROXY": "*",
-            "no_proxy": "*",
-        }
-        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"} | settings
+        environment = client_environment(self.hub.endpoint, self.folder / "home")
+        environment |= {"OMP_NUM_THREADS": "1"} | settings
         line = [sys.executable, str(TESTS / "hub_user.py"), step, str(self.folder)]
         done = subprocess.run(
             line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=120

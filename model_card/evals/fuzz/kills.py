@@ -28,7 +28,7 @@ from small4_conversion.source import open_checkpoint
 from modeling_small4 import Small4ForCausalLM, Small4Processor
 
 from .cases import Bench, Case, Kind, unreadable
-from .small_hub import Hub
+from .small_hub import NO_PROXY, Hub
 
 _WATCHED = ("open", "os", "shutil", "fcntl", "ctypes", "tempfile")
 Act = Callable[[], object]
@@ -259,7 +259,8 @@ def _hub(place: Path) -> Hub:
 
 def _push(sound: Path, place: Path) -> None:
     hub = _hub(place)
-    hf_api.api.endpoint = constants.ENDPOINT = hub.endpoint  # in the process of the run alone
+    os.environ.update(NO_PROXY)  # in the process of the run alone, as all of these
+    hf_api.api.endpoint = constants.ENDPOINT = hub.endpoint
     constants.HUGGINGFACE_CO_URL_TEMPLATE = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     for part in (Small4ForCausalLM, Small4Processor):
         part.from_pretrained(sound / "other").push_to_hub("lab/tiny", token="hf_x")

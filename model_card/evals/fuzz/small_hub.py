@@ -6,13 +6,22 @@ It can drop a connection in the middle of a file. Of uploads it knows the plain 
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 Files = dict[str, bytes]
+NO_PROXY = {"NO_PROXY": "*", "no_proxy": "*"}  # a proxy of this machine does not reach 127.0.0.1
+
+
+def client_environment(endpoint: str, home: Path) -> dict[str, str]:
+    """The environment of a client process that knows this Hub alone, with a cache of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    return environment | NO_PROXY | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 class Hub:
