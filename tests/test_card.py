@@ -4,6 +4,7 @@ run.
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ from model_card.card.render import HERE, TEMPLATE, body, render
 from model_card.card.results import RESULTS, MissingNumber, Results
 from model_card.demo_recipe.tasks.data import TASKS
 from model_card.evals.usage import run
+from modeling_small4 import Small4Config
 from modeling_small4.commands import card as card_command
 from modeling_small4.commands import cli
+from modeling_small4.planner.layout import plan
+from modeling_small4.planner.speed import speed
 
 pytest.importorskip("matplotlib")
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 MISSING = [name for name in MEASURES if not (RESULTS / f"{name}.json").exists()]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not measured yet: {', '.join(MISSING)}")
 torch.set_num_threads(1)
@@ -98,6 +105,36 @@ def test_sizes_are_the_planners_and_claims_are_marked_as_quoted(card: Path) -> N
     assert "Quoted, not measured here" in section
     claims = json.loads((HERE / "release.json").read_text("utf-8"))
     assert all(f'"{claim["quoted"]}" | [{claim["source"]}](https://' in section for claim in claims["claims"])
+
+
+def test_each_line_of_the_three_origins_has_one(card: Path) -> None:
+    section = (card / "README.md").read_text("utf-8").split("## Measured, foretold, reported")[1].split("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert all(sorted(line[1:]).count("-") == 2 for line in lines), lines
+    measured, foretold, reported = ([line for line in lines if line[place] != "-"] for place in (1, 2, 3))
+    assert len(measured) == 4
+    assert len(foretold) == len(context.MACHINES)
+    assert len(reported) == 4
+    estimate = speed(Small4Config(), plan(Small4Config(), "1xH100", "nvfp4", context=8192))
+    assert estimate
+    assert f"{float(f'{estimate.tokens_per_second:.2g}'):.0f}" == foretold[-1][2]
+    assert all(line[3].startswith('"') and "](https://" in line[3] for line in reported)
+
+
+def test_the_table_of_origins_names_the_instruction_sets(stored: Path) -> None:
+    edit(stored, "decode", ["machine", "instructions"], ["avx2", "avx512_vnni", "amx_bf16"])
+    name = json.loads((stored / "decode.json").read_text("utf-8"))["machine"]["processor"]
+    assert f"| {name}, avx2, amx_bf16, 2 cores |" in body(Results(stored))
+
+
+def test_labels_of_the_accuracy_plot_do_not_overlap() -> None:
+    figure = Figure(figsize=(8.5, 3.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    tasks = json.loads((RESULTS / "demo_eval.json").read_text("utf-8"))["tasks"]
+    figures.accuracy(figure, list(tasks), tasks)
+    canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_every_file_that_is_used_is_traced_to_its_command(card: Path) -> None:

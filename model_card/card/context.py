@@ -16,10 +16,17 @@ from model_card.card.results import MissingNumber, Results, Stored, sha256
 from modeling_small4 import Small4Config, demo_checkpoint
 from modeling_small4.commands.plan import table
 from modeling_small4.commands.terminal import describe_bytes
+from modeling_small4.planner.layout import plan
 from modeling_small4.planner.sizes import cache_bytes, tensors, weight_bytes
+from modeling_small4.planner.speed import speed
 
 HERE = Path(__file__).resolve().parent.parent
 OF_THE_WEIGHTS = ("demo_eval", "lm_eval", "usage", "weight_only")  # results that hold for the shipped weights alone
+MACHINES = (  # as `small4 plan --devices` takes them, and in words
+    ("64GB-ram", "64 GB of memory, no GPU"), ("RTX4090+64GB-ram", "RTX 4090 and 64 GB of memory"),
+    ("RTX5090+64GB-ram", "RTX 5090 and 64 GB of memory"), ("DGX-SPARK", "DGX Spark"),
+    ("STRIX-HALO", "Strix Halo, 128 GB"), ("1xH100", "one H100"),
+)  # fmt: skip
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -31,6 +38,8 @@ def names(results: Results) -> dict[str, Any]:
         "full": facts(Small4Config()),
         "demo": facts(Small4Config.from_pretrained(demo_checkpoint())),
         "hardware": hardware(),
+        "machines": MACHINES,
+        "foretold": foretold,
         "release": json.loads((HERE / "release.json").read_text("utf-8")),
         "printed": lambda number: printed(used, number),
         "grid": grid,
@@ -95,6 +104,13 @@ def facts(config: Small4Config) -> dict[str, Any]:
 def hardware() -> str:
     """What fits where, as Markdown, from the planner."""
     return table(Small4Config())
+
+
+def foretold(devices: str) -> str:
+    """Tokens per second that the planner estimates for NVFP4 weights at a context of 8,192 tokens."""
+    config = Small4Config()
+    estimate = speed(config, plan(config, devices, "nvfp4", context=8192))
+    return figures(estimate.tokens_per_second, 2) if estimate else "does not fit"
 
 
 def examples(template: str) -> list[str]:
@@ -188,13 +204,21 @@ def split_up(groups: Any, scores: Any) -> Any:
     return pairs(groups)
 
 
+def machine(origin: Any) -> str:
+    """Where a result was measured: processor, the instruction sets that decide its speed, cores."""
+    found = origin["machine"]
+    known = [name for name in found["instructions"] if name in DECISIVE] if "instructions" in found else []
+    return ", ".join([found["processor"], *known, f"{found['cores']} cores"])
+
+
 def pairs(part: Any) -> Iterable[tuple[Any, Any]]:
     """Keys and values of stored results."""
     return [(key, part[key]) for key in part]
 
 
+DECISIVE = ("avx2", "avx512", "avx512_bf16", "amx_bf16", "neon", "bf16", "sve")
 FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent, "interval": interval, "whole": whole, "billions": billions, "gigabytes": describe_bytes,
     "figures": figures,
-    "commit": commit, "split_up": split_up, "pairs": pairs,
+    "commit": commit, "split_up": split_up, "pairs": pairs, "machine": machine,
 }  # fmt: skip

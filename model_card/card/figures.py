@@ -47,7 +47,7 @@ def accuracy(figure: "Figure", names: list[str], tasks: Any) -> None:
         at = [i + 0.4 * (place - 0.5) for i in range(len(names))]
         axes.bar(at, [100 * score["accuracy"] for score in scores], 0.38, color=color, label=mode)
         axes.errorbar(at, *_with_errors(scores), fmt="none", ecolor="black", capsize=2, linewidth=1)
-    axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
     _percent(axes)
     axes.legend(title="reasoning mode", **BESIDE)
 

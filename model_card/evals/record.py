@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from modeling_small4.commands.env import instructions
+
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets")
 ROOT = Path(__file__).resolve().parents[2]
 # What a number can depend on; of stored results and prose it does not.
@@ -33,7 +35,12 @@ def provenance(command: list[str]) -> dict[str, Any]:
         "command": shlex.join(command),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {
+            "processor": _processor(),
+            "instructions": instructions(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+        },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 

@@ -121,8 +121,16 @@ def cpu() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "instructions": [shown for name, shown in INSTRUCTIONS.items() if found.get(name)],
+        "instructions": instructions(),
     }
+
+
+def instructions() -> list[str]:
+    """The CPU's instruction sets for numbers, as torch finds them; x86 first."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    return [shown for name, shown in INSTRUCTIONS.items() if found.get(name)]
 
 
 def memory() -> dict[str, int]:
