@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_small4.configuration_small4 import Small4Config
+from modeling_small4.files_reading import shown
 from modeling_small4.training.lora import EXPERTS
 
 from .bundle import TOKENIZER_FILES, VERBATIM
@@ -103,7 +104,7 @@ def read_adapter(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
             )
     settings = read_json(folder / _SETTINGS)
     if settings.get("peft_type") != "LORA":
-        raise CheckpointError(f"{folder / _SETTINGS}: peft_type is {settings.get('peft_type')!r}, not 'LORA'")
+        raise CheckpointError(f"{folder / _SETTINGS}: peft_type is {shown(settings.get('peft_type'))}, not 'LORA'")
     if not settings.get("base_model_name_or_path"):
         raise CheckpointError(f"{folder / _SETTINGS}: names no base_model_name_or_path; write the base's folder there")
     return folder, settings
@@ -117,7 +118,7 @@ def _check_base(ours: object, base: Path) -> bool:
     given = read_json(file)
     if given.get("model_type") not in MODEL_TYPES:
         raise CheckpointError(
-            f"{file}: model_type is {given.get('model_type')!r}; make the base with small4 convert BASE OUT --to "
+            f"{file}: model_type is {shown(given.get('model_type'))}; make the base with small4 convert BASE OUT --to "
             "transformers"
         )
     theirs, _ = config_from_transformers(given, "transformers", has_head=True, file=file)

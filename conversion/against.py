@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from modeling_small4.configuration_small4 import Small4TextConfig
+from modeling_small4.files_reading import one_line, shown
 
 from .checkpoint import CheckpointError, Reader
 from .digest import Measured, canonical, value_hash
@@ -37,7 +38,7 @@ class Fault:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.reason}"
+        return one_line(f"{one_line(self.what, 120)}: {self.reason}", 600)
 
 
 def check_folder(
@@ -66,7 +67,8 @@ def said_faults(source: Checkpoint, manifest: Manifest) -> list[Fault]:
     for key in sorted(mine.keys() | manifest.model.keys()):
         if mine.get(key) != manifest.model.get(key):
             kind = "softmax rule" if key == RULE else "configuration"
-            reason = f"is {mine.get(key)!r} in {source.config_file.name}, the manifest says {manifest.model.get(key)!r}"
+            one, other = shown(mine.get(key)), shown(manifest.model.get(key))
+            reason = f"is {one} in {source.config_file.name}, the manifest says {other}"
             out.append(Fault(kind, key, reason))
     words = None
     try:

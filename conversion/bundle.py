@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import modeling_small4
+from modeling_small4.files_reading import one_line
 from modeling_small4.image_processing_small4 import MEAN, STD
 
 from .checkpoint import CheckpointError, read_json
@@ -71,7 +72,7 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
     except OSError:
         raise
     except Exception as error:  # the libraries that read it raise many kinds of errors
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "os error 28" in reason:  # how the tokenizers library reports a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise CheckpointError(

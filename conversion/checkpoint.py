@@ -60,6 +60,11 @@ class CheckpointError(ValueError):
         super().__init__(one_line(message, 600))  # names and values from a damaged file may have any length
 
 
+def wrong_tensor(file: Path, tensor: str, reason: str) -> CheckpointError:
+    """The error for a tensor of a file that cannot be used."""
+    return CheckpointError(f"{file}: tensor {one_line(tensor, 120)} {reason}")
+
+
 @dataclass(frozen=True)
 class Stored:
     """Where values are on disk: `shape` and `dtype` (safetensors' spelling), `nbytes` from byte `start` of `file`."""
@@ -108,7 +113,7 @@ def read_headers(files: list[Path]) -> dict[str, Stored]:
     for file in files:
         for tensor, stored in _read_header(file).items():
             if tensor in out:
-                raise CheckpointError(f"{file}: tensor {tensor} is also in {out[tensor].file.name}")
+                raise wrong_tensor(file, tensor, f"is also in {out[tensor].file.name}")
             out[tensor] = stored
     return out
 
@@ -144,14 +149,12 @@ def _entry(file: Path, name: str, entry: Any, base: int) -> Stored:
     except (KeyError, TypeError, ValueError):
         ok = False
     if not ok:
-        raise CheckpointError(f"{file}: tensor {one_line(name, 120)} has a damaged header entry")
+        raise wrong_tensor(file, name, "has a damaged header entry")
     if dtype not in _WIDTHS:
-        raise CheckpointError(f"{file}: tensor {one_line(name, 120)} has the unknown dtype {shown(dtype)}")
+        raise wrong_tensor(file, name, f"has the unknown dtype {shown(dtype)}")
     stored = Stored(file, name, dtype, shape, base + begin)
     if stored.nbytes != end - begin:
-        raise CheckpointError(
-            f"{file}: tensor {name} is {dtype} {list(shape)}, but {end - begin} bytes are stored for it"
-        )
+        raise wrong_tensor(file, name, f"is {dtype} {list(shape)}, but {end - begin} bytes are stored for it")
     return stored
 
 
@@ -159,10 +162,10 @@ def _check_extents(file: Path, entries: list[Stored], base: int, size: int) -> N
     position, last = base, None
     for stored in sorted(entries, key=lambda s: (s.start, s.nbytes)):
         if stored.start != position:
-            raise CheckpointError(f"{file}: tensor {stored.tensor} overlaps another or leaves a gap before it")
+            raise wrong_tensor(file, stored.tensor, "overlaps another or leaves a gap before it")
         position, last = stored.start + stored.nbytes, stored.tensor
         if position > size:
-            raise CheckpointError(f"{file}: truncated, tensor {stored.tensor} ends at byte {position} of {size}")
+            raise wrong_tensor(file, stored.tensor, f"is truncated: it ends at byte {position} of {size}")
     if position != size:
         raise CheckpointError(f"{file}: {size - position} bytes too many after tensor {last}")
 
@@ -189,7 +192,7 @@ class Reader:
         while done < len(buffer):
             got = read_at(self._open[stored.file], buffer[done:], stored.start + offset + done)
             if got == 0:
-                raise CheckpointError(f"{stored.file}: ends inside tensor {stored.tensor}; was it changed meanwhile?")
+                raise wrong_tensor(stored.file, stored.tensor, "is truncated; was it changed meanwhile?")
             done += got
 
     def tensor(self, stored: Stored, first: int = 0, count: int | None = None) -> torch.Tensor:

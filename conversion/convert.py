@@ -24,6 +24,7 @@ import torch
 from modeling_small4.commands.terminal import describe_bytes
 from modeling_small4.drafts_eagle import Small4EagleDraft
 from modeling_small4.drafts_reading import is_draft, read_draft
+from modeling_small4.files_reading import shown
 from modeling_small4.files_saving import MANIFEST
 
 from . import hub, quantize, raw, shards
@@ -318,5 +319,5 @@ def _check_space(dst: Path, needed: int) -> None:
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 5GB, 500MB or a number of bytes")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a size; write 5GB, 500MB or a number of bytes")
     return max(1, int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " ")))

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .checkpoint import CheckpointError, read_headers, read_json
+from modeling_small4.files_reading import LONGEST_NAME, shown
+
+from .checkpoint import CheckpointError, read_headers, read_json, wrong_tensor
 
 RAW_INDEX, RAW_PATTERN = "consolidated.safetensors.index.json", "consolidated*.safetensors"
 INDEX, PATTERN = "model.safetensors.index.json", "model*.safetensors"
@@ -54,9 +56,11 @@ def _indexed(folder: Path, index: Path, mapping: object) -> list[Path]:
             or "\\" in name
             or "\0" in name
         ):
-            raise CheckpointError(f"{index}: tensor {tensor} points outside the folder ({name!r})")
+            raise wrong_tensor(index, tensor, f"points outside the folder ({shown(name)})")
+        if len(name.encode()) > LONGEST_NAME:
+            raise wrong_tensor(index, tensor, f"is in {shown(name)}, a name too long for a file")
         if not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: tensor {tensor} is in {name!r}; only safetensors files are opened")
+            raise wrong_tensor(index, tensor, f"is in {shown(name)}; only safetensors files are opened")
     files = sorted(set(mapping.values()))
     for name in files:
         if not (folder / name).is_file():
@@ -64,10 +68,10 @@ def _indexed(folder: Path, index: Path, mapping: object) -> list[Path]:
     headers = read_headers([folder / name for name in files])
     for tensor, name in mapping.items():
         if tensor not in headers or headers[tensor].file.name != name:
-            raise CheckpointError(f"{folder / name}: tensor {tensor} is missing, {index.name} says it is there")
+            raise wrong_tensor(folder / name, tensor, f"is missing, {index.name} says it is there")
     for tensor, stored in headers.items():
         if tensor not in mapping:
-            raise CheckpointError(f"{stored.file}: tensor {tensor} is not named by {index.name}")
+            raise wrong_tensor(stored.file, tensor, f"is not named by {index.name}")
     return [folder / name for name in files]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modeling_small4.configuration_small4 import Small4Config
+from modeling_small4.files_reading import one_line, shown
 
-from .checkpoint import CheckpointError, Stored
+from .checkpoint import CheckpointError, Stored, wrong_tensor
 from .formats import ggml
 from .raw import build_config
 
@@ -128,12 +129,12 @@ def read(files: list[Path], rule: str | None) -> Content:
         }
         for tensor in reader.tensors:
             if tensor.name in headers:
-                raise CheckpointError(f"{file}: tensor {tensor.name} is also in {headers[tensor.name].file.name}")
+                raise wrong_tensor(file, tensor.name, f"is also in {headers[tensor.name].file.name}")
             headers[tensor.name] = _stored(file, tensor)
             types[tensor.name] = int(tensor.tensor_type)
     config, remarks = _config(facts, headers, rule or "released", files[0])
     keys = f"{facts.get('general.architecture')}.rope.scaling.yarn_log_multiplier"
-    note = f"{rule or 'released'} (GGUF cannot say which is meant; {keys} is {facts.get(keys)!r})"
+    note = f"{rule or 'released'} (GGUF cannot say which is meant; {keys} is {shown(facts.get(keys))})"
     return Content(config, headers, types, note, remarks)
 
 
@@ -144,9 +145,7 @@ def _open(file: Path) -> Any:
     try:
         return library.GGUFReader(file)
     except Exception as error:  # the package raises many kinds of errors
-        raise CheckpointError(
-            f"{file}: is no GGUF file that can be read ({' '.join(str(error).split())[:200]})"
-        ) from None
+        raise CheckpointError(f"{file}: is no GGUF file that can be read ({one_line(error, 200)})") from None
 
 
 def _stored(file: Path, tensor: Any) -> Stored:
@@ -157,7 +156,7 @@ def _stored(file: Path, tensor: Any) -> Stored:
         dtype, shape = "U8", (*shape[:-1], int(tensor.n_bytes) // max(1, math.prod(shape[:-1])))
     stored = Stored(file, tensor.name, dtype, shape, int(tensor.data_offset))
     if stored.start + stored.nbytes > file.stat().st_size or stored.nbytes != int(tensor.n_bytes):
-        raise CheckpointError(f"{file}: truncated, tensor {tensor.name} ends behind the file")
+        raise wrong_tensor(file, tensor.name, "is truncated: it ends behind the file")
     return stored
 
 
@@ -167,7 +166,7 @@ def _config(
     arch = facts.get("general.architecture")
     if arch not in _ARCHITECTURES:
         raise CheckpointError(
-            f"{file}: general.architecture is {arch!r}; Mistral Small 4 is {' or '.join(_ARCHITECTURES)}"
+            f"{file}: general.architecture is {shown(arch)}; Mistral Small 4 is {' or '.join(_ARCHITECTURES)}"
         )
     remarks = []
     beta = facts.get(f"{arch}.attention.temperature_scale")
@@ -209,7 +208,7 @@ def _vision(facts: dict[str, Any], headers: dict[str, Stored], file: Path) -> di
         return {"vision_config": None}
     if facts.get("clip.projector_type") != "pixtral":
         raise CheckpointError(
-            f"{file}: the file for vision has projector {facts.get('clip.projector_type')!r}, not 'pixtral'"
+            f"{file}: the file for vision has projector {shown(facts.get('clip.projector_type'))}, not 'pixtral'"
         )
     vision: dict[str, Any] = {field: _fact(facts, key, file) for key, field in _VISION.items()}
     vision["rope_parameters"] = {"rope_theta": float(facts.get("clip.rope.freq_base", 10000.0))}

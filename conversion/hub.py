@@ -24,6 +24,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from modeling_small4.files_reading import one_line, shown
 from modeling_small4.files_saving import MANIFEST
 
 from .checkpoint import CheckpointError
@@ -84,13 +85,13 @@ def resolve(source: str, note: Callable[[str], None], revision: str | None = Non
     except CheckpointError:
         raise
     except RevisionNotFoundError:
-        raise CheckpointError(f"{source}: the repository has no branch, tag or commit {revision!r}") from None
+        raise CheckpointError(f"{source}: the repository has no branch, tag or commit {shown(revision)}") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
             f"{source}: no such folder, and no such repository on the Hub (or it is private)"
         ) from None
     except Exception as error:  # the client and its HTTP library raise their own classes
-        raise CheckpointError(f"{source}: not read from the Hub ({' '.join(str(error).split())[:300]})") from None
+        raise CheckpointError(f"{source}: not read from the Hub ({one_line(error)})") from None
 
 
 def _download(source: str, note: Callable[[str], None], revision: str | None) -> Path:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from modeling_small4.files_reading import shown
 from modeling_small4.files_saving import MANIFEST, MANIFEST_FORMAT
 
 from . import hub
@@ -225,7 +226,7 @@ def read(file: Path) -> Manifest:
         raise CheckpointError(f"{file}: is no manifest of a checkpoint (small4 manifest writes one)")
     if content.get("version") != VERSION:
         raise CheckpointError(
-            f"{file}: is a manifest of version {content.get('version')!r}; this program reads {VERSION}"
+            f"{file}: is a manifest of version {shown(content.get('version'))}; this program reads {VERSION}"
         )
     try:
         out = _read(content)

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from modeling_small4.files_reading import shown
 from modeling_small4.files_saving import MANIFEST
 
 from .bundle import DOORS, TOKENIZER_FILES, VERBATIM, imports_of
@@ -32,10 +33,10 @@ def why_no_checkpoint(folder: Path) -> str | None:
     try:
         if _is_file(folder / "config.json"):
             kind = read_json(folder / "config.json").get("model_type")
-            return None if kind in MODEL_TYPES + OUR_TYPES else f"its config.json has model_type {kind!r}"
+            return None if kind in MODEL_TYPES + OUR_TYPES else f"its config.json has model_type {shown(kind)}"
         if _is_file(folder / "params.json"):
             missing = _RAW_KEYS - read_json(folder / "params.json").keys()
-            return f"its params.json has no {min(missing)!r}" if missing else None
+            return f"its params.json has no '{min(missing)}'" if missing else None
     except (CheckpointError, OSError) as error:
         return f"its configuration cannot be read: {error}"
     return "neither config.json nor params.json is in it"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modeling_small4.configuration_small4 import Small4Config
-from modeling_small4.files_reading import shown
+from modeling_small4.files_reading import one_line, shown
 
 from .checkpoint import CheckpointError
 
@@ -122,7 +122,7 @@ def build_config(fields: dict[str, Any], file: Path) -> Small4Config:
     try:
         return Small4Config.from_dict(fields)
     except Exception as error:  # transformers' strict dataclasses raise several classes of their own
-        raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{file}: {one_line(error, 500)}") from None
 
 
 def params_from_config(config: Small4Config, original: dict[str, Any] | None, file: Path) -> dict[str, Any]:
@@ -136,7 +136,9 @@ def params_from_config(config: Small4Config, original: dict[str, Any] | None, fi
     vision = config.vision_config is not None
     for field, value in _UNSAID + (_UNSAID_VISION if vision else ()):
         if _of(config, field) != value:
-            raise CheckpointError(f"{file}: {field} is {_of(config, field)!r}; the raw layout can only say {value!r}")
+            raise CheckpointError(
+                f"{file}: {field} is {shown(_of(config, field))}; the raw layout can only say {value!r}"
+            )
     if config.text_config.rope_parameters.get("truncate") is False:
         raise CheckpointError(f"{file}: rope_parameters.truncate is False; the raw layout has no key for it")
     if vision and config.vision_feature_layer not in (-1, config.vision_config.num_hidden_layers):
@@ -194,7 +196,7 @@ def _read(params: dict[str, Any], key: _Key, file: Path) -> Any:
     number = type(value) is int or (key.kind is float and type(value) is float)
     if not (type(value) is bool if key.kind is bool else number):
         kind = {int: "an integer", float: "a number", bool: "true or false"}[key.kind]
-        raise CheckpointError(f"{file}: {key.raw} is {value!r}, it must be {kind}")
+        raise CheckpointError(f"{file}: {key.raw} is {shown(value)}, it must be {kind}")
     return float(value) if key.kind is float else value
 
 

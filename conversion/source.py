@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_small4.configuration_small4 import Small4Config
+from modeling_small4.files_reading import shown
 
 from . import gguf_file, raw, transformers_layout
 from .checkpoint import CheckpointError, Stored, read_headers, read_json
@@ -137,7 +138,9 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
         layout, has_head = "transformers", "lm_head.weight" in headers
         config, note = transformers_layout.config_from_transformers(given, rule or "released", has_head, file)
     else:
-        raise CheckpointError(f"{file}: model_type is {kind!r}; known are mistral3 with mistral4, mistral4 and small4")
+        raise CheckpointError(
+            f"{file}: model_type is {shown(kind)}; known are mistral3 with mistral4, mistral4 and small4"
+        )
     remarks = _leave_out_vision(config, headers)
     said = announced(given, file)
     finder = Finder(headers, strict, file, layout, said)
@@ -198,5 +201,5 @@ def _read(finder: Finder, config: Small4Config) -> dict[str, Values]:
 def _refuse_contradiction(rule: str | None, says: str, file: Path) -> None:
     if rule not in (None, says):
         raise CheckpointError(
-            f"{file}: says the softmax scale rule is {says!r}; --softmax-scale {rule} is only for transformers folders"
+            f"{file}: says the softmax scale rule is '{says}'; --softmax-scale {rule} is only for transformers folders"
         )

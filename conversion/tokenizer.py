@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from transformers.integrations.mistral.tokenizer import MistralConverter
 
 from modeling_small4.chat_template import RESPONSE_TEMPLATE, chat_template
-from modeling_small4.files_reading import naming
+from modeling_small4.files_reading import naming, shown
 from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import BOS, EOS, PAD, REASONING_MODES, REASONING_TOKENS, UNK, settings_text
@@ -73,7 +73,7 @@ def _backend(tekken_json: Path) -> Tokenizer:
     converter = MistralConverter(str(tekken_json))
     backend = converter.converted()
     if left := pre_tokenizers.Split(Regex(converter.pattern), behavior="removed").pre_tokenize_str(_PROBE):
-        raise ValueError(f"config.pattern leaves out {left[0][0]!r}, but every letter of a text belongs to a word")
+        raise ValueError(f"config.pattern leaves out {shown(left[0][0])}, but every letter of a text belongs to a word")
     bos = backend.token_to_id(BOS)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]

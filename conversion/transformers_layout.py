@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_small4.configuration_small4 import Small4Config, Small4TextConfig
+from modeling_small4.files_reading import shown
 
 from .checkpoint import CheckpointError
 from .raw import build_config
@@ -48,10 +49,10 @@ def config_from_transformers(given: dict[str, Any], rule: str, has_head: bool, f
     text = given.get("text_config", given)
     if not isinstance(text, dict) or text.get("model_type") != "mistral4":
         kind = text.get("model_type") if isinstance(text, dict) else text
-        raise CheckpointError(f"{file}: the text model is {kind!r}, not 'mistral4'")
+        raise CheckpointError(f"{file}: the text model is {shown(kind)}, not 'mistral4'")
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise CheckpointError(f"{file}: rope_parameters is {rope!r}, it must be an object")
+        raise CheckpointError(f"{file}: rope_parameters is {shown(rope)}, it must be an object")
     corrected, why = _softmax_rule(rope, rule, file)
     text = {**text, "softmax_scale_rule": "transformers" if corrected else "released"}
     if "text_config" in given:
@@ -68,14 +69,14 @@ def _softmax_rule(rope: dict[str, Any], rule: str, file: Path) -> tuple[bool, st
     factor, overall, part = (rope.get(key) for key in ("attention_factor", "mscale_all_dim", "mscale"))
     if factor not in (None, 1, 1.0) or (factor is None and overall and part and overall != part):
         raise CheckpointError(
-            f"{file}: rope_parameters change the rotary amplitude (attention_factor {factor!r}, mscale {part!r}, "
-            f"mscale_all_dim {overall!r}); Small 4 has amplitude 1"
+            f"{file}: rope_parameters change the rotary amplitude (attention_factor {shown(factor)}, "
+            f"mscale {shown(part)}, mscale_all_dim {shown(overall)}); Small 4 has amplitude 1"
         )
-    keys = f"mscale_all_dim {overall!r} in config.json"
+    keys = f"mscale_all_dim {shown(overall)} in config.json"
     if rule == "released":
         return False, f"released: qk_head_dim ** -0.5, no correction ({keys}, read as the release means it)"
     if overall not in (None, 0, 0.0, 1, 1.0):
-        raise CheckpointError(f"{file}: mscale_all_dim is {overall!r}; only 0 and 1 have a meaning here")
+        raise CheckpointError(f"{file}: mscale_all_dim is {shown(overall)}; only 0 and 1 have a meaning here")
     if overall:
         return True, f"transformers: times (0.1 ln(factor) + 1) ** 2 ({keys}, read as transformers >= 5.15 does)"
     return False, f"released: qk_head_dim ** -0.5, no correction ({keys})"

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from modeling_small4.files_reading import one_line
 from modeling_small4.files_saving import MANIFEST
 
 from . import against, hub, manifest
@@ -64,7 +65,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report.summary()))
         return 1 if report.differences else 0
     for d in report.differences:
-        print(f"{d.tensor}: {d.reason}" + ("" if d.max_abs is None else f", largest difference {d.max_abs:.6g}"))
+        print(
+            f"{one_line(d.tensor, 120)}: {d.reason}"
+            + ("" if d.max_abs is None else f", largest difference {d.max_abs:.6g}")
+        )
     for form, e in report.errors.items():
         print(
             f"{e.tensors} tensors differ by the rounding of {form}: relative error {e.mean:.4f}, largest "

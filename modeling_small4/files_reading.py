@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 LONGEST = 300  # letters of a message that comes from elsewhere
+LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
 # Errors that a damaged file brings about in whoever reads it; a message that explains them is ours.
 _STUMBLES = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, AssertionError, UnicodeError)
 _HALF_PAIR = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
@@ -136,7 +137,7 @@ def _indexed(index: Path) -> list[Path]:
         )
     for tensor, name in places.items():
         plain = isinstance(name, str) and os.path.basename(name) == name and name.endswith(".safetensors")
-        if not plain or "\\" in name or not name.isprintable():
+        if not plain or "\\" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
             raise ValueError(
                 f"{index}: tensor {one_line(tensor, 120)} is in {shown(name)}, which is no safetensors file of the "
                 "folder"

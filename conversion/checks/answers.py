@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from modeling_small4.files_reading import one_line
+from modeling_small4.files_reading import one_line, shown
 from modeling_small4.image_sources import ImageAccess, load_image
 from modeling_small4.reasoning import REASONING_MODES
 
@@ -60,7 +60,7 @@ def _question(entry: object, where: str, folder: Path) -> Question:
         raise CheckpointError(f"{where} has no text under 'ask'")
     known = {"ask", "expect", "modes", "max_new_tokens", "image", "tools", "call"}
     if unknown := sorted(entry.keys() - known):
-        raise CheckpointError(f"{where} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise CheckpointError(f"{where} has the unknown key {shown(unknown[0])}; known are {', '.join(sorted(known))}")
     expect = entry.get("expect", [])
     expect = [expect] if isinstance(expect, str) else expect
     if not isinstance(expect, list) or not all(isinstance(word, str) and word for word in expect):
@@ -95,7 +95,7 @@ def answer_rows(found: Loaded, questions: list[Question]) -> list[Row]:
         wrong = [each for each in verdicts if not each["right"]]
         right = len(verdicts) - len(wrong)
         summary = f"{right} of {len(verdicts)} right, {seconds:.0f} s"
-        faults = [Fault("wrong answer", str(each["ask"]), f"{each['answer']!r}") for each in wrong]
+        faults = [Fault("wrong answer", one_line(each["ask"]), shown(each["answer"], 320)) for each in wrong]
         row = judged(
             f"answers, {mode}", faults if right < ENOUGH * len(verdicts) else [], summary, {"answers": verdicts}
         )
@@ -112,8 +112,8 @@ def verdict(found: Loaded, question: Question, mode: str) -> dict[str, Any]:
     content = message.get("content") or ""
     if question.call is not None:
         calls = [call["function"] for call in message.get("tool_calls") or ()]
-        shown = json.dumps(calls, ensure_ascii=False) if calls else content
-        return {"ask": question.ask, "mode": mode, "answer": shown[:300], "right": _called(calls, question.call)}
+        text = json.dumps(calls, ensure_ascii=False) if calls else content
+        return {"ask": question.ask, "mode": mode, "answer": text[:300], "right": _called(calls, question.call)}
     right = any(_holds(content, word) for word in question.expect)
     return {"ask": question.ask, "mode": mode, "answer": content[:300], "right": right}
 
@@ -158,7 +158,7 @@ def image_of(question: Question) -> Image.Image:
         return load_image((question.folder or Path()) / question.image, ImageAccess(paths=True))
     words = question.image.removeprefix(DRAWING).split()
     if len(words) != 2 or words[1] not in _SHAPES:
-        raise ValueError(f"{question.image!r}: a drawing is a color and one of {', '.join(_SHAPES)}")
+        raise ValueError(f"{shown(question.image)}: a drawing is a color and one of {', '.join(_SHAPES)}")
     image = Image.new("RGB", (112, 112), "white")
     draw = ImageDraw.Draw(image)
     if words[1] == "circle":

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from modeling_small4.commands.terminal import describe_bytes
+from modeling_small4.files_reading import shown
 
 from .. import raw, transformers_layout
 from ..against import RULE, Fault
@@ -81,7 +82,7 @@ def configuration(source: Checkpoint) -> Row:
         for key, value in facts.items():
             if key in others and others[key] != value:
                 kind = "softmax rule" if key == RULE else "configuration"
-                reason = f"is {value!r} in {source.config_file.name}, but {others[key]!r} in {name}"
+                reason = f"is {shown(value)} in {source.config_file.name}, but {shown(others[key])} in {name}"
                 faults.append(Fault(kind, key, reason))
     rule = f"softmax scale {text.softmax_scale:.5f} ({text.softmax_scale_rule})"
     row = judged("configuration", faults, rule, {"model": facts, "softmax_scale": text.softmax_scale})

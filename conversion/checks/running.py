@@ -151,7 +151,7 @@ def softmax_scale(found: Loaded, text: str) -> Row:
     words = ", ".join(f"{name} {value:.4g}" for name, value in perplexity.items())
     data = {"perplexity": perplexity, "tokens": len(better), "rule": rule, "nats_better": mean, "standard_error": error}
     if mean < -SURE * error:
-        reason = f"is {rule!r}, but {other!r} foretells the text better: perplexity {words}"
+        reason = f"is '{rule}', but '{other}' foretells the text better: perplexity {words}"
         return judged("softmax scale", [Fault("softmax rule", RULE, reason)], "", data)
     if mean > SURE * error:
         return Row("softmax scale", OK, f"{rule} is right: perplexity {words} over {len(better)} tokens", data=data)

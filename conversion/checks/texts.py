@@ -6,7 +6,7 @@ The template is held against the layout in Python (`modeling_small4.chat`), on c
 from pathlib import Path
 from typing import Any
 
-from modeling_small4.files_reading import one_line
+from modeling_small4.files_reading import one_line, shown
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import BOS, EOS, IMG, PAD, REASONING_MODES
 from modeling_small4.tokenization_small4 import Small4Tokenizer
@@ -136,7 +136,7 @@ def _round_trips(tokenizer: Small4Tokenizer, folder: Path) -> list[Fault]:
     for text, each in zip(texts, ids, strict=True):
         back = tokenizer.decode(each, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if back != text:
-            faults.append(Fault("tokenizer", "round trip", f"{text[:40]!r} comes back as {back[:40]!r}"))
+            faults.append(Fault("tokenizer", "round trip", f"{shown(text[:40])} comes back as {shown(back[:40])}"))
     if (folder / TEKKEN).is_file() and (folder / TOKENIZER).is_file():
         from ..tokenizer import read_tokenizer
 
@@ -146,7 +146,7 @@ def _round_trips(tokenizer: Small4Tokenizer, folder: Path) -> list[Fault]:
             return [*faults, Fault("tokenizer", TEKKEN, f"cannot be loaded: {one_line(error)}")]
         differ = [text for text, one, other in zip(texts, ids, others, strict=True) if one != other]
         if differ:
-            reason = f"encodes {differ[0][:40]!r} otherwise than {TEKKEN}"
+            reason = f"encodes {shown(differ[0][:40])} otherwise than {TEKKEN}"
             faults.append(Fault("tokenizer", TOKENIZER, reason))
     return faults
 
@@ -195,6 +195,6 @@ def template_faults(processor: Small4Processor) -> list[Fault]:
             if found != wanted:
                 at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), 0)
                 begin = max(0, at - 20)
-                reason = f"lays out {found[begin : at + 40]!r}, expected {wanted[begin : at + 40]!r}"
+                reason = f"lays out {shown(found[begin : at + 40])}, expected {shown(wanted[begin : at + 40])}"
                 faults.append(Fault("template", f"chat_template.jinja, conversation {number + 1}, {mode}", reason))
     return faults

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modeling_small4.files_reading import shown
+
 from ..checkpoint import CheckpointError
 from .table import refusal
 from .values import BLOCK
@@ -78,7 +80,7 @@ class Announced:
     def says(self) -> str:
         """The entry's word on FP8 scales."""
         size = self.entry.get("weight_block_size")
-        return "one for each tensor" if "quant_method" not in self.entry else f"weight_block_size {size!r}"
+        return "one for each tensor" if "quant_method" not in self.entry else f"weight_block_size {shown(size)}"
 
 
 def announced(content: dict[str, Any], file: Path) -> Announced:
@@ -98,7 +100,7 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
     if entry is None:
         return Announced()
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{file}: quantization_config is {entry!r}, it must be an object")
+        raise CheckpointError(f"{file}: quantization_config is {shown(entry)}, it must be an object")
     method = str(entry.get("quant_method", "compressed-tensors")).replace("compressed_tensors", "compressed-tensors")
     if method == "fp8":
         return _fine_grained(entry, file)
@@ -110,13 +112,13 @@ def announced(content: dict[str, Any], file: Path) -> Announced:
         return Announced(frozenset({"bitsandbytes", "int8"}), entry)
     if method == "modelopt":
         return _modelopt(entry, file)
-    raise CheckpointError(f"{file}: quantization_config says {method!r}: {refusal(method)}")
+    raise CheckpointError(f"{file}: quantization_config says {shown(method)}: {refusal(method)}")
 
 
 def _mistral(entry: Any, file: Path) -> Announced:
     fp8 = isinstance(entry, dict) and entry.get("qformat_weight") == "fp8_e4m3"
     if not fp8 or entry.get("qscheme_act", "NO_SCALES") not in ("TENSOR", "NO_SCALES"):
-        raise CheckpointError(f"{file}: quantization is {entry!r}; known is fp8_e4m3 with TENSOR or NO_SCALES")
+        raise CheckpointError(f"{file}: quantization is {shown(entry)}; known is fp8_e4m3 with TENSOR or NO_SCALES")
     return Announced(frozenset({"fp8"}), entry, frozenset({"tensor"}))
 
 
@@ -125,7 +127,9 @@ def _modelopt(entry: dict[str, Any], file: Path) -> Announced:
     algorithm = str(entry.get("quant_algo", "")).upper()
     forms = {"FP8": {"fp8"}, "NVFP4": {"modelopt"}, "MIXED_PRECISION": {"fp8", "modelopt"}}.get(algorithm)
     if forms is None:
-        raise CheckpointError(f"{file}: ModelOpt with quant_algo {algorithm!r} is not read; read are FP8 and NVFP4")
+        raise CheckpointError(
+            f"{file}: ModelOpt with quant_algo {shown(algorithm)} is not read; read are FP8 and NVFP4"
+        )
     return Announced(frozenset(forms), entry)
 
 
@@ -135,7 +139,7 @@ def _mlx(entry: dict[str, Any], file: Path) -> Announced:
     for mode in [part.get("mode", "affine") for part in (entry, *inner)]:
         if mode != "affine":
             raise CheckpointError(
-                f"{file}: MLX in the mode {mode!r} is not read; convert it with mlx_lm in the mode 'affine'"
+                f"{file}: MLX in the mode {shown(mode)} is not read; convert it with mlx_lm in the mode 'affine'"
             )
     return Announced(frozenset({"mlx"}), entry)
 
@@ -147,7 +151,7 @@ def _fine_grained(entry: dict[str, Any], file: Path) -> Announced:
         return Announced(frozenset({"fp8"}), entry, frozenset({"tensor", "row"}))
     if block != [BLOCK, BLOCK]:
         raise CheckpointError(
-            f"{file}: FP8 with weight_block_size {block!r}; only blocks of [{BLOCK}, {BLOCK}] are read"
+            f"{file}: FP8 with weight_block_size {shown(block)}; only blocks of [{BLOCK}, {BLOCK}] are read"
         )
     return Announced(frozenset({"fp8"}), entry, frozenset({"block"}))
 
@@ -158,11 +162,11 @@ def _packed(entry: dict[str, Any], method: str, file: Path) -> Announced:
     packing = str(entry.get(key, "")).lower()
     if packing not in {"gptq": ("", "gptq", "gptq_v2"), "awq": ("", "gemm")}[method]:
         raise CheckpointError(
-            f"{file}: {method.upper()} with {key} {packing!r} is not read; save it as "
+            f"{file}: {method.upper()} with {key} {shown(packing)} is not read; save it as "
             f"{'gptq' if method == 'gptq' else 'gemm'}"
         )
     if method == "awq" and entry.get("bits", 4) != 4:
-        raise CheckpointError(f"{file}: AWQ of {entry['bits']!r} bits is not read; only 4 bits are")
+        raise CheckpointError(f"{file}: AWQ of {shown(entry['bits'])} bits is not read; only 4 bits are")
     return Announced(frozenset({method}), entry)
 
 
@@ -182,6 +186,6 @@ def _compressed(entry: dict[str, Any], file: Path) -> frozenset[str]:
     for word in words:
         if word not in _COMPRESSED:
             raise CheckpointError(
-                f"{file}: compressed-tensors format {word!r} is not read; read are {', '.join(_COMPRESSED)}"
+                f"{file}: compressed-tensors format {shown(word)} is not read; read are {', '.join(_COMPRESSED)}"
             )
     return frozenset(form for word in words for form in _COMPRESSED[word]) or frozenset(HELD)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modeling_small4.loading_unfused import CACHE_SCALE
 
-from ..checkpoint import CheckpointError, Stored
+from ..checkpoint import Stored, wrong_tensor
 from ..naming import Place
 from .announced import Announced
 
@@ -101,7 +101,7 @@ class Finder:
             CheckpointError: With `strict`.
         """
         if self._strict:
-            raise CheckpointError(f"{file}: tensor {tensor} {reason}")
+            raise wrong_tensor(file, tensor, reason)
         if (tensor, reason) not in self.problems:
             self.problems.append((tensor, reason))
 

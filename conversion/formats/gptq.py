@@ -12,6 +12,8 @@ from typing import ClassVar
 
 import torch
 
+from modeling_small4.files_reading import shown
+
 from ..checkpoint import CheckpointError, Reader, Stored
 from ..naming import Place
 from . import int4
@@ -159,7 +161,7 @@ def _take_gptq(finder: Finder, place: Place, shape: tuple[int, ...]) -> Values |
     if bits not in _GPTQ_BITS:
         stored = finder.headers[place.beside("qweight")]
         finder.problem(
-            stored.tensor, stored.file, f"is GPTQ of {bits!r} bits; read are {', '.join(map(str, _GPTQ_BITS))}"
+            stored.tensor, stored.file, f"is GPTQ of {shown(bits)} bits; read are {', '.join(map(str, _GPTQ_BITS))}"
         )
         return None
     body = finder.find(place.beside("qweight"), [(-(-columns * bits // 32), rows)], ("I32",))

@@ -7,6 +7,8 @@ test, and errors take their advice from it. Knows no tensors.
 
 from typing import NamedTuple
 
+from modeling_small4.files_reading import shown
+
 CODES, GROUPS, NUMBERS = "codes kept", "4-bit groups of equal value", "expanded to bfloat16"
 DIRECT, CONVERT = "opens as stored", "`small4 convert` first"
 
@@ -104,7 +106,7 @@ REFUSED = {
 def refusal(method: object) -> str:
     """A sentence about a way of quantizing that is not read: its name, and the nearest one that works."""
     name, advice = REFUSED.get(
-        str(method).lower(), (repr(method), "nearest are FP8, NVFP4 and 4 bits as compressed-tensors, GPTQ or AWQ")
+        str(method).lower(), (shown(method), "nearest are FP8, NVFP4 and 4 bits as compressed-tensors, GPTQ or AWQ")
     )
     return f"{name} is not read; {advice}"
 

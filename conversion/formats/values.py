@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from ..checkpoint import CHUNK, CheckpointError, Reader, Stored
+from ..checkpoint import CHUNK, Reader, Stored, wrong_tensor
 from ..naming import Place
 
 STEP = CHUNK // 4  # numbers held at a time
@@ -136,9 +136,10 @@ def check_finite(tensor: torch.Tensor, stored: Stored) -> None:
     """Raise CheckpointError, which names `stored`, if there is a number that is not finite. FP8 is checked as it is."""
     narrow = tensor.dtype == torch.float8_e4m3fn
     if bool((tensor.view(torch.uint8) & 127 == 127).any()) if narrow else not bool(tensor.isfinite().all()):
-        raise CheckpointError(
-            f"{stored.file}: tensor {stored.tensor} stands for numbers that are not finite; the file is damaged, or "
-            "was when it was quantized"
+        raise wrong_tensor(
+            stored.file,
+            stored.tensor,
+            "stands for numbers that are not finite; the file is damaged, or was when it was quantized",
         )
 
 
