@@ -201,6 +201,9 @@ NUMBERS = [
     ("demo_eval", ["retrieval", "4096", "high", "accuracy"]),
     ("demo_eval", ["budgets", "program", "16", "accuracy"]),
     ("demo_eval", ["machine", "cores"]),
+    ("paraphrases", ["tasks", "puzzle", "high", "accuracy"]),
+    ("paraphrases", ["kinds", "retrieval", "list", "none", "interval_95"]),
+    ("paraphrases", ["all", "none", "accuracy"]),
     ("lm_eval", ["modes", "high", "exact_match"]),
     ("lm_eval", ["versions", "torch"]),
     ("decode", ["rows", "decode at 16384", "speedup_transformers"]),
@@ -237,13 +240,14 @@ def test_a_number_that_changes_changes_the_card_and_a_missing_one_is_named(
     assert MEASURES[name] in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["demo_eval", "paraphrases"])
 @pytest.mark.parametrize("task", ["arithmetic", "tools"])
-def test_a_task_or_kind_that_is_missing_is_an_error(stored: Path, task: str) -> None:
-    kinds = json.loads((stored / "demo_eval.json").read_text("utf-8"))["kinds"][task]
-    edit(stored, "demo_eval", ["kinds", task, next(iter(kinds))], None)
-    with pytest.raises(MissingNumber, match="kind of problem is missing"):
+def test_a_task_or_kind_that_is_missing_is_an_error(stored: Path, task: str, name: str) -> None:
+    kinds = json.loads((stored / f"{name}.json").read_text("utf-8"))["kinds"][task]
+    edit(stored, name, ["kinds", task, next(iter(kinds))], None)
+    with pytest.raises(MissingNumber, match=f"kind of problem is missing in results/{name}.json"):
         body(Results(stored))
-    edit(stored, "demo_eval", ["tasks", task], None)
+    edit(stored, name, ["tasks", task], None)
     with pytest.raises(MissingNumber, match=f"tasks > {task}"):
         body(Results(stored))
 

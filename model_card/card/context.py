@@ -21,7 +21,8 @@ from modeling_small4.planner.sizes import cache_bytes, tensors, weight_bytes
 from modeling_small4.planner.speed import speed
 
 HERE = Path(__file__).resolve().parent.parent
-OF_THE_WEIGHTS = ("demo_eval", "lm_eval", "usage", "weight_only")  # results that hold for the shipped weights alone
+# Results that hold for the shipped weights alone.
+OF_THE_WEIGHTS = ("demo_eval", "paraphrases", "lm_eval", "usage", "weight_only")
 MACHINES = (  # as `small4 plan --devices` takes them, and in words
     ("64GB-ram", "64 GB of memory, no GPU"), ("RTX4090+64GB-ram", "RTX 4090 and 64 GB of memory"),
     ("RTX5090+64GB-ram", "RTX 5090 and 64 GB of memory"), ("DGX-SPARK", "DGX Spark"),
@@ -191,16 +192,14 @@ def commit(name: str) -> str:
     return name[:12] + (" and changes" if name.endswith("-dirty") else "")
 
 
-def split_up(groups: Any, scores: Any) -> Any:
-    """The groups' keys and scores by mode, once it is sure that they are all that `scores` counts.
+def split_up(groups: Any, scores: Any, name: str = "demo_eval") -> Any:
+    """The groups' keys and scores by mode, once it is sure that they are all that `scores` of result `name` counts.
 
     Raises:
         MissingNumber: A group is not stored.
     """
     if sum(groups[name]["high"]["rows"] for name in groups) != scores["high"]["rows"]:
-        raise MissingNumber(
-            f"A kind of problem is missing in results/demo_eval.json. Measure it: {MEASURES['demo_eval']}"
-        )
+        raise MissingNumber(f"A kind of problem is missing in results/{name}.json. Measure it: {MEASURES[name]}")
     return pairs(groups)
 
 

@@ -4,6 +4,7 @@ root.
 
 MEASURES: dict[str, str] = {
     "demo_eval": "python -m model_card.evals.demo_checkpoint",
+    "paraphrases": "python -m model_card.evals.paraphrases",
     "lm_eval": "python -m model_card.evals.lm_harness",
     "usage": "python -m model_card.evals.usage",
     "decode": "python -m model_card.bench.decode --out model_card/results/decode.json",

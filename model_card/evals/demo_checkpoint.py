@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,8 @@ def by_task(model: Small4ForCausalLM, processor: Small4Processor, args: argparse
             rows = held_out(task, mode, args.rows)
             given = measured_answers(model, processor, rows, args.batch, mode)
             tasks[task][mode] = summary(rows, given)
-            groups: dict[str, list[int]] = defaultdict(list)
-            for i, row in enumerate(rows):
-                groups[row["kind"]].append(i)
-            for kind, members in sorted(groups.items()):
-                kinds[task][kind][mode] = summary([rows[i] for i in members], [given[i] for i in members])
+            for kind, score in by_kind(rows, given).items():
+                kinds[task][kind][mode] = score
             calling = [i for i, row in enumerate(rows) if row["messages"][-1]["tool_calls"]]
             if calling:
                 valid = share([valid_calls(rows[i], given[i]["message"]) for i in calling])
@@ -68,6 +65,16 @@ def by_task(model: Small4ForCausalLM, processor: Small4Processor, args: argparse
                 }
             progress(f"{task}, {mode}: {tasks[task][mode]['accuracy']:.3f}")
     return {"tasks": tasks, "kinds": kinds, "tool_calls": calls}
+
+
+def by_kind(rows: Sequence[dict[str, Any]], given: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The scores of each kind of problem among `rows`, in order of the kinds' names."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        members[row["kind"]].append(i)
+    return {
+        kind: summary([rows[i] for i in chosen], [given[i] for i in chosen]) for kind, chosen in sorted(members.items())
+    }
 
 
 def by_length(model: Small4ForCausalLM, processor: Small4Processor, args: argparse.Namespace) -> dict[str, Any]:
@@ -133,22 +140,35 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def load(args: argparse.Namespace) -> tuple[Small4ForCausalLM, Small4Processor]:
+    """The checkpoint of `args.model`, with `args.threads` threads."""
+    torch.set_num_threads(args.threads)
+    args.model = args.model or demo_checkpoint()
+    model = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    return model, AutoProcessor.from_pretrained(args.model)
+
+
+def store(
+    module: str, model: Small4ForCausalLM, args: argparse.Namespace, begin: float, result: dict[str, Any]
+) -> None:
+    """Write `args.out` with where the result comes from, and print it as one JSON line."""
+    settings = {"threads": args.threads, "batch": args.batch, "dtype": str(model.dtype).removeprefix("torch.")}
+    weights = sha256(args.model / "model.safetensors")
+    settings |= {"weights_sha256": weights, "seconds": round(time.perf_counter() - begin)}
+    record = provenance(["python", "-m", module, *sys.argv[1:]]) | settings | result
+    write(args.out, record)
+    print(json.dumps(record))
+
+
 def main() -> None:
     args = arguments()
-    torch.set_num_threads(args.threads)
-    folder, begin = args.model or demo_checkpoint(), time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    begin, (model, processor) = time.perf_counter(), load(args)
     result = by_task(model, processor, args)
     result |= {"retrieval": by_length(model, processor, args), "budgets": by_budget(model, processor, args)}
     result["expert_use"] = {task: expert_use(model, processor, held_out(task, "high", 32)) for task in args.tasks}
     for title in ("tasks", "kinds", "tool_calls", "retrieval", "budgets"):
         print("\n".join(table(title, flat(result[title]))))
-    settings = {"threads": args.threads, "batch": args.batch, "dtype": str(model.dtype).removeprefix("torch.")}
-    settings |= {"weights_sha256": sha256(folder / "model.safetensors"), "seconds": round(time.perf_counter() - begin)}
-    record = provenance(["python", "-m", "model_card.evals.demo_checkpoint", *sys.argv[1:]]) | settings | result
-    write(args.out, record)
-    print(json.dumps(record))
+    store("model_card.evals.demo_checkpoint", model, args, begin, result)
 
 
 if __name__ == "__main__":
