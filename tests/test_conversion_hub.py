@@ -1,49 +1,63 @@
 """Sources on the Hub, through the real client: only what is needed is downloaded."""
 
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import raw_checkpoint as rc
-from hub_server import serve
+from huggingface_hub import constants
+from small4_conversion.__main__ import main
 from small4_conversion.convert import Options, convert
 from small4_conversion.verify import compare
 from test_conversion_damage import refused
 
-from model_card.evals.fuzz.small_hub import Files, Hub, client_environment
+from model_card.evals.fuzz.small_hub import NO_PROXY, Files, Hub, client_environment
 
 
-def command(endpoint: str, home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the converter with its own Hub cache and endpoint."""
-    environment = client_environment(endpoint, home) | settings
-    line = [sys.executable, "-m", "small4_conversion", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=3600)
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    yield made
+    made.close()
 
 
-def error(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a refusal is; libraries may have lines of their own before it."""
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("small4 ")]
-    return line
+@pytest.fixture
+def offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
+    """The client in this process, which knows this Hub alone, with a cache of its own; the function takes the network
+    from it.
+    """
+    for name, value in NO_PROXY.items():
+        monkeypatch.setenv(name, value)
+    pattern = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    settings = {"ENDPOINT": hub.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": pattern}
+    settings |= {"HF_HUB_CACHE": str(tmp_path / "home" / "hub"), "HF_HUB_DISABLE_TELEMETRY": True}
+    for name, each in (settings | {"HF_HUB_OFFLINE": False}).items():
+        monkeypatch.setattr(constants, name, each)
+    huggingface_hub.close_session()  # one that was opened with other settings
+    yield lambda without: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", without)
+    huggingface_hub.close_session()
+
+
+def files_of(folder: Path) -> Files:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @pytest.mark.slow
-def test_repository_with_both_layouts(tmp_path: Path) -> None:
-    """As the main release: two whole layouts side by side, of which one is fetched."""
+def test_repository_with_both_layouts(hub: Hub, tmp_path: Path) -> None:
+    """As the main release: two whole layouts side by side, of which one is fetched. In a process, as users run it."""
     p = rc.params(vision=False)
     repository = rc.write_raw(tmp_path / "repository", p, rc.weights(p))
     convert(repository, tmp_path / "hf", Options(to="transformers"))
-    for file in (tmp_path / "hf").iterdir():
-        if not (repository / file.name).exists():
-            shutil.copy(file, repository)
-    (repository / "consolidated.00.pth").write_bytes(b"pickle")
-    with serve("lab/small", repository) as (endpoint, downloaded):
-        done = command(endpoint, tmp_path / "home", "lab/small", str(tmp_path / "dst"))
-        assert done.returncode == 0, done.stderr
-        assert "small4 convert" not in done.stderr
+    files = files_of(tmp_path / "hf") | files_of(repository) | {"consolidated.00.pth": b"pickle"}
+    hub.commit("lab/small", "main", files)
+    line = [sys.executable, "-m", "small4_conversion", "lab/small", str(tmp_path / "dst")]
+    environment = client_environment(hub.endpoint, tmp_path / "home")
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    assert "small4 convert" not in done.stderr
     wanted = {
         "params.json",
         "small4_manifest.json",
@@ -51,23 +65,22 @@ def test_repository_with_both_layouts(tmp_path: Path) -> None:
         "SYSTEM_PROMPT.txt",
         *(f"consolidated-0000{i}-of-00002.safetensors" for i in (1, 2)),
     }
-    assert sorted(downloaded) == sorted(wanted)
+    assert sorted(name for name, _ in hub.downloads) == sorted(wanted)
     assert not compare(repository, tmp_path / "dst")[1]
 
 
-@pytest.mark.slow
-def test_repository_in_our_layout_and_none_at_all(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("offline")
+def test_repository_in_our_layout_and_none_at_all(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     p = rc.params(vision=False)
     convert(
         rc.write_raw(tmp_path / "raw", p, rc.weights(p)), tmp_path / "ours", Options(shard_size=100_000, with_code=True)
     )
-    with serve("lab/ours", tmp_path / "ours") as (endpoint, downloaded):
-        done = command(endpoint, tmp_path / "home", "lab/ours", str(tmp_path / "dst"), "--to", "mistral")
-        assert done.returncode == 0, done.stderr
-        assert not any(name.endswith(".py") for name in downloaded)
-        done = command(endpoint, tmp_path / "home", "lab/other", str(tmp_path / "none"))
-        assert "lab/other" in error(done)
-        assert "no such repository" in error(done)
+    hub.commit("lab/ours", "main", files_of(tmp_path / "ours"))
+    assert main(["lab/ours", str(tmp_path / "dst"), "--to", "mistral"]) == 0
+    assert hub.downloads
+    assert not any(name.endswith(".py") for name, _ in hub.downloads)
+    capsys.readouterr()
+    refused(["lab/other", str(tmp_path / "none")], capsys, "lab/other", "no such repository")
     rc.same_bits(rc.read_all(tmp_path / "dst"), rc.weights(p))
 
 
@@ -82,38 +95,28 @@ def test_a_network_that_fails_is_one_line(
     assert not (tmp_path / "none").exists()
 
 
-def files_of(folder: Path) -> Files:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-@pytest.mark.slow
-def test_revisions_and_offline_mode(tmp_path: Path) -> None:
+def test_revisions_and_offline_mode(
+    hub: Hub, offline: Callable[[bool], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A branch is asked for by name; what was downloaded once converts without a network, what was not is one line."""
     p = rc.params(vision=False)
-    hub = Hub()
     for seed, branch in ((0, "main"), (1, "trial")):
         raw = rc.write_raw(tmp_path / branch, p, rc.weights(p, seed=seed))
         hub.commit("lab/small", branch, files_of(raw))
-    home = tmp_path / "home"
-
-    def convert_at(name: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        return command(hub.endpoint, home, "lab/small", str(tmp_path / name), *arguments, **settings)
-
     for name, branch in (("a", "main"), ("b", "trial")):
-        arguments = () if branch == "main" else ("--revision", branch)
-        done = convert_at(name, *arguments)
-        assert done.returncode == 0, done.stderr
-        assert not compare(tmp_path / branch, tmp_path / name)[1]
-        offline = convert_at(f"{name} offline", *arguments, HF_HUB_OFFLINE="1")
-        assert offline.returncode == 0, offline.stderr
-        assert not compare(tmp_path / branch, tmp_path / f"{name} offline")[1]
+        arguments = [] if branch == "main" else ["--revision", branch]
+        for without, target in ((False, name), (True, f"{name} offline")):
+            offline(without)
+            asked = len(hub.downloads)
+            assert main(["lab/small", str(tmp_path / target), *arguments]) == 0
+            assert (len(hub.downloads) == asked) == without
+            assert not compare(tmp_path / branch, tmp_path / target)[1]
     assert compare(tmp_path / "main", tmp_path / "b")[1]
-    for arguments, settings, words in (
-        (("--revision", "nowhere"), {}, "no branch, tag or commit 'nowhere'"),
-        (("--revision", "nowhere"), {"HF_HUB_OFFLINE": "1"}, "not among the cached downloads"),
-    ):
-        assert words in error(convert_at("none", *arguments, **settings))
-    hub.close()
+    capsys.readouterr()
+    unknown = ["lab/small", str(tmp_path / "none"), "--revision", "nowhere"]
+    for without, words in ((False, "no branch, tag or commit 'nowhere'"), (True, "not among the cached downloads")):
+        offline(without)
+        refused(unknown, capsys, words)
 
 
 def test_a_folder_has_no_revision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,23 +124,18 @@ def test_a_folder_has_no_revision(tmp_path: Path, capsys: pytest.CaptureFixture[
     refused([str(tmp_path / "folder"), str(tmp_path / "none"), "--revision", "main"], capsys, "is a folder here")
 
 
-def test_only_files_of_the_top_folder_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("offline")
+def test_only_files_of_the_top_folder_are_downloaded(hub: Hub, tmp_path: Path) -> None:
     """In the client's patterns a star also stands for folders, which a repository may have any number of."""
     p = rc.params(vision=False)
     source = rc.write_raw(tmp_path / "source", p, rc.weights(p), shards=2)
-    files: Files = {file.name: file.read_bytes() for file in source.iterdir()}
     others = (
         "consolidated/copy.safetensors",
         "consolidated-x/../../../outside.safetensors",
         "consolidated\\x.safetensors",
     )
-    hub = Hub()
-    try:
-        hub.commit("lab/small", "main", files | dict.fromkeys(others, b"no weights"))
-        done = command(hub.endpoint, tmp_path / "home", "lab/small", str(tmp_path / "dst"))
-    finally:
-        hub.close()
-    assert done.returncode == 0, done.stderr
+    hub.commit("lab/small", "main", files_of(source) | dict.fromkeys(others, b"no weights"))
+    assert main(["lab/small", str(tmp_path / "dst")]) == 0
     asked = {path for path, _ in hub.downloads}
     assert asked
     assert not any(other in path for path in asked for other in others)
