@@ -52,6 +52,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made.hub.close()
 
 
+@pytest.fixture(scope="module")
+def loaded(world: World) -> tuple[dict[str, Any], list[str]]:
+    """What a user finds who loads everything once, and the files that were downloaded for it."""
+    before = len(world.hub.downloads)
+    return world.user("load"), [name for name, _ in world.hub.downloads[before:]]
+
+
 def test_pushed_repositories_hold_a_whole_checkpoint(world: World) -> None:
     _, files = world.hub.at("lab/tiny", "main") or ("", {})
     wanted = {
@@ -67,12 +74,10 @@ def test_pushed_repositories_hold_a_whole_checkpoint(world: World) -> None:
     assert "auto_map" not in json.loads(files["config.json"])
 
 
-def test_loading_by_name_revision_and_subfolder(world: World) -> None:
-    before = len(world.hub.downloads)
-    found = world.user("load")
-    assert found.pop("class") == "Small4ForCausalLM"
+def test_loading_by_name_revision_and_subfolder(loaded: tuple[dict[str, Any], list[str]]) -> None:
+    found, fetched = loaded
+    assert found["class"] == "Small4ForCausalLM"
     assert all(found.values()), found
-    fetched = [name for name, _ in world.hub.downloads[before:]]
     assert fetched.count("model.safetensors") == 2  # main and its commit are one file; the other is the branch `second`
     assert "README.md" not in fetched
 
@@ -87,9 +92,9 @@ def test_a_broken_download_goes_on_where_it_stopped(world: World) -> None:
     assert ranges == [None, f"bytes={10 * 2**20}-"]  # the client writes in pieces of 10 MiB
 
 
+@pytest.mark.usefixtures("loaded")
 def test_without_a_network(world: World) -> None:
     """After loading once, everything is there; what was never loaded is an error that says so."""
-    world.user("load")
     before = len(world.hub.downloads)
     found = world.user("offline", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
     assert found["main"]
