@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,15 @@ def write_manifest(folder: Path) -> Path:
         made = manifest.build(open_checkpoint(folder), reader)
     manifest.write(made, folder / MANIFEST)
     return folder / MANIFEST
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A release of each form with its manifest. Not to be written into."""
+    made = {form: release(tmp_path_factory.mktemp(form) / form, form, seed) for seed, form in enumerate(FORMS)}
+    for folder in made.values():
+        write_manifest(folder)
+    return made
 
 
 @dataclass
@@ -324,10 +334,9 @@ PLANTED = [
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.do.__name__)
-def test_a_planted_fault_is_found_and_named(tmp_path: Path, planted: Planted) -> None:
+def test_a_planted_fault_is_found_and_named(releases: dict[str, Path], tmp_path: Path, planted: Planted) -> None:
     for seed, form in enumerate(FORMS):
-        folder = release(tmp_path / form, form, seed)
-        write_manifest(folder)
+        folder = shutil.copytree(releases[form], tmp_path / form)
         planted.do(Bench(folder, form, random.Random(seed)))
         faults = found(folder)
         hits = [text for kind, text in faults if re.search(planted.kinds, kind) and planted.where in text]
@@ -361,10 +370,9 @@ def test_a_healthy_release_passes(tmp_path: Path, form: str, seed: int) -> None:
         assert [str(fault) for row in report.rows for fault in row.faults] == [], name
 
 
-def test_a_scale_that_is_applied_twice_is_called_so(tmp_path: Path) -> None:
+def test_a_scale_that_is_applied_twice_is_called_so(releases: dict[str, Path], tmp_path: Path) -> None:
     for form in ("fp8", "nvfp4"):
-        folder = release(tmp_path / form, form, 3)
-        write_manifest(folder)
+        folder = shutil.copytree(releases[form], tmp_path / form)
         scale_twice(Bench(folder, form, random.Random(0)))
         assert any("is applied twice" in text for _, text in found(folder)), form
 
@@ -402,10 +410,20 @@ FUSED: dict[str, tuple[dict[str, Callable[[torch.Tensor], torch.Tensor]], str, s
 }
 
 
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A release in the fused layouts. Not to be written into."""
+    folder = tmp_path_factory.mktemp("fused")
+    raw = release(folder / "raw", "bf16", 5)
+    for layout in ("small4", "transformers"):
+        run(raw, folder / layout, to=layout)
+    return {layout: folder / layout for layout in ("small4", "transformers")}
+
+
 @pytest.mark.parametrize("layout", ["small4", "transformers"])
 @pytest.mark.parametrize("case", FUSED)
-def test_faults_in_fused_layouts(tmp_path: Path, layout: str, case: str) -> None:
-    run(release(tmp_path / "raw", "bf16", 5), tmp_path / "out", to=layout)
+def test_faults_in_fused_layouts(fused: dict[str, Path], tmp_path: Path, layout: str, case: str) -> None:
+    shutil.copytree(fused[layout], tmp_path / "out")
     turns, kind, where = FUSED[case]
     tensors = cf.load(tmp_path / "out")
     cf.change(tmp_path / "out", {name: turn(tensors[name]).contiguous() for name, turn in turns.items()})

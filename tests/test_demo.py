@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 import modeling_small4
 from model_card.demo_recipe.tasks.data import corpus
 from model_card.demo_recipe.tasks.judge import correct
-from model_card.demo_recipe.vocabulary import CONTROL, write_tekken
+from model_card.demo_recipe.vocabulary import write_tekken
 from model_card.evals.answers import measured_answers
 from model_card.evals.demo_checkpoint import held_out
+from model_card.tekken_content import RANKS
 
 FOLDER = modeling_small4.demo_checkpoint()
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +111,7 @@ def test_texts_get_mistral_commons_ids(processor: Any) -> None:
             text, add_special_tokens=False, split_special_tokens=True
         ) == authority.encode(text, bos=False, eos=False)
     assert len(processor.tokenizer) == authority.n_words
-    for rank, name in CONTROL.items():
+    for rank, name in RANKS.items():
         assert processor.tokenizer.convert_tokens_to_ids(name) == rank
 
 

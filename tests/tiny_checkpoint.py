@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from small4_conversion.tokenizer import write_processor
 
-from model_card.evals.fuzz.folders import VISION, tekken
+from model_card.evals.fuzz.folders import VISION
+from model_card.tekken_content import published
 from modeling_small4 import Small4Config, Small4ForCausalLM
 
 SPECIAL, VOCABULARY = 1000, 1400
@@ -35,7 +36,7 @@ def write_tiny_checkpoint(folder: Path, vision: bool = True, seed: int = 0) -> P
         model.lm_head.weight[[2, 34, 35]] *= 100
     model.save_pretrained(folder)
     (folder / "source-tekken.json").write_text(
-        json.dumps(tekken(VOCABULARY, SPECIAL), ensure_ascii=False), encoding="utf-8"
+        json.dumps(published(VOCABULARY, SPECIAL), ensure_ascii=False), encoding="utf-8"
     )
     write_processor(folder / "source-tekken.json", folder, VISION if vision else None)
     (folder / "source-tekken.json").unlink()

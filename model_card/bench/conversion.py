@@ -29,6 +29,7 @@ from small4_conversion.raw import config_from_params
 from small4_conversion.verify import compare
 
 from model_card.bench.harness import store
+from model_card.tekken_content import published
 
 VOCABULARY, CONTROL = 2048, 1000
 
@@ -53,7 +54,7 @@ def write_source(folder: Path, layers: int, shards: int = 3) -> None:
     folder.mkdir()
     params = released_params(layers)
     (folder / "params.json").write_text(json.dumps(params))
-    (folder / "tekken.json").write_text(json.dumps(_tekken()))
+    (folder / "tekken.json").write_text(json.dumps(published(VOCABULARY, CONTROL)))
     entries: list[tuple[str, str, tuple[int, ...]]] = []
     for leaf in leaves(config_from_params(params, folder / "params.json")):
         entries.append((leaf.raw, "F8_E4M3" if leaf.linear else "BF16", leaf.shape))
@@ -77,42 +78,6 @@ def _values(name: str, dtype: str, shape: tuple[int, ...], generator: torch.Gene
         return codes.view(-1).numpy().data
     numbers = torch.rand(shape, generator=generator) * (1e-3 if "qscale" in name else 1.0) + 1e-4
     return numbers.bfloat16().view(-1).view(torch.uint8).numpy().data
-
-
-def _tekken() -> dict[str, Any]:
-    import mistral_common
-
-    source = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text("utf-8"))
-    names = {0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 9: "[TOOL_CALLS]", 10: "[IMG]", 11: "<pad>"}
-    names |= {
-        12: "[IMG_BREAK]",
-        13: "[IMG_END]",
-        17: "[SYSTEM_PROMPT]",
-        18: "[/SYSTEM_PROMPT]",
-        32: "[ARGS]",
-        34: "[THINK]",
-    }
-    names |= {
-        35: "[/THINK]",
-        36: "[MODEL_SETTINGS]",
-        37: "[/MODEL_SETTINGS]",
-        5: "[AVAILABLE_TOOLS]",
-        6: "[/AVAILABLE_TOOLS]",
-    }
-    names |= {7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]"}
-    special = [{"rank": i, "token_str": names.get(i, f"<SPECIAL_{i}>"), "is_control": True} for i in range(CONTROL)]
-    words = VOCABULARY - CONTROL
-    config = {"pattern": source["config"]["pattern"], "num_vocab_tokens": words, "default_vocab_size": VOCABULARY}
-    config |= {"default_num_special_tokens": CONTROL, "version": "v15"}
-    settings = {
-        "reasoning_effort": {"type": "enum", "accepts_none": True, "default": "none", "values": ["none", "high"]}
-    }
-    return {
-        "config": config,
-        "vocab": source["vocab"][:words],
-        "special_tokens": special,
-        "model_settings_builder": settings,
-    }
 
 
 def copy(source: Path, target: Path) -> None:

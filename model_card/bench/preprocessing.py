@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import mistral_common
 import numpy as np
 import torch
 from mistral_common.protocol.instruct.chunk import ImageChunk
@@ -34,7 +33,7 @@ from PIL import Image
 from small4_conversion.tokenizer import write_processor
 
 from model_card.bench.harness import store
-from model_card.demo_recipe.vocabulary import CONTROL
+from model_card.tekken_content import published
 from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.processing_small4 import Small4Processor
 
@@ -95,17 +94,7 @@ def _tool(name: str) -> dict[str, Any]:
 
 def tokenizers(work: Path) -> tuple[Small4Processor, MistralTokenizer]:
     """Ours and theirs on the whole published vocabulary with the release's control tokens."""
-    data = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
-    tekken = json.loads(data.read_text("utf-8"))
-    tekken["config"] |= {"version": "v15", "default_vocab_size": 131072, "default_num_special_tokens": 1000}
-    tekken["vocab"] = tekken["vocab"][: 131072 - 1000]
-    tekken.pop("multimodal", None)
-    tekken["special_tokens"] = [
-        {"rank": rank, "token_str": CONTROL.get(rank, f"<SPECIAL_{rank}>"), "is_control": True} for rank in range(1000)
-    ]
-    effort = {"type": "enum", "accepts_none": True, "default": "none", "values": ["none", "high"]}
-    tekken["model_settings_builder"] = {"reasoning_effort": effort}
-    (work / "tekken.json").write_text(json.dumps(tekken))
+    (work / "tekken.json").write_text(json.dumps(published(131072)))
     write_processor(work / "tekken.json", work / "ours", None)
     return Small4Processor.from_pretrained(work / "ours"), MistralTokenizer.from_file(work / "tekken.json")
 

@@ -19,6 +19,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from model_card.demo_recipe.tasks.data import corpus
+from model_card.tekken_content import content
 
 NUM_SPECIAL = 1000
 NUM_VOCABULARY = 1024
@@ -28,13 +29,6 @@ PATTERN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CONTROL = {
-    0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
-    7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]", 9: "[TOOL_CALLS]", 10: "[IMG]", 11: "<pad>", 12: "[IMG_BREAK]",
-    13: "[IMG_END]", 14: "[PREFIX]", 15: "[MIDDLE]", 16: "[SUFFIX]", 17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]",
-    19: "[TOOL_CONTENT]", 31: "[CALL_ID]", 32: "[ARGS]", 34: "[THINK]", 35: "[/THINK]", 36: "[MODEL_SETTINGS]",
-    37: "[/MODEL_SETTINGS]",
-}  # fmt: skip
 # max_image_size is small so that a picture of any size costs at most 4 x 4 image tokens.
 VISION = {"patch_size": 14, "max_image_size": 112, "spatial_merge_size": 2}
 
@@ -56,20 +50,8 @@ def train_merges(texts: Iterator[str], size: int) -> list[bytes]:
 
 def tekken(vocabulary: list[bytes]) -> dict[str, Any]:
     """A tekken.json of format v15 around `vocabulary`, with every control id of the release."""
-    names = [CONTROL.get(rank, f"<SPECIAL_{rank}>") for rank in range(NUM_SPECIAL)]
-    return {
-        "config": {
-            "pattern": PATTERN,
-            "num_vocab_tokens": len(vocabulary),
-            "default_vocab_size": NUM_SPECIAL + len(vocabulary),
-            "default_num_special_tokens": NUM_SPECIAL,
-            "version": "v15",
-        },
-        "vocab": [_entry(rank, token) for rank, token in enumerate(vocabulary)],
-        "special_tokens": [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)],
-        "model_settings_builder": {
-            "reasoning_effort": {"type": "enum", "accepts_none": True, "default": "none", "values": ["none", "high"]}
-        },
+    words = [_entry(rank, token) for rank, token in enumerate(vocabulary)]
+    return content(PATTERN, words, NUM_SPECIAL) | {
         "image": {
             "image_patch_size": VISION["patch_size"],
             "max_image_size": VISION["max_image_size"],

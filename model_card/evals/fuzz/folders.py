@@ -2,49 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-import mistral_common
 import torch
 from safetensors.torch import save_file
 from small4_conversion.convert import Options, convert
 from small4_conversion.tokenizer import write_processor
 
+from model_card.tekken_content import published
 from modeling_small4 import Small4Config, Small4ForCausalLM
 
 VOCABULARY, SPECIAL = 384, 64
-RANKS = {
-    0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
-    7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]", 9: "[TOOL_CALLS]", 10: "[IMG]", 11: "<pad>", 12: "[IMG_BREAK]",
-    13: "[IMG_END]", 14: "[PREFIX]", 15: "[MIDDLE]", 16: "[SUFFIX]",
-    17: "[SYSTEM_PROMPT]", 18: "[/SYSTEM_PROMPT]", 19: "[TOOL_CONTENT]", 31: "[CALL_ID]",
-    32: "[ARGS]", 34: "[THINK]", 35: "[/THINK]",
-    36: "[MODEL_SETTINGS]", 37: "[/MODEL_SETTINGS]",
-}  # fmt: skip
 VISION = {"patch_size": 14, "max_image_size": 56, "spatial_merge_size": 2}
-
-
-def tekken(vocabulary: int = VOCABULARY, special_tokens: int = SPECIAL) -> dict[str, Any]:
-    """A Tekken file of version v15 with the first ranks of the published vocabulary."""
-    source = json.loads((Path(mistral_common.__file__).parent / "data" / "tekken_240911.json").read_text("utf-8"))
-    special = [
-        {"rank": rank, "token_str": RANKS.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
-        for rank in range(special_tokens)
-    ]
-    return {
-        "config": {
-            "pattern": source["config"]["pattern"],
-            "num_vocab_tokens": vocabulary - special_tokens,
-            "default_vocab_size": vocabulary,
-            "default_num_special_tokens": special_tokens,
-            "version": "v15",
-        },
-        "vocab": source["vocab"][: vocabulary - special_tokens],
-        "special_tokens": special,
-        "model_settings_builder": {
-            "reasoning_effort": {"type": "enum", "accepts_none": True, "default": "none", "values": ["none", "high"]}
-        },
-    }
 
 
 def write_sound(root: Path) -> Path:
@@ -66,7 +34,7 @@ def write_sound(root: Path) -> Path:
     torch.manual_seed(0)
     one = root / "one"
     Small4ForCausalLM(config).save_pretrained(one)
-    (root / "tekken.json").write_text(json.dumps(tekken(), ensure_ascii=False), encoding="utf-8")
+    (root / "tekken.json").write_text(json.dumps(published(VOCABULARY, SPECIAL), ensure_ascii=False), encoding="utf-8")
     write_processor(root / "tekken.json", one, VISION)
     Small4ForCausalLM(config).save_pretrained(root / "other")
     write_processor(root / "tekken.json", root / "other", VISION)
