@@ -14,7 +14,9 @@ COMMON = r"""
 #define INLINE static inline __attribute__((always_inline))
 #define ROWS 4        // rows multiplied together
 #define PIECE 512     // columns decoded at a time, so that they stay in the first cache
-#define FEW 2         // up to so many tokens in bfloat16 are multiplied as soon as a block is decoded
+#define FEW 2         // up to so many tokens in bfloat16 are multiplied as soon as a block is decoded,
+#define PAIR 2        // with so many rows at a time
+#define AHEAD 4096    // bytes that codes are fetched before; the processor alone stops at the end of a page
 #define TOKENS 64     // tokens whose sums are kept at a time
 #define PANEL_ROWS 48 // rows and columns that are decoded at a time for many tokens; a multiple of all numbers of rows
 #define PANEL 256     // whose sums fit the registers
@@ -172,22 +174,22 @@ INLINE Row row_of(const Job *job, const State *state, const int form, int64_t ro
     return out;
 }
 
-INLINE Decoded decode_block(const Row *row, const int form, int64_t column, const uint8_t *codes, const uint8_t *scales) {
+// A block of columns. whole: 0 for the last one when it is shorter; zeros follow its codes.
+INLINE Decoded decode(const Row *row, const int form, int64_t column, const int whole) {
+    const int half = form != FP8;
+    const uint8_t *codes = row->codes + (column >> half), *scales = form == NVFP4 ? row->scales + column / 16 : NULL;
+    uint8_t last_codes[BLOCK] = {0}, last_scales[BLOCK / 16] = {0};
+    if (!whole) {
+        memcpy(last_codes, codes, (size_t)(row->columns - column) >> half);
+        if (form == NVFP4) memcpy(last_scales, scales, (size_t)(row->columns - column) / 16);
+        codes = last_codes, scales = last_scales;
+    }
     if (form == FP8) return decode_fp8(row->lookups + (column >> row->shift), codes);
     if (form == NVFP4) return decode_nvfp4(row->tables, scales, codes);
     return decode_int4(row->tables + (column >> row->shift), row->tables + ((column + 32) >> row->shift), codes);
 }
 
-// A block of columns. The codes of the last one are followed by zeros.
-INLINE Decoded decode(const Row *row, const int form, int64_t column) {
-    const int half = form != FP8;
-    const uint8_t *codes = row->codes + (column >> half), *scales = form == NVFP4 ? row->scales + column / 16 : NULL;
-    if (__builtin_expect(column + BLOCK <= row->columns, 1)) return decode_block(row, form, column, codes, scales);
-    uint8_t last_codes[BLOCK] = {0}, last_scales[BLOCK / 16] = {0};
-    memcpy(last_codes, codes, (size_t)(row->columns - column) >> half);
-    if (form == NVFP4) memcpy(last_scales, scales, (size_t)(row->columns - column) / 16);
-    return decode_block(row, form, column, last_codes, last_scales);
-}
+INLINE int is_whole(const Job *job, int64_t column) { return __builtin_expect(column + BLOCK <= job->columns, 1); }
 
 // A block of a token's inputs in another order, filled up with zeros.
 INLINE void arrange(const Job *job, int64_t token, int64_t column, const uint16_t *places, void *out) {
@@ -221,24 +223,49 @@ INLINE void write(const Job *job, int64_t token, int64_t row, float value) {
     else ((uint16_t *)job->outputs)[at] = bfloat16(value);
 }
 
-// One row and FEW tokens or less, decoded in registers.
-INLINE void dot(const Job *job, const State *state, const int form, int64_t row, const int tokens, const int is_narrow) {
-    Sum sums[FEW][BLOCK / STEP];
+INLINE void dot_block(const Job *job, const Row *rows, const int form, int64_t column, int64_t ahead, Sum (*sums)[FEW][BLOCK / STEP], const int count, const int tokens, const int is_narrow, const int whole) {
     int64_t width = padded(job);
-    const Row this = row_of(job, state, form, row, 0);
-    for (int token = 0; token < tokens; token++)
-        for (int i = 0; i < BLOCK / STEP; i++) sums[token][i] = nothing();
-    for (int64_t column = 0; column < job->columns; column += BLOCK) {
-        Decoded block = decode(&this, form, column);
+#pragma GCC unroll 2
+    for (int row = 0; row < count; row++) {
+        __builtin_prefetch(rows[row].codes + (column >> (form != FP8)) + ahead);
+        Decoded block = decode(rows + row, form, column, whole);
+#pragma GCC unroll 4
         for (int i = 0; i < BLOCK / STEP; i++)
+#pragma GCC unroll 2
             for (int token = 0; token < tokens; token++)
-                sums[token][i] = add(sums[token][i], block.parts[i], job->prepared, token * width + column + i * STEP, is_narrow);
+                sums[row][token][i] = add(sums[row][token][i], block.parts[i], job->prepared, token * width + column + i * STEP, is_narrow);
     }
-    for (int token = 0; token < tokens; token++) {
-        float all = 0;
-        for (int i = 0; i < BLOCK / STEP; i++) all += total(sums[token][i]);
-        write(job, token, row, all);
+}
+
+// PAIR rows or less and FEW tokens or less, decoded in registers.
+INLINE void dot(const Job *job, State *state, const int form, int64_t first, int64_t ahead, const int count, const int tokens, const int is_narrow) {
+    Sum sums[PAIR][FEW][BLOCK / STEP];
+    Row rows[PAIR];
+#pragma GCC unroll 2
+    for (int row = 0; row < count; row++) {
+        prepare_row(state, job, first + row, row);
+        rows[row] = row_of(job, state, form, first + row, row);
+#pragma GCC unroll 8
+        for (int i = 0; i < tokens * (BLOCK / STEP); i++) sums[row][i / (BLOCK / STEP)][i % (BLOCK / STEP)] = nothing();
     }
+    int64_t column = 0;
+    for (; column + BLOCK <= job->columns; column += BLOCK) dot_block(job, rows, form, column, ahead, sums, count, tokens, is_narrow, 1);
+    if (column < job->columns) dot_block(job, rows, form, column, ahead, sums, count, tokens, is_narrow, 0);
+#pragma GCC unroll 2
+    for (int row = 0; row < count; row++)
+#pragma GCC unroll 2
+        for (int token = 0; token < tokens; token++) {
+            Sum all = sums[row][token][0];
+#pragma GCC unroll 4
+            for (int i = 1; i < BLOCK / STEP; i++) all += sums[row][token][i];
+            write(job, token, first + row, total(all));
+        }
+}
+
+INLINE void dots(const Job *job, State *state, const int form, int64_t from, int64_t to, const int tokens, const int is_narrow) {
+    int64_t row = from, ahead = up(AHEAD, PAIR * job->code_stride);
+    for (; row + PAIR <= to; row += PAIR) dot(job, state, form, row, ahead, PAIR, tokens, is_narrow);
+    for (; row < to; row++) dot(job, state, form, row, ahead, 1, tokens, is_narrow);
 }
 
 INLINE void decode_piece(const Job *job, const State *state, const int form, int64_t row, int64_t slot, Number *out, int64_t from, int64_t to) {
@@ -248,7 +275,7 @@ INLINE void decode_piece(const Job *job, const State *state, const int form, int
     const uint8_t *ahead = job->codes + (to < job->columns ? row * job->code_stride + (to >> half) : (row + ROWS) * job->code_stride);
     for (int64_t column = from; column < to; column += BLOCK, out += BLOCK, ahead += BLOCK >> half) {
         __builtin_prefetch(ahead);
-        Decoded block = decode(&this, form, column);
+        Decoded block = decode(&this, form, column, is_whole(job, column));
         for (int i = 0; i < BLOCK / STEP; i++) keep(out + i * STEP, block.parts[i]);
     }
 }
@@ -304,11 +331,12 @@ INLINE void multiply_rows(const Job *job, State *state, const int form, int64_t 
 
 RUN = r"""
 INLINE void expand_row(const Job *job, State *state, const int form, int64_t row) {
+    prepare_row(state, job, row, 0);
     uint16_t last[BLOCK], *out = (uint16_t *)job->outputs + row * job->output_stride;
     const Natural natural = natural_order(form);
     const Row this = row_of(job, state, form, row, 0);
     for (int64_t column = 0; column < job->columns; column += BLOCK) {
-        Decoded block = decode(&this, form, column);
+        Decoded block = decode(&this, form, column, is_whole(job, column));
         for (int i = 0; i < BLOCK / STEP; i++) keep(state->piece + i * STEP, block.parts[i]);
         int whole = column + BLOCK <= job->columns;
         write_natural(natural, state->piece, whole ? out + column : last);
@@ -316,16 +344,11 @@ INLINE void expand_row(const Job *job, State *state, const int form, int64_t row
     }
 }
 
-INLINE void work_row(const Job *job, State *state, const int form, int64_t row, const int is_narrow) {
-    prepare_row(state, job, row, 0);
-    if (job->tokens < 0) expand_row(job, state, form, row);
-    if (job->tokens == 1) dot(job, state, form, row, 1, is_narrow);
-    if (is_narrow && job->tokens == 2) dot(job, state, form, row, 2, is_narrow);
-}
-
 INLINE void work_form(const Job *job, State *state, const int form, int64_t from, int64_t to, const int is_narrow) {
-    if (job->tokens <= (is_narrow ? FEW : 1))
-        for (int64_t row = from; row < to; row++) work_row(job, state, form, row, is_narrow);
+    if (job->tokens < 0)
+        for (int64_t row = from; row < to; row++) expand_row(job, state, form, row);
+    else if (job->tokens == 1) dots(job, state, form, from, to, 1, is_narrow);
+    else if (is_narrow && job->tokens == FEW) dots(job, state, form, from, to, FEW, is_narrow);
     else if (is_panels(job))
         for (int64_t row = from; row < to; row += PANEL_ROWS)
             multiply_panels(job, state, form, row, to - row < PANEL_ROWS ? to - row : PANEL_ROWS, is_narrow);

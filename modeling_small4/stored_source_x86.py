@@ -73,19 +73,23 @@ INLINE Decoded decode_fp8(const Lookup *lookup, const uint8_t *codes) {
 #endif
 }
 
-// a, b: tables of columns 0 to 31 and 32 to 63, one for each 16 columns.
-INLINE Decoded decode4(const uint8_t *codes, __m512i a, __m512i b) {
-    const __m512i group = _mm512_setr_epi64(0, 0, 0x0010001000100010, 0x0010001000100010, 0x0020002000200020,
-                                            0x0020002000200020, 0x0030003000300030, 0x0030003000300030);
-    __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
-    __m512i even = _mm512_ternarylogic_epi32(code, _mm512_set1_epi16(15), group, 0xea);  // code & 15 | group
-    __m512i odd = _mm512_or_si512(_mm512_srli_epi16(code, 4), group);
-    return (Decoded){{_mm512_permutex2var_epi16(a, even, b), _mm512_permutex2var_epi16(a, odd, b)}};
+// 32 columns. Each quarter of the register takes one of the four codes of a word. table: of both groups of 16 columns.
+INLINE __m512i decode4_half(const uint8_t *codes, __m512i table) {
+    const __m512i shift = _mm512_setr_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0x0008000800080008,
+                                            0x0008000800080008, 0x000c000c000c000c, 0x000c000c000c000c);
+    const __m512i group = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0, 0x00100010, 0x00100010));
+    __m512i code = _mm512_srlv_epi16(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codes)), shift);
+    code = _mm512_ternarylogic_epi32(code, _mm512_set1_epi16(15), group, 0xea);  // code & 15 | group
+    return _mm512_permutexvar_epi16(code, table);
+}
+
+INLINE Decoded decode4(const uint8_t *codes, __m512i first, __m512i second) {
+    return (Decoded){{decode4_half(codes, first), decode4_half(codes + 16, second)}};
 }
 
 INLINE int order(int form, int position) {  // the column that stands at a position among 64 decoded ones
     int half = position / 32, at = position % 32;
-    if (form != FP8) return 2 * at + half;
+    if (form != FP8) return half * 32 + at % 8 * 4 + at / 8;
 #ifdef __AVX512VBMI__
     return at / 8 * 16 + half * 8 + at % 8;
 #else
