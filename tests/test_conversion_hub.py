@@ -5,16 +5,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import raw_checkpoint as rc
-from huggingface_hub import constants
+from hub_client import hub_client
 from small4_conversion.__main__ import main
 from small4_conversion.convert import Options, convert
 from small4_conversion.verify import compare
 from test_conversion_damage import refused
 
-from model_card.evals.fuzz.small_hub import NO_PROXY, Files, Hub, client_environment
+from model_card.evals.fuzz.small_hub import Files, Hub, client_environment
 
 
 @pytest.fixture
@@ -25,20 +24,9 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], None]]:
-    """The client in this process, which knows this Hub alone, with a cache of its own; the function takes the network
-    from it.
-    """
-    for name, value in NO_PROXY.items():
-        monkeypatch.setenv(name, value)
-    pattern = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    settings = {"ENDPOINT": hub.endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": pattern}
-    settings |= {"HF_HUB_CACHE": str(tmp_path / "home" / "hub"), "HF_HUB_DISABLE_TELEMETRY": True}
-    for name, each in (settings | {"HF_HUB_OFFLINE": False}).items():
-        monkeypatch.setattr(constants, name, each)
-    huggingface_hub.close_session()  # one that was opened with other settings
-    yield lambda without: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", without)
-    huggingface_hub.close_session()
+def offline(hub: Hub, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    with hub_client(hub, tmp_path / "home") as switch:
+        yield switch
 
 
 def files_of(folder: Path) -> Files:

@@ -1,19 +1,18 @@
 """DFlash drafts in every published form guess what transformers' own loop, or a plain version, guesses."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dflash_checkpoint import BLOCK, DIM, GROUPS, HEADS, LAYERS, SORTS, WIDTH, WINDOW, config, plain, tensors, write
+from hub_client import hub_client
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
 from transformers.generation.candidate_generator import DFlashTokenCandidateGenerator
 
-from model_card.evals.fuzz.small_hub import Hub, client_environment
+from model_card.evals.fuzz.small_hub import Hub
 from modeling_small4 import Small4Config, Small4ForCausalLM, demo_checkpoint, demo_draft, drafts_sources
 from modeling_small4.commands.cli import main
 from modeling_small4.drafts_loading import drafting_for
@@ -198,24 +197,22 @@ def test_the_planner_counts_a_dflash_draft_and_convert_leaves_it(
     assert "DFlash draft" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_drafts_of_the_hub_are_planned_by_their_configuration_and_used(tmp_path: Path) -> None:
+def test_drafts_of_the_hub_are_planned_by_their_configuration_and_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub, vocab = Hub(), Small4Config.from_pretrained(demo_checkpoint()).text_config.vocab_size
     for name, folder in (
         ("lab/dflash", write(tmp_path / "draft", "speculators", SIZE, vocab)),
         ("lab/eagle", demo_draft()),
     ):
         hub.commit(name, "main", {file.name: file.read_bytes() for file in folder.iterdir()})
-    environment = client_environment(hub.endpoint, tmp_path / "home")
 
     def small4(*line: str) -> dict[str, Any]:
-        run = "import sys; from modeling_small4.commands.cli import main; sys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", run, *line, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout)
+        capsys.readouterr()
+        assert main([*line, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
 
-    try:
+    with hub_client(hub, tmp_path / "home"):
         plan = ["plan", "--devices", "4xH100", "--context", "1000"]
         used = [small4(*plan, *more)["devices"][0]["used"] for more in ([], ["--draft", "lab/dflash"])]
         assert used[1] == used[0] + draft_bytes(str(tmp_path / "draft"), 1000, 1)
@@ -224,5 +221,4 @@ def test_drafts_of_the_hub_are_planned_by_their_configuration_and_used(tmp_path:
         asked = ["generate", "What is 48 + 75?", "--reasoning-mode", "high"]
         for name in ("lab/dflash", "lab/eagle"):
             assert small4(*asked, "--draft", name)["content"] == "123"
-    finally:
-        hub.close()
+    hub.close()
