@@ -34,9 +34,11 @@ def render(out: Path, results: Results | None = None) -> list[Path]:
     """
     results = results or Results()
     text = str(ModelCard(f"---\n{metadata(results).to_yaml()}\n---\n\n{body(results)}")).rstrip() + "\n"
+    shown = context.pictures(text)
+    _check_own(out, [out / "README.md", *(out / PICTURES / name for name in shown)])  # before the pictures are drawn
     with tempfile.TemporaryDirectory() as folder:  # nothing is written where something is missing
         pictures = [*figures.draw(results, Path(folder)), *benchmarks(results, Path(folder))]
-        unknown = [name for name in context.pictures(text) if name not in {picture.name for picture in pictures}]
+        unknown = [name for name in shown if name not in {picture.name for picture in pictures}]
         if unknown:
             raise MissingNumber(f"The card shows {', '.join(unknown)}, which no result draws.")
         files = {out / "README.md": text.encode()}
