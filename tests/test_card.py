@@ -2,8 +2,10 @@
 run.
 """
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,17 @@ WRONG = 0.123456
 
 
 @pytest.fixture(scope="module")
-def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a card rendered from what is stored, through the command."""
-    folder = tmp_path_factory.mktemp("card")
-    assert cli.main(["card", "--out", str(folder)]) == 0
-    return folder
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the command prints about a card that it renders from what is stored."""
+    with redirect_stdout(io.StringIO()) as printed:
+        assert cli.main(["card", "--out", str(tmp_path_factory.mktemp("card")), "--json"]) == 0
+    return json.loads(printed.getvalue())
+
+
+@pytest.fixture(scope="module")
+def card(said: dict[str, Any]) -> Path:
+    """The folder of that card."""
+    return Path(said["card"]).parent
 
 
 @pytest.fixture
@@ -226,13 +234,17 @@ NUMBERS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def unchanged() -> str:
+    return body(Results())
+
+
 @pytest.mark.parametrize(("name", "path"), NUMBERS, ids=lambda part: part if isinstance(part, str) else "-".join(part))
 def test_a_number_that_changes_changes_the_card_and_a_missing_one_is_named(
-    stored: Path, name: str, path: list[str]
+    stored: Path, unchanged: str, name: str, path: list[str]
 ) -> None:
-    before = body(Results(stored))
     edit(stored, name, path, [WRONG, WRONG] if path[-1] == "interval_95" else WRONG)
-    assert body(Results(stored)) != before
+    assert body(Results(stored)) != unchanged
     edit(stored, name, path, None)
     with pytest.raises(MissingNumber) as error:
         body(Results(stored))
@@ -306,10 +318,8 @@ def test_a_name_that_the_template_made_up_is_an_error() -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_json_names_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["card", "--out", str(tmp_path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["card"] == str(tmp_path / "README.md")
+def test_json_names_what_was_written(said: dict[str, Any], card: Path) -> None:
+    assert said["card"] == str(card / "README.md") == said["files"][0]
     assert all(Path(file).is_file() for file in said["files"])
 
 

@@ -107,6 +107,7 @@ def hardware() -> str:
     return table(Small4Config())
 
 
+@cache
 def foretold(devices: str) -> str:
     """Tokens per second that the planner estimates for NVFP4 weights at a context of 8,192 tokens."""
     config = Small4Config()

@@ -102,12 +102,14 @@ def _speed(config: Small4Config, made: Plan, rates: Rates | None, profile: Exper
     hit: Hit = hit_rate if profile is None else lambda share: profile.hit_rate(round(share * profile.uses.size))
     rates = rates or rates_of(made.machine)
     precision, text = made.request.precision, config.text_config
-    sizes = {name: sum(t.nbytes(precision) for t in tensors(config) if t.part == name) for name in _parts(config)}
-    experts = sizes.pop("routed experts", 0)
     used = text.num_experts_per_tok / text.n_routed_experts
+    sizes, active = dict[str, int](), 0.0
+    for tensor in tensors(config):
+        sizes[tensor.part] = sizes.get(tensor.part, 0) + tensor.nbytes(precision)
+        active += tensor.count * (used if tensor.part == "routed experts" else 1) * (tensor.part in _ACTIVE)
+    experts = sizes.pop("routed experts", 0)
     others = sum(size for name, size in sizes.items() if name not in ("embedding", "vision", "projector"))
     cache = cache_bytes(config, made.request.context // 2, 1, made.request.cache_bits // 8)
-    active = sum(t.count * (used if t.part == "routed experts" else 1) for t in tensors(config) if t.part in _ACTIVE)
     tiers: dict[str, float] = {}
     if made.machine.gpus and made.fits and not made.offloads:
         ranks = len(made.machine.gpus) if made.distributed else 1
@@ -146,10 +148,6 @@ def _speed(config: Small4Config, made: Plan, rates: Rates | None, profile: Exper
 Hit = Callable[[float], float]
 Times = tuple[dict[str, float], dict[str, float]]
 _ACTIVE = ("attention", "shared experts", "routed experts", "dense layers", "router")
-
-
-def _parts(config: Small4Config) -> list[str]:
-    return list(dict.fromkeys(tensor.part for tensor in tensors(config)))
 
 
 def _gpu_tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
