@@ -22,7 +22,7 @@ from .experts_memory import parse_memory
 from .experts_offloaded import expert_store
 from .files_reading import check_json, check_weights, folder_of, naming, read_json
 from .files_saving import refuse_links, remove_manifest, without_index
-from .loading_cuts import gathered, with_stored
+from .loading_cuts import gathered, scalars_aside, with_stored
 from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
 from .loading_layouts import refuse_other_layouts, refuse_unconverted
@@ -33,6 +33,7 @@ from .loading_stored import about, expanders, refuse_codes, register
 from .loading_torchao import let_adapters_merge
 from .loading_unfused import tensors_of
 from .stored_config import METHOD, Small4StoredConfig
+from .stored_layers import StoredModule
 
 SHOWN, LETTERS = 4, 160
 # What the current call of `from_pretrained` says about experts: transformers passes none of its arguments on to
@@ -101,7 +102,7 @@ class Small4LoadingMixin:
         only where it is held. A manifest of former weights in the folder is removed.
 
         Raises:
-            ValueError: The model does not hold its experts.
+            ValueError: The model does not hold its experts, or holds stored weights that FSDP has cut.
         """
         if expert_store(self) is not None:  # type: ignore[arg-type]
             raise ValueError(
@@ -109,6 +110,9 @@ class Small4LoadingMixin:
                 "or load the model whole to save it (expert_memory=False)."
             )
         refuse_links(save_directory)
+        for module in self.modules():  # type: ignore[attr-defined]
+            if isinstance(module, StoredModule):
+                module.hold_numbers()
         if not self.is_remote_code():  # type: ignore[attr-defined]
             self.config.auto_map = {}  # type: ignore[attr-defined]
         if _stored(self):
@@ -138,13 +142,8 @@ class Small4LoadingMixin:
             ValueError: A weight that is held as stored would have to be cut where scales, blocks or packed words do not
                 end.
         """
-        sizes = [getattr(distributed_config, name, 1) or 1 for name in ("fsdp_size", "dp_replicate_size")]
-        if max(sizes) > 1 and _stored(model):
-            raise ValueError(
-                "fsdp_size cannot cut weights that are held as stored. Load with dequantize=True to cut expanded "
-                "weights, or use tp_size, ep_size or pp_size."
-            )
-        return distribute(super().maybe_distribute_model, model, distributed_config, mesh_manager)  # type: ignore[misc]
+        with scalars_aside(model):
+            return distribute(super().maybe_distribute_model, model, distributed_config, mesh_manager)  # type: ignore[misc]
 
     def _resolve_parallel_plans(self, distributed_config: Any) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         """transformers' plans for this model, with a rule for every tensor of a weight that is held as stored."""

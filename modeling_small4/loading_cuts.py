@@ -4,12 +4,14 @@ Whole experts can always be cut apart; rows and columns only where no scale, blo
 not know: what a product computes, how processes talk.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import lcm
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .stored_layers import INPUT_SCALES, Small4StoredExperts, Small4StoredLinear, StoredModule
 from .stored_weights import BLOCK, GROUP
@@ -37,6 +39,31 @@ def with_stored(model: nn.Module, plan: Mapping[str, str], size: int) -> dict[st
         if path in plan:
             rules |= {f"{path}.{name}": rule for name, rule in _rules(path, module, plan[path], size).items()}
     return rules | {name: style for name, style in plan.items() if name not in names}
+
+
+@contextmanager
+def scalars_aside(model: nn.Module) -> Iterator[None]:
+    """Take the stored tensors that are one number out of a model while it is cut: FSDP2 takes no scalars. Each process
+    then holds them all.
+    """
+    held = [module for module in model.modules() if isinstance(module, StoredModule)]
+    scalars = [(m, name, p) for m in held for name, p in m._parameters.items() if p is not None and p.ndim == 0]
+    for module, name, _ in scalars:
+        del module._parameters[name]
+    try:
+        yield
+    finally:
+        for module, name, parameter in scalars:
+            module._parameters[name] = parameter
+
+
+def refuse_zero3() -> None:
+    """Raise ValueError where DeepSpeed would cut the parameters of a model whose weights are held as stored."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "DeepSpeed ZeRO-3 cannot cut weights that are held as stored. Train with FSDP2 (fsdp_version: 2 in the "
+            "configuration of accelerate), or expand the checkpoint first: small4 convert SRC DST --dtype bfloat16."
+        )
 
 
 def gathered(gather: Callable[[dict[str, Any]], dict[str, Any]], tensors: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from transformers.utils import is_kernels_available, logging
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .configuration_small4 import Small4TextConfig
+from .loading_cuts import refuse_zero3
 from .loading_layouts import refuse_other_layouts
 from .loading_names import published_names
 from .loading_unfused import DTYPES, Tensor, tensors_of
@@ -74,9 +75,11 @@ class Small4StoredQuantizer(HfQuantizer):
         self.held: list[str] = []  # the modules that hold stored weights after loading
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse by name what is not read."""
+        """Refuse by name what is not read, or not held."""
         if self.pre_quantized:
             refuse_unknown(self.quantization_config)
+            if not self.quantization_config.dequantize:
+                refuse_zero3()
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if not self.pre_quantized:

@@ -6,7 +6,8 @@ saving writes the same bytes. They are never trained and never cast; gradients o
 configurations.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,7 @@ class StoredModule(nn.Module):
     """What both kinds of layers share: parameters that keep their dtype whatever a model is cast to."""
 
     _hf_quantized_needs_local_tp = True  # transformers: give this process's shard as plain tensors
+    _seen_as: Mapping[str, tuple[torch.dtype, bool]] = {}  # what bytes stand for: dtype, whether it is one number `[]`
 
     def _add(self, parts: Mapping[str, Part]) -> None:
         for name, part in parts.items():
@@ -134,8 +136,53 @@ class StoredModule(nn.Module):
 
     def _parts(self, stem: str) -> dict[str, torch.Tensor]:
         """Codes and scales of the weight `stem`, by what stands behind it."""
-        found = {end: self._parameters.get(stem + end) for end in CODES + SCALES}
+        found = {end: self._tensor(stem + end) for end in CODES + SCALES}
         return {end: tensor for end, tensor in found.items() if tensor is not None}
+
+    def _tensor(self, name: str) -> torch.Tensor | None:
+        """A stored tensor in its own dtype and shape, without a copy; None if there is none."""
+        held = self._parameters.get(name)
+        if held is None or name not in self._seen_as:
+            return held
+        dtype, is_scalar = self._seen_as[name]
+        return held.view(dtype).reshape(()) if is_scalar else held.view(dtype)
+
+    @property
+    def holds_bytes(self) -> bool:
+        """See `hold_bytes`."""
+        return bool(self._seen_as)
+
+    def hold_bytes(self) -> None:
+        """Let parameters be the bytes of the stored tensors, uint8 `[..., bytes of a row]`, to train in several
+        processes.
+
+        FSDP2 takes no scalars and casts floats, scales included, to the dtype it computes in; gloo sends no floats of 8
+        bits. Outputs stay as they are. Tensors that are already cut over processes are left alone.
+        """
+        mine = {name: p for name, p in self._parameters.items() if p is not None and name != "bias"}
+        if self.holds_bytes or any(hasattr(parameter, "to_local") for parameter in mine.values()):
+            return
+        self._seen_as = {name: (p.dtype, p.ndim == 0) for name, p in mine.items()}
+        for name, parameter in mine.items():
+            held = parameter.data.reshape(1) if parameter.ndim == 0 else parameter.data
+            self._parameters[name] = nn.Parameter(held.view(torch.uint8), requires_grad=False)
+
+    def hold_numbers(self) -> None:
+        """Undo `hold_bytes`.
+
+        Raises:
+            ValueError: The bytes are cut over processes.
+        """
+        if any(hasattr(self._parameters[name], "to_local") for name in self._seen_as):
+            raise ValueError(
+                "The stored weights are cut over processes by FSDP; save the adapter, and merge it in one process: "
+                "small4_conversion.adapters.merge_adapter."
+            )
+        tensors = {name: self._tensor(name) for name in self._seen_as}
+        self._seen_as = {}
+        for name, tensor in tensors.items():
+            assert tensor is not None
+            self._parameters[name] = nn.Parameter(tensor.detach(), requires_grad=False)
 
     def numbers(self, stem: str, dtype: torch.dtype) -> torch.Tensor:
         """The expanded weight `stem` in the shape of a plain module's parameter."""
@@ -217,6 +264,7 @@ class Small4StoredExperts(StoredModule):
     def __init__(self, num_experts: int, act_fn: nn.Module, parts: Mapping[str, Part]) -> None:
         super().__init__()
         self.num_experts, self.act_fn = num_experts, act_fn
+        self._low_rank: Mapping[str, Sequence[LowRank]] = {}
         self._add(parts)
 
     def stored(self, stem: str, expert: int, half: int = 0) -> StoredWeight:
@@ -225,21 +273,30 @@ class Small4StoredExperts(StoredModule):
         return stored_weight(parts, half, 2 if stem == "gate_up_proj" else 1)
 
     def shape(self, stem: str) -> torch.Size:
-        """Of the weight `stem` of all experts, as that of a plain module's parameter."""
-        weight, halves = self.stored(stem, 0), 2 if stem == "gate_up_proj" else 1
-        return torch.Size((self.num_experts, halves * weight.rows, weight.columns))
+        """Of the weight `stem` of all experts, those on other processes included, as that of a plain parameter."""
+        parts = self._parts(stem)
+        codes = parts["" if "" in parts else "_packed"]
+        in_one = 1 if "" in parts else 2 if codes.dtype == torch.uint8 else 8
+        return torch.Size((*codes.shape[:2], codes.shape[2] * in_one))
+
+    @contextmanager
+    def adapted(self, low_rank: Mapping[str, Sequence[LowRank]]) -> Iterator[None]:
+        """Let `forward` add adapters, by the name of the weight that they are added to; transformers' expert parallel
+        forward passes no further arguments on.
+        """
+        self._low_rank = low_rank
+        try:
+            yield
+        finally:
+            self._low_rank = {}
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         top_k_index: torch.Tensor,
         top_k_weights: torch.Tensor,
-        low_rank: Mapping[str, Sequence[LowRank]] | None = None,
     ) -> torch.Tensor:
-        """As `Small4Experts.forward`: one expert after the other, each on all of its tokens.
-
-        low_rank: Adapters by the name of the weight that they are added to.
-        """
+        """As `Small4Experts.forward`: one expert after the other, each on all of its tokens."""
         if hasattr(self, "parametrizations"):
             raise ValueError("PEFT's own adapter does not fit experts that are held as stored: see `stored_lora`.")
         if hidden_states.is_meta:
@@ -252,22 +309,20 @@ class Small4StoredExperts(StoredModule):
         chosen = [(e, padded(group) if trained else group) for e, group in enumerate(groups[:-1]) if len(group)]
         at_once = max(1, len(chosen) if len(hidden_states) <= TOGETHER else 1)
         pieces = [chosen[i : i + at_once] for i in range(0, len(chosen), at_once)]
-        outputs = [out for piece in pieces for out in self._some(piece, low_rank or {})]
+        outputs = [out for piece in pieces for out in self._some(piece)]
         outputs = [out[: len(groups[expert])] for out, (expert, _) in zip(outputs, chosen, strict=True)]
         outputs.append(torch.zeros_like(groups[-1]))  # tokens of other ranks' experts
         weighted = torch.cat(outputs) * top_k_weights.flatten()[order, None]
         return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
 
-    def _some(
-        self, chosen: Sequence[tuple[int, torch.Tensor]], low_rank: Mapping[str, Sequence[LowRank]]
-    ) -> list[torch.Tensor]:
+    def _some(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
         """Some experts, each with its tokens `[tokens, hidden]`; one after the other where their products are not done
         together.
         """
         gates = [self.stored("gate_up_proj", expert, half) for expert, _ in chosen for half in (0, 1)]
         downs = [self.stored("down_proj", expert) for expert, _ in chosen]
         experts, groups = [expert for expert, _ in chosen], [group for _, group in chosen]
-        if not low_rank:
+        if not (low_rank := self._low_rank):
             return gated(gates, downs, groups, self.act_fn)
         both = multiply_all(gates, [group for group in groups for _ in (0, 1)])
         joined = [torch.cat(pair, dim=-1) for pair in zip(both[::2], both[1::2], strict=True)]

@@ -112,6 +112,7 @@ OVERRIDDEN = (
     Row(f"{MODEL}._supports_flex_attn", "runs with it"),
     Row(f"{MODEL}._supports_sdpa", "runs with it"),
     Row(f"{MODEL}._tied_weights_keys", "which tensors are one"),
+    Row("transformers.distributed.mixin:DistributedMixin._tp_size", "tells PEFT to gather the base to save an adapter"),
     Row("transformers.distributed.mixin:DistributedMixin._tp_plan", "how the head is cut over devices"),
     Row("transformers.distributed.mixin:DistributedMixin._pp_plan", "how the head is cut over stages"),
     Row("transformers.distributed.mixin:DistributedMixin._fsdp_plan", "how the head is sharded"),
@@ -179,6 +180,7 @@ IMPORTED = (
     Row("transformers.integrations.mistral.tokenizer:MistralConverter", "Tekken files to fast tokenizers"),
     Row("transformers.integrations.moe:ALL_EXPERTS_FUNCTIONS", "kernels of experts by name"),
     Row("transformers.integrations.moe:ExpertsInterface", "our kernel on a CPU", None, ("get_interface",)),
+    Row("transformers.integrations:is_deepspeed_zero3_enabled", "DeepSpeed would cut stored weights", ""),
     Row("transformers.integrations:use_experts_implementation", "lets the name of a kernel choose it",
         "experts_class experts_interface is_concatenated is_transposed has_bias has_gate has_post_expert_norm"),
     Row("transformers.masking_utils:create_causal_mask", "masks of every kernel", None, ('getattr(config, '

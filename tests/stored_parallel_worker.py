@@ -18,6 +18,8 @@ from modeling_small4 import Small4ForCausalLM
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor": {"tp_size": 2},
     "tensor and expert": {"tp_size": 2, "ep_size": 2},
+    "fsdp": {"fsdp_size": 2},
+    "fsdp and expert": {"fsdp_size": 2, "ep_size": 2},
     "pipeline": {"pp_size": 2},
 }
 GREEDY: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}

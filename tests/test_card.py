@@ -226,6 +226,7 @@ NUMBERS = [
     ("load", ["rows", "float32", "ours_touched_s"]),
     ("train_step", ["rows", "step", "ours_tokens_per_s"]),
     ("finetune", ["lora", "after", "lunar/high", "accuracy"]),
+    ("lora_held", ["rows", "nvfp4", "before", "lunar/high", "accuracy"]),
     ("lora_held", ["rows", "int4", "after", "lunar/high", "accuracy"]),
     ("balance", ["without", "largest_load"]),
     ("preprocessing", ["images", "64x64", "ratio"]),

@@ -1,5 +1,5 @@
-"""Two processes share weights that are held as stored: tensor, expert and pipeline parallel, against one process; what
-each holds, and what cannot be cut.
+"""Two processes share weights that are held as stored, in every layout of transformers' `DistributedConfig`, against
+one process; what each holds, and what cannot be cut.
 """
 
 import json
@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from stored_folder import FORMS
 from stored_parallel_worker import LAYOUTS
 from test_formats_kept import KEPT
-from transformers.distributed import DistributedConfig
 
 from modeling_small4 import Small4ForCausalLM
 from modeling_small4.loading_cuts import with_stored
@@ -139,8 +138,3 @@ def test_cuts_through_scales_are_refused(held: dict[str, Any], form: str, size: 
     experts = held[form]._expand_parallel_plan(dict(held[form].ep_plan))
     rules = with_stored(held[form], experts, size)  # whole experts are always cut apart
     assert {rule for name, rule in rules.items() if ".experts." in name} == {"grouped_gemm"}
-
-
-def test_fsdp_is_refused(held: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"fsdp_size cannot cut weights that are held as stored. Load with dequantize"):
-        Small4ForCausalLM.maybe_distribute_model(held["nvfp4"], DistributedConfig(fsdp_size=2), object())

@@ -18,7 +18,7 @@ MEASURES: dict[str, str] = {
     "load": "python -m model_card.bench.load --out model_card/results/load.json",
     "train_step": "python -m model_card.bench.train_step --out model_card/results/train_step.json",
     "finetune": "python -m model_card.bench.finetune --out model_card/results/finetune.json",
-    "lora_held": "python -m model_card.bench.lora_held --steps 150 --share 0.75 --rows 200 --forms bfloat16 fp8 int4 "
+    "lora_held": "python -m model_card.bench.lora_held --threads 1 --steps 150 --share 0.75 --rows 200 --at-once 2 "
     "--out model_card/results/lora_held.json",
     "balance": "python -m model_card.bench.balance --out model_card/results/balance.json",
     "preprocessing": "python -m model_card.bench.preprocessing --runs 7 --out model_card/results/preprocessing.json",

@@ -5,6 +5,7 @@ Adapters have the shapes, names and files that PEFT gives them on a plain base. 
 module is imported only on demand. Must not know: how stored weights are multiplied.
 """
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_small4 import Small4TextConfig
+from ..loading_cuts import refuse_zero3
 from ..loading_stored import expanded_module
 from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule
 from .lora import EXPERTS
@@ -44,13 +46,30 @@ def stored_lora(config: Config, model: PreTrainedModel) -> Config:
     A model without such weights needs nothing of this, and it does no harm there. Adapters are then what PEFT trains
     and saves; they load on a bfloat16 base and the other way around. Merging expands the weights that are merged to the
     model's dtype; all others stay as they are held.
+
+    In several processes (DDP, FSDP2, or a model that was loaded with `fsdp_size` and `ep_size`), call it in each of
+    them as torchrun or `accelerate launch` starts it. Adapters of a model that was loaded in parts are whole in each.
+
+    Raises:
+        ValueError: FSDP1 or DeepSpeed ZeRO-3 are asked for, or the model was loaded with `tp_size` or `pp_size`.
     """
-    if not any(isinstance(module, StoredModule) for module in model.modules()):
+    held = [module for module in model.modules() if isinstance(module, StoredModule)]
+    if not held:
         return config
+    refuse_zero3()
+    _refuse_fsdp1()
+    _refuse_cut_layers(model)
+    if getattr(model, "_tp_size", None) is not None:
+        model._tp_size = None  # 1 here; PEFT would gather the whole base in each process to save what each has whole
+    if _processes() > 1:
+        for module in held:
+            module.hold_bytes()
     text = model.config.get_text_config()
     layers: Any = {  # PEFT only calls them
         Small4StoredLinear: partial(StoredLoraLinear, text_config=text, dtype=model.dtype),
-        Small4StoredExperts: partial(ParamWrapper, text_config=text, dtype=model.dtype),
+        Small4StoredExperts: partial(
+            ParamWrapper, text_config=text, dtype=model.dtype, expert_rank=_expert_rank(model)
+        ),
     }
     config._register_custom_module(layers)
     named = config.target_parameters
@@ -60,6 +79,40 @@ def stored_lora(config: Config, model: PreTrainedModel) -> Config:
         if type(config) is LoraConfig:
             config.__class__ = StoredLoraConfig
     return config
+
+
+def _refuse_fsdp1() -> None:
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and os.environ.get("FSDP_VERSION") == "1":
+        raise ValueError(
+            "FSDP1 cannot cut weights that are held as stored; set fsdp_version: 2 in the configuration of accelerate."
+        )
+
+
+def _refuse_cut_layers(model: PreTrainedModel) -> None:
+    config = getattr(model.config, "distributed_config", None)
+    for name in ("tp_size", "pp_size"):
+        if (getattr(config, name, 1) or 1) > 1:
+            raise ValueError(
+                f"The model was loaded with {name}={getattr(config, name)}, which cuts layers that would be adapted; "
+                "load it with fsdp_size, and ep_size to keep whole experts apart."
+            )
+
+
+def _expert_rank(model: PreTrainedModel) -> int:
+    """Which of the equal parts of each layer's experts this process holds."""
+    config = getattr(model.config, "distributed_config", None)
+    if (getattr(config, "ep_size", 1) or 1) == 1:
+        return 0
+    mesh: Any = model._mesh_manager
+    return mesh.get_mesh("ep").get_local_rank()
+
+
+def _processes() -> int:
+    """How many there are, also before they are connected."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 class _OnStored(peft_layer.LoraLayer):
@@ -121,9 +174,10 @@ class ParamWrapper(_OnStored, peft_layer.ParamWrapper):
         *args: Any,
         text_config: Small4TextConfig,
         dtype: torch.dtype,
+        expert_rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        self._text_config, self._dtype = text_config, dtype
+        self._text_config, self._dtype, self._expert_rank = text_config, dtype, expert_rank
         self._stem = kwargs["parameter_name"].removesuffix("_packed")
         super().__init__(base_layer, *args, **kwargs)
 
@@ -149,21 +203,27 @@ class ParamWrapper(_OnStored, peft_layer.ParamWrapper):
         self, x: torch.Tensor, *args: Any, low_rank: Mapping[str, list[LowRank]] | None = None, **kwargs: Any
     ) -> torch.Tensor:
         """As PEFT's. low_rank: what wrappers around this one add, by the name of the weight."""
-        if self._stored() is None:
+        if (stored := self._stored()) is None:
             return super().forward(x, *args, **kwargs)
         self._check_forward_args(x, *args, **kwargs)
+        assert isinstance(stored, Small4StoredExperts)
         mine = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.lora_A]
-        added = {self._stem: [self._factors(name, x.dtype) for name in mine]} if mine else {}
-        return self.base_layer(x, *args, low_rank={**(low_rank or {}), **added}, **kwargs)
+        added = {self._stem: [self._factors(name, x.dtype, stored.num_experts) for name in mine]} if mine else {}
+        low_rank = {**(low_rank or {}), **added}
+        if self.base_layer is not stored:
+            return self.base_layer(x, *args, low_rank=low_rank, **kwargs)
+        with stored.adapted(low_rank):
+            return self.base_layer(x, *args, **kwargs)
 
-    def _factors(self, adapter: str, dtype: torch.dtype) -> LowRank:
-        """As PEFT lays them out: rows of A by expert, columns of B by rank first; in the dtype of the tokens, as PEFT
-        takes that of the weight.
+    def _factors(self, adapter: str, dtype: torch.dtype, count: int) -> LowRank:
+        """Those of this process's `count` experts. As PEFT lays them out: rows of A by expert, columns of B by rank
+        first; in the dtype of the tokens, as PEFT takes that of the weight.
         """
+        here = slice(self._expert_rank * count, (self._expert_rank + 1) * count)
         weights: Any = (layers[adapter].weight for layers in (self.lora_A, self.lora_B))
         below, above = (weight.to(dtype) for weight in weights)
-        down = below.unflatten(0, (self.num_experts, -1))
-        up = above.unflatten(1, (-1, self.num_experts)).permute(2, 0, 1).contiguous()
+        down = below.unflatten(0, (self.num_experts, -1))[here]
+        up = above.unflatten(1, (-1, self.num_experts)).permute(2, 0, 1)[here].contiguous()
         return LowRank(down.unbind(), up.unbind(), self.scaling[adapter])
 
     def unload_and_optionally_merge_module(
