@@ -83,8 +83,12 @@ class WatchedFile:
             if not count:
                 raise OSError(f"{self.path} ends too early: it was cut off while the model was in use. Load it again.")
             done += count
-        if hasattr(os, "posix_fadvise"):  # experts are cached in our own memory, not in the file cache
-            os.posix_fadvise(descriptor, begin, len(into), os.POSIX_FADV_DONTNEED)
+        self.forget(begin, len(into))  # experts are cached in our own memory, not in the file cache
+
+    def forget(self, begin: int, nbytes: int) -> None:
+        """Tell the system to drop a range from its file cache."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), begin, nbytes, os.POSIX_FADV_DONTNEED)
 
     def check(self) -> None:
         """Raise OSError if the file was replaced or written to."""
@@ -159,6 +163,11 @@ class LayerFiles:
         for file in {id(piece.file): piece.file for piece in self.pieces.values()}.values():
             file.check()
         return sum(piece.nbytes for piece in self.pieces.values())
+
+    def forget(self, expert: int) -> None:
+        """Tell the system to drop an expert from its file cache."""
+        for piece in self.pieces.values():
+            piece.file.forget(piece.begin + expert * piece.nbytes, piece.nbytes)
 
     def parts(self, slot: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tensors of the expert that lies in `slot`, without a copy."""

@@ -9,10 +9,9 @@ import os
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from .cpu_matmul import one_experts_product
 from .experts_files import LayerFiles
 from .experts_pool import Expert, Holding, Pool, Usage
 from .experts_profile import ExpertProfile
-from .experts_speed import hit_rate
+from .experts_speed import WeightRates, hit_rate
 from .experts_tiers import Disk, MainMemory
 from .stored_layers import TOGETHER, gated, stored_weight
 
@@ -30,12 +29,19 @@ Parts = dict[str, torch.Tensor]
 STEMS = ("gate_up_proj", "down_proj")
 
 
+class Slots(Protocol):
+    """Where held experts are."""
+
+    def slot(self, expert: Expert) -> torch.Tensor:
+        """As `Holding.slot`."""
+
+
 @dataclass
 class ExpertStore:
     """The experts of all layers of a model, shared by its copies and by all threads.
 
     pool: Those that can be computed with. below: with an accelerator, those that wait in main memory. profile: what is
-    known of their use before the first token.
+    known of their use before the first token. rates: What was measured of them.
     """
 
     layers: Sequence[LayerFiles]
@@ -44,6 +50,7 @@ class ExpertStore:
     pool: Pool
     below: MainMemory | None = None
     profile: ExpertProfile | None = None
+    rates: WeightRates | None = None
 
     def start(self) -> Thread | None:
         """Read the experts that the profile names first, in a thread that goes on beside the first tokens."""
@@ -115,7 +122,7 @@ class Held:
     """Experts of one layer that are in their slots, or being read into them."""
 
     files: LayerFiles
-    holding: Holding
+    holding: Slots
     experts: list[int]
 
     def weights(self, layer: int, expert: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,14 +208,24 @@ class Small4OffloadedExperts(nn.Module):
         with closing(self.store.held(self.layer, list(spans))) as groups:
             for held in groups:
                 rows = [spans[expert] for expert in held.experts]
-                compute = partial(self._plain, inner=inner) if self.plain else self._quantized
-                results = compute(held, inputs, rows, len(top_k_index))
+                results = self.multiplied(held, inputs, rows, len(top_k_index), inner)
                 outputs = results[0].new_empty(len(inputs), results[0].shape[1]) if outputs is None else outputs
                 for span, result in zip(rows, results, strict=True):
                     outputs[span] = result
         assert outputs is not None
         weighted = outputs * top_k_weights.flatten()[order, None]
         return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
+
+    def multiplied(
+        self, held: Held, inputs: torch.Tensor, rows: list[slice], tokens: int, inner: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Outputs of each expert in `held` for its rows of `inputs`, those of a forward pass over so many tokens.
+
+        inner: What `_plain` keeps between the calls of one forward pass, empty for the first.
+        """
+        if self.plain:
+            return self._plain(held, inputs, rows, tokens, inner)
+        return self._quantized(held, inputs, rows, tokens)
 
     def _plain(
         self, held: Held, inputs: torch.Tensor, rows: list[slice], tokens: int, inner: list[torch.Tensor]

@@ -1,15 +1,26 @@
-"""Estimates how fast a model decodes when some of its experts are on disk, from bandwidths. Arithmetic, and two short
-measurements.
+"""Estimates how fast a token is decoded when some experts are in main memory or on disk: one formula, which the planner
+and the line at the start use, and the stopwatch for its rates.
 
-Knows no model; the planner does the same for whole machines.
+Arithmetic only. Must not know: models, files.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
 
-import torch
+FOREVER = float("inf")
 
-SAMPLE = 2**25  # bytes that are read to measure main memory
+
+@dataclass(frozen=True)
+class WeightRates:
+    """Bytes of weights per second: `product` multiplied with one token where experts are computed with, `link` copied
+    to there from main memory, `disk` read into main memory.
+    """
+
+    product: float
+    link: float = FOREVER
+    disk: float = FOREVER
 
 
 def hit_rate(share: float) -> float:
@@ -19,33 +30,33 @@ def hit_rate(share: float) -> float:
     return min(1.0, share) ** 0.5
 
 
-def seconds_per_token(
-    others: float, experts: float, hits: tuple[float, float], fast: float, link: float, disk: float
-) -> float:
-    """Decoding one token with experts where they are computed with, in main memory below an accelerator, and on disk;
-    copying does not overlap with computing.
+def seconds_per_token(others: float, experts: float, hits: tuple[float, float], rates: WeightRates) -> dict[str, float]:
+    """Seconds of one decoded token by what it waits for: "product", "link", "disk". They add up, because a layer is
+    computed once all its experts have arrived.
 
     Args:
-        others: Bytes of weights that every token reads.
+        others: Bytes of weights that every token is multiplied with.
         experts: Bytes of the experts that a token chooses, in all layers.
         hits: How many of a token's experts are where they are computed with, and how many there or in main memory.
-        fast, link, disk: Bytes per second of the memory that is computed with, the link to it, and the disk.
     """
     here, kept = hits
-    return (others + here * experts) / fast + (kept - here) * experts / link + (1 - kept) * experts / disk
+    return {
+        "product": (others + experts) / rates.product,
+        "link": (1 - here) * experts / rates.link,  # those on disk go through main memory
+        "disk": (1 - kept) * experts / rates.disk,
+    }
 
 
-def measured(copy: Callable[[], object], nbytes: int) -> float:
-    """Bytes per second of the best of four runs."""
-    best = float("inf")
-    for _ in range(4):  # the first also touches the memory
-        begin = time.perf_counter()
-        copy()
-        best = min(best, time.perf_counter() - begin)
-    return nbytes / best
+def seconds_of(run: Callable[[], object]) -> float:
+    """What one call takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
-def measured_memory() -> float:
-    """Bytes per second that this process reads from main memory."""
-    numbers = torch.ones(SAMPLE // 4)
-    return measured(numbers.sum, SAMPLE)
+def rate_of(run: Callable[[int], object], groups: int, nbytes: int) -> float:
+    """Bytes per second of calls that work on `nbytes` each, in a row of groups so that caches hold none of the next:
+    the median of three rounds, after one call to warm up.
+    """
+    run(0)
+    return nbytes / median(seconds_of(lambda: run(group)) for _ in range(3) for group in reversed(range(groups)))  # noqa: B023

@@ -4,7 +4,6 @@ loaded as usual.
 Must not know: what is computed, which experts stay in memory.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,12 @@ from transformers.utils import logging
 
 from .experts_files import LayerFiles, Stored, WatchedFile, folder_of, read_header
 from .experts_link import Link, link_to
+from .experts_measuring import measured_rates
 from .experts_memory import SPARE, affordable, free_memory
 from .experts_offloaded import ExpertStore, Small4OffloadedExperts
 from .experts_pool import Pool, Usage
 from .experts_profile import read_profile
-from .experts_speed import measured, measured_memory, seconds_per_token
+from .experts_speed import WeightRates, seconds_per_token
 from .experts_tiers import Disk, MainMemory
 from .loading_names import published_names
 from .moe import Small4Experts
@@ -30,7 +30,6 @@ from .stored_config import METHOD
 from .stored_layers import INPUT_SCALES, Small4StoredExperts
 
 logger = logging.get_logger(__name__)
-SAMPLE = 4  # experts that are read to measure the disk
 TRANSIT = 8  # slots in main memory through which experts pass on their way to an accelerator
 
 
@@ -84,10 +83,11 @@ def offload_experts(
     if load_config.device_map:  # accelerate's, made for whole layers
         load_config.device_map.clear()
         load_config.device_map[""] = store.pool.device
-    chosen = model.config.get_text_config().num_experts_per_tok * len(modules)
-    logger.warning(
-        f"{store.describe()} They are read from {folder_of(files)} as needed: {estimate(store, others, chosen).said}."
-    )
+    text = model.config.get_text_config()
+    chosen, layer = text.num_experts_per_tok * len(modules), model.get_submodule(next(iter(modules)))
+    store.rates = measured_rates(store, layer, text.hidden_size, text.num_experts_per_tok)
+    said = estimate(store, store.rates, read_by_each(model), chosen).said
+    logger.warning(f"{store.describe()} They are read from {folder_of(files)} as needed: {said}.")
     store.start()
     return _Rest(files, used)
 
@@ -100,34 +100,24 @@ class Estimate:
     said: str
 
 
-def estimate(store: ExpertStore, others: int, chosen: int) -> Estimate:
-    """How fast a token is likely to be decoded, by what memory, link and disk do just now; takes some milliseconds.
+def estimate(store: ExpertStore, rates: WeightRates, others: int, chosen: int) -> Estimate:
+    """How fast a token is likely to be decoded.
 
     Args:
         store: The experts of a model.
-        others: Bytes of all weights but the experts'.
+        rates: What was measured of it.
+        others: Bytes of all other weights that each token is multiplied with.
         chosen: Experts of a token, in all layers.
     """
-    layer, nbytes = store.layers[0], store.pool.memory.shape[1]
-    slot, begin = torch.empty(nbytes, dtype=torch.uint8), time.perf_counter()
-    read = sum(layer.read(expert, slot) for expert in range(min(SAMPLE, layer.count)))
-    disk, fast, link = read / (time.perf_counter() - begin), measured_memory(), float("inf")
-    said = f"memory {fast / 1e9:.1f} GB/s"
-    if store.below is not None:
-        link, fast = _rates(store.below.link, nbytes)
-        said = f"{store.pool.device} {fast / 1e9:.0f} GB/s, link {link / 1e9:.1f} GB/s"
-    seconds = seconds_per_token(others, chosen * nbytes, store.hit_rates(), fast, link, disk)
+    hits = store.hit_rates()
+    seconds = sum(seconds_per_token(others, chosen * store.pool.memory.shape[1], hits, rates).values())
+    copied = "" if store.below is None else f"copied to {store.pool.device} {rates.link / 1e9:.2g} GB/s, "
     known = "by expert_profile.json" if store.profile else "assumed"
-    said += f", disk {disk / 1e9:.1f} GB/s; {store.hit_rates()[0]:.0%} of the chosen experts in their place, {known}"
-    return Estimate(seconds, f"about {1 / seconds:.2g} tokens/s ({said})")
-
-
-def _rates(link: Link, nbytes: int) -> tuple[float, float]:
-    """Bytes per second of copies of `nbytes` to the accelerator, and of reading its memory."""
-    above = torch.empty(2, nbytes, dtype=torch.uint8, device=link.device)
-    waiting = torch.ones(nbytes, dtype=torch.uint8, pin_memory=link.device.type != "cpu")
-    up = measured(lambda: link.copy(waiting, above[0], None), nbytes)
-    return up, measured(lambda: link.copy(above[0], above[1], None), 2 * nbytes)
+    return Estimate(
+        seconds,
+        f"about {1 / seconds:.2g} tokens/s (weights multiplied with a token {rates.product / 1e9:.2g} GB/s, {copied}"
+        f"read from disk {rates.disk / 1e9:.2g} GB/s; {hits[0]:.0%} of the chosen experts in their place, {known})",
+    )
 
 
 def accelerator(device_map: dict[str, Any] | None, asked: Asked) -> Link | None:
@@ -173,6 +163,16 @@ def _others(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> int:
     """Bytes of all weights but the experts'."""
     experts = {id(p) for module in modules.values() for p in module.parameters()}
     return sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in experts)
+
+
+def read_by_each(model: PreTrainedModel) -> int:
+    """Bytes of the weights that each token is multiplied with, of a model whose experts were taken out."""
+    unused = [m for n, m in model.named_modules() if n.rpartition(".")[2] in ("vision_tower", "multi_modal_projector")]
+    looked_up = model.get_input_embeddings().weight
+    spared = {id(p) for module in unused for p in module.parameters()}
+    if not model.config.tie_word_embeddings:
+        spared.add(id(looked_up))
+    return sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in spared)
 
 
 def _tensors(path: str, module: nn.Module, ours: Mapping[str, tuple[str, Stored]]) -> dict[str, tuple[str, Stored]]:

@@ -15,6 +15,7 @@ from test_offloaded_accelerator import FakeLink, loaded
 from modeling_small4 import Small4ForCausalLM, save_expert_profile
 from modeling_small4.experts_offloaded import expert_store
 from modeling_small4.experts_profile import FILE, ExpertProfile, read_profile
+from modeling_small4.experts_speed import WeightRates
 from modeling_small4.loading_offloaded import estimate
 
 SHAPE = (2, 4)  # layers, experts
@@ -93,15 +94,19 @@ def test_an_accelerator_and_main_memory_hold_different_ones(folder: Path, monkey
 
 def test_the_speed_is_foretold_by_it(folder: Path) -> None:
     _, store = offloaded(folder, 2)
-    assert "assumed" in estimate(store, 10**6, 4).said
+    rates = WeightRates(10e9, disk=1e9)
+    assert "assumed" in estimate(store, rates, 10**6, 4).said
     assert store.hit_rates()[0] == pytest.approx((2 / 8) ** 0.5)
     uses = np.ones(SHAPE, dtype=np.int64)
     uses[0, :2] = 47
     ExpertProfile(50, uses).save(folder)
     _, store = offloaded(folder, 2)
     assert store.hit_rates()[0] == pytest.approx(94 / 100)
-    assert "94% of the chosen experts" in estimate(store, 10**6, 4).said
-    assert FILE in estimate(store, 10**6, 4).said
+    found = estimate(store, rates, 10**6, 4)
+    assert "94% of the chosen experts" in found.said
+    assert FILE in found.said
+    each = store.pool.memory.shape[1]
+    assert found.seconds == pytest.approx((10**6 + 4 * each) / 10e9 + 0.06 * 4 * each / 1e9)
 
 
 BROKEN = {

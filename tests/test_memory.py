@@ -25,6 +25,7 @@ from modeling_small4.planner import sizes
 from modeling_small4.planner.alternatives import alternatives, release_table, replicas
 from modeling_small4.planner.hardware import parse_machine, this_machine
 from modeling_small4.planner.layout import plan
+from modeling_small4.planner.measuring import measure
 from modeling_small4.planner.sizes import (
     LONG,
     PRECISIONS,
@@ -34,7 +35,7 @@ from modeling_small4.planner.sizes import (
     tensors,
     weight_bytes,
 )
-from modeling_small4.planner.speed import Rates, measure, speed
+from modeling_small4.planner.speed import Rates, speed
 
 torch.set_num_threads(1)
 RELEASE = Small4Config()
@@ -434,8 +435,9 @@ def test_the_chunk_that_is_named_is_near_the_best(devices: str, precision: str) 
     assert rate(found.prompt_chunk) > 0.85 * max(rate(chunk) for chunk in range(2048, 65536, 2048))
 
 
-def test_bandwidths_are_measured() -> None:
-    rates = measure()
+@pytest.mark.parametrize("precision", ["bfloat16", "fp8", "nvfp4", "int4"])
+def test_bandwidths_are_measured(precision: str) -> None:
+    rates = measure(precision)
     assert min(rates.host, rates.disk, rates.cpu_flops) > 1e6
     assert rates.source == "measured on this machine"
 

@@ -1,15 +1,18 @@
 """Experts read from disk as they are needed, against accelerate's disk offload of the same weights: bytes and seconds
 of a decoded token.
 
-    python -m model_card.bench.residency [--layers 1] [--experts 16] [--tokens 24] [--shares 0.25 0.5 0.75]
+    python -m model_card.bench.residency [--layers 1] [--experts 16] [--tokens 64] [--shares 0.25 0.5 0.75]
         [--folder DIR] [--out model_card/results/residency.json]
 
 from the repository root. Writes a bfloat16 checkpoint with experts of the released widths, 50 MB each, into DIR, and
-removes it. Each way runs in a process of its own, with the files dropped from the file cache first and after every
-token. The tokens are given, drawn at random: a model of random weights repeats itself, and a cache would look too good.
-All ways of this package must answer each with the same next token, and accelerate's, which rounds differently, 80 % of
-them. Routing is near to uniform, the worst case of a cache. Without a
-GPU, the accelerator is main memory, and only the bytes copied to it mean something.
+removes it. Each way runs in a process of its own and reads a prompt that uses all experts first, so that what is in
+memory is there; then the files are dropped from the file cache before every token. The tokens are given, drawn at
+random: a model of random weights repeats itself, and a cache would look too good. All ways of this package must answer
+each with the same next token, and accelerate's, which rounds differently, 80 % of them. Routing is near to uniform, the
+worst case of a cache.
+
+Estimates are those of the line at the start, with a profile of experts that other tokens wrote; of all in memory, that
+of `small4 plan --measure`. Without a GPU, the accelerator is main memory: its seconds are those of a CPU.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +31,16 @@ import torch
 
 from model_card.bench.decode import random_state
 from model_card.bench.harness import child, options, read, report
-from modeling_small4 import Small4Config, Small4ForCausalLM, loading_offloaded
+from modeling_small4 import Small4Config, Small4ForCausalLM, loading_offloaded, save_expert_profile
 from modeling_small4.experts_files import WatchedFile
 from modeling_small4.experts_offloaded import ExpertStore, expert_store
 from modeling_small4.experts_pool import READERS
-from modeling_small4.loading_offloaded import estimate
+from modeling_small4.experts_speed import WeightRates, seconds_per_token
+from modeling_small4.loading_offloaded import estimate, read_by_each
+from modeling_small4.moe import Small4Experts
+from modeling_small4.planner.measuring import measure
+
+PROMPT = 512  # tokens, which use every expert
 
 
 def write(folder: Path, layers: int, experts: int) -> None:
@@ -111,10 +120,14 @@ def decoded(folder: Path, way: str, share: float, tokens: int) -> dict[str, Any]
     before = resident_bytes()
     model = load(folder, way, share)
     home = model.get_input_embeddings().weight.device
-    output = model(torch.arange(8, device=home)[None], use_cache=True)
-    ids, taken, begin_bytes, hits, misses, begin_copied = [], [], 0, 0, 0, 0
     store = expert_store(model)
-    given = torch.randint(1024, (tokens,), generator=torch.Generator().manual_seed(1))
+    row = {"estimated_ms": 1e3 * estimated(model, store, folder)} if way != "disk" else {}
+    for thread in threading.enumerate():
+        if thread.name == "small4-fill":
+            thread.join()
+    output = model(drawn(PROMPT, 2).to(home)[None], use_cache=True)
+    ids, taken, begin_bytes, hits, misses, begin_copied = [], [], 0, 0, 0, 0
+    given = drawn(tokens, 1)
     for step in range(tokens):
         drop(folder)
         if step == tokens // 4:
@@ -126,7 +139,7 @@ def decoded(folder: Path, way: str, share: float, tokens: int) -> dict[str, Any]
         output = model(given[step].view(1, 1).to(home), past_key_values=output.past_key_values, use_cache=True)
         taken.append(time.perf_counter() - begin)
     kept = taken[tokens // 4 :]
-    row = {"ids": ids, "ms": 1e3 * sorted(kept)[len(kept) // 2], "mb": (disk_bytes() - begin_bytes) / len(kept) / 1e6}
+    row |= {"ids": ids, "ms": 1e3 * sum(kept) / len(kept), "mb": (disk_bytes() - begin_bytes) / len(kept) / 1e6}
     row["resident_gb"] = (resident_bytes() - before) / 1e9
     if store:
         found = store.pool.hits - hits, store.pool.misses - misses
@@ -134,8 +147,12 @@ def decoded(folder: Path, way: str, share: float, tokens: int) -> dict[str, Any]
         row |= {"hit_rate": found[0] / max(1, sum(found)), "limit_gb": limit / 1e9}
         row["copied_mb"] = (copied(store) - begin_copied) / len(kept) / 1e6
         row["need_mb"] = found[1] * store.layers[0].nbytes / len(kept) / 1e6
-        row["estimated_ms"] = estimated(model, store)
     return row
+
+
+def drawn(tokens: int, seed: int) -> torch.Tensor:
+    """Token ids at random."""
+    return torch.randint(1024, (tokens,), generator=torch.Generator().manual_seed(seed))
 
 
 def copied(store: ExpertStore | None) -> int:
@@ -143,11 +160,34 @@ def copied(store: ExpertStore | None) -> int:
     return store.below.up + store.below.down if store and store.below else 0
 
 
-def estimated(model: Any, store: ExpertStore) -> float:
-    """Milliseconds of a token that the line at the start speaks of, measured once more when all is warm."""
+def estimated(model: Any, store: ExpertStore | None, folder: Path) -> float:
+    """Seconds of a token, as they were said when the model was loaded, or as the planner says of experts that are all
+    in memory.
+    """
     text = model.config.get_text_config()
-    others = sum(p.numel() * p.element_size() for p in model.parameters())
-    return 1e3 * estimate(store, others, text.num_experts_per_tok * len(store.layers)).seconds
+    layers = text.num_hidden_layers - text.first_k_dense_replace
+    chosen, others = text.num_experts_per_tok * layers, read_by_each(model)
+    if store is not None:
+        assert store.rates is not None
+        return estimate(store, store.rates, others, chosen).seconds
+    modules = [module for module in model.modules() if isinstance(module, Small4Experts)]
+    held = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    used = held * text.num_experts_per_tok / text.n_routed_experts
+    rates = WeightRates(measure("bfloat16", folder).host)
+    return sum(seconds_per_token(others - held, used, (1.0, 1.0), rates).values())
+
+
+@torch.inference_mode()
+def write_profile(folder: Path, tokens: int) -> None:
+    """Which experts are chosen after the same prompt by other tokens than those that are timed."""
+    model = load(folder, "experts", 1.0)
+    store = expert_store(model)
+    assert store is not None
+    cache = model(drawn(PROMPT, 2)[None], use_cache=True).past_key_values
+    store.usage.counts[:], store.usage.tokens = 0, 0
+    for token in drawn(tokens, 3):
+        model(token.view(1, 1), past_key_values=cache, use_cache=True)
+    save_expert_profile(model, folder)
 
 
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -194,7 +234,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--experts", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5, 0.75])
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: a temporary folder)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -206,6 +246,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         write(Path(folder), args.layers, args.experts)
+        write_profile(Path(folder), 4 * args.tokens)
         rows = measured(args, Path(folder))
         disk = disk_rate(Path(folder)) / 1e9
     columns = {"ms": 9, "estimated_ms": 12, "mb": 9, "need_mb": 9, "copied_mb": 9, "hit_rate": 8, "resident_gb": 11,

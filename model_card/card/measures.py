@@ -28,7 +28,7 @@ MEASURES: dict[str, str] = {
     "--out model_card/results/stored_memory.json",
     "stored_products": "python -m model_card.bench.stored_products --threads 2 --tokens 1 32 64 128 256 512 "
     "--forms fp8 nvfp4 'int4 128' --runs 9 --budget 4 --copies 2 --out model_card/results/stored_products.json",
-    "residency": "python -m model_card.bench.residency --threads 2 --layers 1 --experts 64 --tokens 32 "
+    "residency": "python -m model_card.bench.residency --threads 2 --layers 1 --experts 64 --tokens 64 "
     "--out model_card/results/residency.json",
     "routing": "python -m model_card.bench.routing --out model_card/results/routing.json",
     "grammar_validity": "python -m model_card.bench.grammar_validity --schemas 1000 "

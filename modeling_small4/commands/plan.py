@@ -12,7 +12,7 @@ from ..planner.alternatives import alternatives, command, notes, release_table, 
 from ..planner.hardware import GPUS, NODES, UNIFIED, Machine, parse_machine, this_machine
 from ..planner.layout import CHUNK, LAYOUTS, Plan, plan
 from ..planner.sizes import PRECISIONS, cache_bytes, weight_bytes
-from ..planner.speed import Speed, measure, speed
+from ..planner.speed import Rates, Speed, speed
 from . import plan_training
 from .terminal import describe_bytes
 
@@ -87,9 +87,18 @@ def run(args: argparse.Namespace) -> None:
         from ..drafts_reading import draft_bytes
 
         asked["draft_bytes"] = draft_bytes(args.draft, args.context, args.batch)
-    made = plan(config, machine, args.dtype or stored_precision(config), layout=args.layout, **asked)
-    estimate = speed(config, made, measure() if args.measure else None, _profile(config, args.model))
+    precision = args.dtype or stored_precision(config)
+    made = plan(config, machine, precision, layout=args.layout, **asked)
+    estimate = speed(
+        config, made, _measured(precision, args.model) if args.measure else None, _profile(config, args.model)
+    )
     print(json.dumps(_as_json(config, made, estimate)) if args.json else _as_text(config, made, estimate))
+
+
+def _measured(precision: str, model: str | None) -> Rates:
+    from ..planner.measuring import measure
+
+    return measure(precision, Path(model) if model is not None and Path(model).is_dir() else None)
 
 
 def _profile(config: Small4Config, model: str | None) -> ExpertProfile | None:

@@ -1,21 +1,16 @@
 """Estimated tokens per second of a plan: the bytes that a token reads from each memory, divided by the bandwidth of
 that memory.
 
-Bandwidths come from a table of data sheets, or from `measure`, which measures this machine in a few seconds. Must not
-know: the command line.
+Bandwidths come from a table of data sheets, or from `measuring`. Must not know: the command line.
 """
 
-import os
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..configuration_small4 import Small4Config
 from ..experts_profile import ExpertProfile
-from ..experts_speed import hit_rate, measured_memory
+from ..experts_speed import WeightRates, hit_rate, seconds_per_token
 from .hardware import Machine
 from .layout import CHUNK, Plan, plan
 from .sizes import cache_bytes, tensors
@@ -29,13 +24,13 @@ SHEETS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 OTHER_GPU, OTHER_UNIFIED = (900, 80), (400, 15)
 REACHED = 0.7  # of a GPU's data sheet, in practice
-FILE = 2**28  # bytes of the file that measures a disk
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes per second of a GPU's memory, its link to main memory, main memory and disk; multiplications and additions
-    per second of a GPU and of the CPU. source: where they come from."""
+    """Bytes per second: weights in a GPU's memory that it multiplies with one token, copies to it from main memory,
+    weights in main memory that the CPU multiplies with one token, reads from disk. Multiplications and additions per
+    second of a GPU and of the CPU. source: where they come from."""
 
     gpu: float = OTHER_GPU[0] * 1e9
     link: float = 25e9
@@ -169,15 +164,12 @@ def _from_tiers(
     """Seconds of a decoded token, and those of a chunk's weights, by what they wait for."""
     if not tiers:
         return None
-    here, kept = hit(tiers["gpu"]), hit(tiers["gpu"] + tiers["memory"])
-    decode = {
-        "gpu memory": (others + here * used * experts) / rates.gpu,
-        "link": (1 - here) * used * experts / rates.link,
-    }
+    hits = hit(tiers["gpu"]), hit(tiers["gpu"] + tiers["memory"])
+    times = seconds_per_token(others, used * experts, hits, WeightRates(rates.gpu, rates.link, rates.disk))
     chunk = {"gpu memory": (others + experts) / rates.gpu, "link": (1 - tiers["gpu"]) * experts / rates.link}
     if tiers["disk"] > 0:
-        decode["disk"], chunk["disk"] = (1 - kept) * used * experts / rates.disk, tiers["disk"] * experts / rates.disk
-    return decode, chunk
+        chunk["disk"] = tiers["disk"] * experts / rates.disk
+    return {"gpu memory": times.pop("product")} | {name: times[name] for name in chunk if name in times}, chunk
 
 
 def _tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
@@ -196,63 +188,8 @@ def _on_cpu(made: Plan, rates: Rates, sizes: tuple[int, int, int], experts: int,
     share = _tiers(made, experts, whole)["memory"]
     if share * experts < used * experts / 36:  # not even one layer's choice
         return None
-    here = hit(share)
-    decode = {"main memory": (others + cache + here * used * experts) / rates.host}
+    rate = WeightRates(rates.host, disk=rates.disk)
+    times = seconds_per_token(others + cache, used * experts, (hit(share), hit(share)), rate)
+    decode = {"main memory": times["product"]} | ({"disk": times["disk"]} if share < 1 else {})
     chunk = {"main memory": (others + experts) / rates.host}
-    if share < 1:
-        decode["disk"], chunk["disk"] = (1 - here) * used * experts / rates.disk, (1 - share) * experts / rates.disk
-    return decode, chunk
-
-
-def measure(folder: Path | None = None) -> Rates:
-    """Measure this machine's main memory, CPU and disk, and a GPU if there is one. Takes a few seconds and 256 MB in
-    `folder`.
-    """
-    import torch
-
-    rates = Rates(
-        host=measured_memory(), cpu_flops=_flops("cpu"), disk=_disk(folder), source="measured on this machine"
-    )
-    if not torch.cuda.is_available():
-        return rates
-    numbers = torch.ones(2**28, dtype=torch.uint8, device="cuda")
-    pinned = torch.ones(2**28, dtype=torch.uint8, pin_memory=True)
-    gpu, link = _seconds(numbers.clone, True), _seconds(lambda: numbers.copy_(pinned), True)
-    return replace(rates, gpu=2 * numbers.nbytes / gpu, link=pinned.nbytes / link, gpu_flops=_flops("cuda"))
-
-
-def _flops(device: str) -> float:
-    import torch
-
-    numbers = torch.ones(2048, 2048, dtype=torch.bfloat16, device=device)
-    return 2 * 2048**3 / _seconds(lambda: numbers @ numbers, device == "cuda")
-
-
-def _seconds(run: Any, gpu: bool) -> float:
-    """The fastest of three runs, after one to warm up."""
-    import torch
-
-    best = float("inf")
-    for _ in range(4):
-        begin = time.perf_counter()
-        run()
-        if gpu:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return best
-
-
-def _disk(folder: Path | None) -> float:
-    """Reading a file that is not in the file cache, in pieces of the size of an expert."""
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        file.write(os.urandom(2**20) * (FILE // 2**20))
-        file.flush()
-        os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        begin, piece = time.perf_counter(), bytearray(2**24)
-        file.seek(0)
-        with open(file.name, "rb", buffering=0) as opened:
-            while opened.readinto(piece):
-                pass
-        return FILE / (time.perf_counter() - begin)
+    return decode, chunk | ({"disk": (1 - share) * experts / rates.disk} if share < 1 else {})
