@@ -33,13 +33,16 @@ class _Filled:
         return self.memory[self.experts.index(expert[1])]
 
 
-def measured_rates(store: ExpertStore, module: Small4OffloadedExperts, hidden: int, top_k: int) -> WeightRates:
+def measured_rates(
+    store: ExpertStore, module: Small4OffloadedExperts, hidden: int, top_k: int, fastest: bool = False
+) -> WeightRates:
     """Rates of a store whose pools are still empty.
 
     Args:
         module: A layer of it.
         hidden: Width of its inputs.
         top_k: Experts of a token.
+        fastest: Whether the CPU may multiply for an accelerator.
 
     Raises:
         OSError: An expert cannot be read.
@@ -52,15 +55,19 @@ def measured_rates(store: ExpertStore, module: Small4OffloadedExperts, hidden: i
     link = FOREVER
     if store.below is not None:
         link = _copied(store.below.link, main.memory[: groups * size], store.pool.memory)
-    inputs = torch.ones(size, hidden, dtype=module.like.dtype, device=store.pool.device)
-    rows = [slice(index, index + 1) for index in range(size)]
 
-    def multiply(group: int) -> float:
-        held = Held(files, _Filled(store.pool.memory, experts), experts[group * size : (group + 1) * size])
-        return float(module.multiplied(held, inputs, rows, 1, [])[0].sum())  # which waits for an accelerator
+    def product(memory: torch.Tensor) -> float:
+        inputs = torch.ones(size, hidden, dtype=module.like.dtype, device=memory.device)
+        rows = [slice(index, index + 1) for index in range(size)]
+
+        def multiply(group: int) -> float:
+            held = Held(files, _Filled(memory, experts), experts[group * size : (group + 1) * size])
+            return float(module.multiplied(held, inputs, rows, 1, [])[0].sum())  # which waits for an accelerator
+
+        return rate_of(multiply, groups, size * files.nbytes)
 
     with torch.inference_mode():
-        return WeightRates(rate_of(multiply, groups, size * files.nbytes), link, disk)
+        return WeightRates(product(store.pool.memory), link, disk, product(main.memory) if fastest else 0.0)
 
 
 def _read(store: ExpertStore, layer: int, memory: torch.Tensor, groups: int, size: int) -> tuple[float, int]:

@@ -15,6 +15,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 MEMBERSHIP = Path("/proc/self/cgroup")
 TIERS = ("gpu", "cpu")
+COMPUTE = ("gpu", "fastest")
 SHARE = 0.85  # of what is left beside the other weights; the rest is for KV cache and activations
 SPARE = 160 * 2**20  # bytes for threads and their buffers
 
@@ -33,6 +34,29 @@ def parse_size(size: str | int) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
+def parse_request(asked: dict[str, str | int] | str | int) -> tuple[dict[str, int], bool]:
+    """As `parse_memory`; and whether the CPU computes experts in main memory where that is quicker than copying them,
+    which `"compute": "fastest"` says beside the sizes.
+
+    Raises:
+        ValueError: As `parse_memory`, or what is no way to compute.
+    """
+    named = dict(_by_name(asked))
+    compute = named.pop("compute", COMPUTE[0])
+    if compute not in COMPUTE:
+        raise ValueError(
+            f"expert_memory has 'compute': {shown(compute)}; it can be 'gpu', which is the default, or 'fastest': the "
+            "CPU computes experts in main memory where that is quicker than copying them."
+        )
+    sizes = parse_memory(named)
+    if compute == "fastest" and "gpu" not in sizes:
+        raise ValueError(
+            "expert_memory has 'compute': 'fastest', which chooses between an accelerator and the CPU, and no 'gpu'; "
+            "add 'gpu': '18GiB', or leave 'compute' out."
+        )
+    return sizes, compute == "fastest"
+
+
 def parse_memory(asked: dict[str, str | int] | str | int) -> dict[str, int]:
     """Bytes by tier, of `{"gpu": "18GiB", "cpu": "48GiB"}` or `"gpu=18GiB,cpu=48GiB"`, or of `"48GiB"` alone, which is
     main memory.
@@ -40,17 +64,20 @@ def parse_memory(asked: dict[str, str | int] | str | int) -> dict[str, int]:
     Raises:
         ValueError: A tier that is none of `TIERS`, or what is no amount.
     """
-    if isinstance(asked, str) and "=" in asked:
-        words = [part.strip().partition("=") for part in asked.split(",")]
-        return parse_memory({tier: size for tier, _, size in words})
-    if not isinstance(asked, dict):
-        return {"cpu": parse_size(asked)}
-    if not asked or (unknown := [tier for tier in asked if tier not in TIERS]):
-        given = repr(unknown[0]) if asked else "nothing"
+    named = _by_name(asked)
+    if not named or (unknown := [tier for tier in named if tier not in TIERS]):
+        given = shown(unknown[0]) if named else "nothing"
         raise ValueError(
             f"expert_memory names {given}; it names 'cpu', and 'gpu' where there is one: {{'cpu': '48GiB'}}."
         )
-    return {tier: parse_size(size) for tier, size in asked.items()}
+    return {tier: parse_size(size) for tier, size in named.items()}
+
+
+def _by_name(asked: dict[str, str | int] | str | int) -> dict[str, str | int]:
+    if isinstance(asked, str) and "=" in asked:
+        words = [part.partition("=") for part in asked.split(",")]
+        return {tier.strip(): size.strip() for tier, _, size in words}
+    return asked if isinstance(asked, dict) else {"cpu": asked}
 
 
 def free_memory() -> int:

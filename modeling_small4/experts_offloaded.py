@@ -6,7 +6,7 @@ which slot is given up.
 """
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from .cpu_matmul import one_experts_product
 from .experts_files import LayerFiles
 from .experts_pool import Expert, Holding, Pool, Usage
 from .experts_profile import ExpertProfile
-from .experts_speed import WeightRates, hit_rate
+from .experts_speed import WeightRates, hit_rate, stays
 from .experts_tiers import Disk, MainMemory
 from .stored_layers import TOGETHER, gated, stored_weight
 
 Parts = dict[str, torch.Tensor]
 STEMS = ("gate_up_proj", "down_proj")
+FEW = 4  # tokens of an expert that a CPU multiplies in about the time of one
 
 
 class Slots(Protocol):
@@ -75,19 +76,43 @@ class ExpertStore:
             return self.profile.hit_rate(here), self.profile.hit_rate(kept)
         return hit_rate(here / total), hit_rate(kept / total)
 
-    def held(self, layer: int, experts: Sequence[int]) -> Generator["Held", None, None]:
-        """Chosen experts of a layer in as few groups as the pool has room for, each held until the next is asked for.
+    def places(self, layer: int, rows: Mapping[int, int], tokens: int, row: int) -> list[tuple[Pool, list[int]]]:
+        """The pools in which chosen experts of a layer are computed with, before their uses are counted: where the
+        accelerator's slots are, and main memory where that is quicker than copying and they are not used so much that
+        they belong on the accelerator.
+
+        Args:
+            rows: How many tokens chose each.
+            tokens: Of the forward pass.
+            row: Bytes of a token's input and output.
+        """
+        if self.below is None or self.rates is None or not self.rates.host or tokens > TOGETHER:
+            return [(self.pool, list(rows))]
+        nbytes, main = self.layers[layer].nbytes, self.below.pool
+        near = [
+            expert
+            for expert, count in rows.items()
+            if count <= FEW
+            and (layer, expert) not in self.pool
+            and (layer, expert) in main
+            and stays(nbytes, count * row, self.rates)
+            and not self.pool.prefers((layer, expert))
+        ]
+        return [(main, near), (self.pool, [expert for expert in rows if expert not in near])]
+
+    def held(self, pool: Pool, layer: int, experts: Sequence[int]) -> Generator["Held", None, None]:
+        """Chosen experts of a layer in as few groups as a pool has room for, each held until the next is asked for.
 
         While one group is computed, the next one is being read if there is room.
         """
-        size = len(experts) if len(experts) <= self.pool.count else max(1, self.pool.count // 2)
-        here = sorted(experts, key=lambda expert: (layer, expert) not in self.pool) if size < len(experts) else experts
+        size = len(experts) if len(experts) <= pool.count else max(1, pool.count // 2)
+        here = sorted(experts, key=lambda expert: (layer, expert) not in pool) if size < len(experts) else experts
         groups = [[(layer, expert) for expert in here[i : i + size]] for i in range(0, len(here), size)]
         coming: Holding | None = None
         for index, group in enumerate(groups):
-            current = coming or self.pool.hold(group)
+            current = coming or pool.hold(group)
             try:
-                coming = self.pool.try_hold(groups[index + 1]) if index + 1 < len(groups) else None
+                coming = pool.try_hold(groups[index + 1]) if index + 1 < len(groups) else None
                 yield Held(self.layers[layer], current, [expert for _, expert in group])
             except BaseException:
                 if coming is not None:
@@ -95,6 +120,12 @@ class ExpertStore:
                 raise
             finally:
                 current.release()
+
+    def count_activations(self, nbytes: int) -> None:
+        """Count bytes that were copied so that an expert was not."""
+        assert self.below is not None
+        with self.below.lock:
+            self.below.activations += nbytes
 
     def describe(self) -> str:
         """What is kept where, in one sentence."""
@@ -200,21 +231,47 @@ class Small4OffloadedExperts(nn.Module):
             stable=not self.plain
         )  # as where they are held whole: a row's place in a product may change its bits
         counts = torch.bincount(flat, minlength=self.num_experts).tolist()
-        self.store.usage.used(self.layer, counts, len(top_k_index))
-        inputs, outputs = hidden_states[order // top_k], None
+        inputs = hidden_states[order // top_k]
         ends = np.cumsum(counts).tolist()
         spans = {e: slice(end - count, end) for e, (count, end) in enumerate(zip(counts, ends, strict=True)) if count}
-        inner: list[torch.Tensor] = []
-        with closing(self.store.held(self.layer, list(spans))) as groups:
-            for held in groups:
-                rows = [spans[expert] for expert in held.experts]
-                results = self.multiplied(held, inputs, rows, len(top_k_index), inner)
-                outputs = results[0].new_empty(len(inputs), results[0].shape[1]) if outputs is None else outputs
-                for span, result in zip(rows, results, strict=True):
-                    outputs[span] = result
+        rows, row = {expert: counts[expert] for expert in spans}, hidden_states.shape[1] * hidden_states.element_size()
+        places = self.store.places(self.layer, rows, len(top_k_index), 2 * row)
+        self.store.usage.used(self.layer, counts, len(top_k_index))
+        outputs: torch.Tensor | None = None
+        for pool, experts in places:
+            if experts:
+                outputs = self._in(pool, [(e, spans[e]) for e in experts], inputs, outputs, len(top_k_index))
         assert outputs is not None
         weighted = outputs * top_k_weights.flatten()[order, None]
         return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
+
+    def _in(
+        self,
+        pool: Pool,
+        chosen: list[tuple[int, slice]],
+        inputs: torch.Tensor,
+        outputs: torch.Tensor | None,
+        tokens: int,
+    ) -> torch.Tensor:
+        """Compute experts in a pool, each with its rows of `inputs`, and put the results into the same rows of
+        `outputs`, which is made by the first.
+        """
+        spans, given, inner = dict(chosen), inputs.to(pool.device), list[torch.Tensor]()
+        away = pool is not self.store.pool
+        if away:
+            self.store.count_activations(inputs.nbytes)
+        with closing(self.store.held(pool, self.layer, list(spans))) as groups:
+            for held in groups:
+                rows = [spans[expert] for expert in held.experts]
+                results = self.multiplied(held, given, rows, tokens, inner)
+                if outputs is None:
+                    outputs = inputs.new_empty(len(inputs), results[0].shape[1], dtype=results[0].dtype)
+                for span, result in zip(rows, results, strict=True):
+                    outputs[span] = result
+                if away:
+                    self.store.count_activations(sum(result.nbytes for result in results))
+        assert outputs is not None
+        return outputs
 
     def multiplied(
         self, held: Held, inputs: torch.Tensor, rows: list[slice], tokens: int, inner: list[torch.Tensor]

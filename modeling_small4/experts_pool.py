@@ -155,14 +155,24 @@ class Pool:
             self._put(expert, index, self._source.load)
         return True
 
+    def prefers(self, expert: Expert) -> bool:
+        """Whether an expert that is not here was used more than one that is, or there is an empty slot."""
+        with self._changed:
+            return bool(self._room_for(expert))
+
+    def _room_for(self, expert: Expert) -> list[int]:
+        """The slot of an expert that was used less, if there is one; under the lock."""
+        chosen = self._least_used(1)
+        return chosen if chosen and self._value(chosen[0]) < self.usage.scores[expert] else []
+
     def adopt(self, expert: Expert, load: Load) -> "Future[None] | None":
         """Take an expert from elsewhere, by `load`, if it is used more than one that is here. Returns when it is
         here; None if it is not taken.
         """
         with self._changed:
             known = expert in self._slots or (self.above is not None and bool(self.above.present[expert]))
-            chosen = [] if known else self._least_used(1)
-            if not chosen or self._value(chosen[0]) >= self.usage.scores[expert]:
+            chosen = [] if known else self._room_for(expert)
+            if not chosen:
                 return None
             arrival = self._put(expert, chosen[0], load)
             self._give_back(arrival, chosen[0])

@@ -15,12 +15,14 @@ FOREVER = float("inf")
 @dataclass(frozen=True)
 class WeightRates:
     """Bytes of weights per second: `product` multiplied with one token where experts are computed with, `link` copied
-    to there from main memory, `disk` read into main memory.
+    to there from main memory, `disk` read into main memory, `host` multiplied with one token by the CPU (0: it is not
+    to multiply any, or there is no accelerator).
     """
 
     product: float
     link: float = FOREVER
     disk: float = FOREVER
+    host: float = 0.0
 
 
 def hit_rate(share: float) -> float:
@@ -30,9 +32,18 @@ def hit_rate(share: float) -> float:
     return min(1.0, share) ** 0.5
 
 
+def stays(nbytes: float, activations: float, rates: WeightRates) -> bool:
+    """Whether an expert that is in main memory is computed there, by the CPU, sooner than it is copied to the
+    accelerator.
+
+    activations: Bytes of its inputs and outputs, which are copied instead.
+    """
+    return rates.host > 0 and nbytes / rates.host + activations / rates.link < nbytes / rates.link
+
+
 def seconds_per_token(others: float, experts: float, hits: tuple[float, float], rates: WeightRates) -> dict[str, float]:
-    """Seconds of one decoded token by what it waits for: "product", "link", "disk". They add up, because a layer is
-    computed once all its experts have arrived.
+    """Seconds of one decoded token by what it waits for: "product", "cpu", "link", "disk". They add up, because a layer
+    is computed once all its experts have arrived.
 
     Args:
         others: Bytes of weights that every token is multiplied with.
@@ -40,9 +51,11 @@ def seconds_per_token(others: float, experts: float, hits: tuple[float, float], 
         hits: How many of a token's experts are where they are computed with, and how many there or in main memory.
     """
     here, kept = hits
+    by_cpu = kept - here if stays(experts, 0, rates) else 0.0
     return {
-        "product": (others + experts) / rates.product,
-        "link": (1 - here) * experts / rates.link,  # those on disk go through main memory
+        "product": (others + (1 - by_cpu) * experts) / rates.product,
+        "cpu": by_cpu * experts / rates.host if by_cpu else 0.0,
+        "link": (1 - here - by_cpu) * experts / rates.link,  # those on disk go through main memory
         "disk": (1 - kept) * experts / rates.disk,
     }
 

@@ -31,12 +31,14 @@ class Disk:
 
 
 class MainMemory:
-    """The source of an accelerator's slots: a pool in main memory. Counts the bytes copied `up` and `down`."""
+    """The source of an accelerator's slots: a pool in main memory. Counts the bytes of experts copied `up` and `down`,
+    and those of inputs and outputs of experts that the CPU computes instead (`activations`).
+    """
 
     def __init__(self, pool: Pool, link: Link) -> None:
         self.pool, self.link = pool, link
-        self.up = self.down = 0
-        self._lock = Lock()
+        self.up = self.down = self.activations = 0
+        self.lock = Lock()
 
     def load(self, expert: Expert, slot: torch.Tensor, after: Any = None, old: Expert | None = None) -> None:
         """Copy an expert to the accelerator, read from disk first if it has to be, and the one that leaves its slot to
@@ -47,10 +49,10 @@ class MainMemory:
             if old is not None:
                 self.pool.adopt(old, lambda _, place, after, old: self._down(slot, place))
             self.link.copy(source, slot, after)
-        with self._lock:
+        with self.lock:
             self.up += slot.nbytes
 
     def _down(self, slot: torch.Tensor, place: torch.Tensor) -> None:
         self.link.copy(slot, place, None)
-        with self._lock:
+        with self.lock:
             self.down += slot.nbytes

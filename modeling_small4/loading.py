@@ -18,7 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
-from .experts_memory import parse_memory
+from .experts_memory import parse_request
 from .experts_offloaded import expert_store
 from .files_reading import check_json, check_weights, folder_of, naming, read_json
 from .files_saving import refuse_links, remove_manifest, without_index
@@ -64,8 +64,10 @@ class Small4LoadingMixin:
                 `quantization_config=FineGrainedFP8Config(dequantize=True)`.
             expert_memory: Keep the routed experts on disk and at most so much of them in memory, as `{"cpu": "48GiB"}`,
                 or on one accelerator and in main memory, as `{"gpu": "18GiB", "cpu": "48GiB"}`; for inference only.
-                None: only if the model does not fit and neither `device_map` (other than "auto") nor `max_memory` says
-                what to do. False: never.
+                There `"compute": "fastest"` lets the CPU compute experts in main memory where that is quicker than
+                copying them; outputs are then not bit for bit those of the accelerator alone. None: only if the model
+                does not fit and neither `device_map` (other than "auto") nor `max_memory` says what to do. False:
+                never.
 
         Raises:
             ValueError: Tensors are missing from the checkpoint, have another shape than the model's (unless
@@ -206,7 +208,7 @@ def _expert_memory(given: dict[str, str | int] | str | int | bool | None, kwargs
     if given is None or given is True:
         silent = kwargs.get("device_map") in (None, "auto") and kwargs.get("max_memory") is None
         return Asked(None) if silent else None
-    return None if given is False else Asked(parse_memory(given))
+    return None if given is False else Asked(*parse_request(given))
 
 
 def _stored(model: PreTrainedModel) -> bool:

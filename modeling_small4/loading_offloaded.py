@@ -36,10 +36,11 @@ TRANSIT = 8  # slots in main memory through which experts pass on their way to a
 @dataclass(frozen=True)
 class Asked:
     """What a caller of `from_pretrained` said about experts. memory: bytes by tier; None: whole if they fit, else what
-    there is room for.
+    there is room for. fastest: the CPU may compute those in main memory.
     """
 
     memory: dict[str, int] | None
+    fastest: bool = False
 
 
 def offload_experts(
@@ -85,7 +86,7 @@ def offload_experts(
         load_config.device_map[""] = store.pool.device
     text = model.config.get_text_config()
     chosen, layer = text.num_experts_per_tok * len(modules), model.get_submodule(next(iter(modules)))
-    store.rates = measured_rates(store, layer, text.hidden_size, text.num_experts_per_tok)
+    store.rates = measured_rates(store, layer, text.hidden_size, text.num_experts_per_tok, asked.fastest)
     said = estimate(store, store.rates, read_by_each(model), chosen).said
     logger.warning(f"{store.describe()} They are read from {folder_of(files)} as needed: {said}.")
     store.start()
@@ -112,6 +113,7 @@ def estimate(store: ExpertStore, rates: WeightRates, others: int, chosen: int) -
     hits = store.hit_rates()
     seconds = sum(seconds_per_token(others, chosen * store.pool.memory.shape[1], hits, rates).values())
     copied = "" if store.below is None else f"copied to {store.pool.device} {rates.link / 1e9:.2g} GB/s, "
+    copied += f"multiplied in main memory {rates.host / 1e9:.2g} GB/s, " if rates.host else ""
     known = "by expert_profile.json" if store.profile else "assumed"
     return Estimate(
         seconds,

@@ -396,6 +396,54 @@ def test_speed_of_the_worked_example() -> None:
     assert found.seconds == {"main memory": pytest.approx(read / 60e9)}
 
 
+# The machines of the guide's table of speeds; more than one where it names one of several sizes.
+MACHINES = {
+    "64 GB of memory, NVMe of 7 GB/s": ["64GB-ram"],
+    "128 GB of memory": ["128GB-ram"],
+    "RTX 4090, 64 or 128 GB of memory": ["RTX4090+64GB-ram", "RTX4090+128GB-ram"],
+    "RTX 5090, 64 or 128 GB of memory": ["RTX5090+64GB-ram", "RTX5090+128GB-ram"],
+    "2 x RTX 3090, 64 GB of memory": ["2xRTX3090+64GB-ram"],
+    "Strix Halo, 128 GB": ["STRIX-HALO"],
+    "DGX Spark": ["DGX-SPARK"],
+    "Mac, 128 GB": ["128GB-mac"],
+    "Mac, 64 GB": ["64GB-mac"],
+    "one H100": ["H100"],
+}
+BOUNDS = {"main memory": "main memory", "link": "PCIe", "gpu memory": "memory"}
+
+
+def test_the_guides_table_of_speeds() -> None:
+    rows = text_of("what-fits-where.md").split("| machine | tokens/s at most |")[1].split("\n\n")[0].splitlines()[2:]
+    told = {row.strip("| ").split(" | ")[0]: row.strip("| ").split(" | ")[1:] for row in rows}
+    assert list(told) == list(MACHINES)
+    for machine, devices in MACHINES.items():
+        alone, both, bound, how = told[machine]
+        for each in devices:
+            found = speed(RELEASE, plan(RELEASE, each, "nvfp4", context=8192))
+            assert alone == (f"{found.tokens_per_second:.2g}" if found else "-").replace("4.1e+02", "410")
+            assert both == (
+                f"{found.fastest_tokens_per_second:.2g}" if found and found.fastest_tokens_per_second else "-"
+            )
+            assert bound.replace("GPU ", "") == (BOUNDS[found.bound] if found else "-")
+            here = found.experts.get("gpu", found.experts.get("memory", 1.0)) if found else 1.0
+            assert here == 1.0 or how.startswith(f"{here:.0%}".replace("%", " %"))
+
+
+def test_the_cpu_computes_what_is_in_main_memory() -> None:
+    """24 % of the experts on the GPU: half of the uses; the others at 60 GB/s in place of 25 GB/s by PCIe."""
+    found = speed(RELEASE, plan(RELEASE, "RTX4090+128GB-ram", "nvfp4", context=8192))
+    assert found is not None
+    assert found.fastest_tokens_per_second is not None
+    used = weight_bytes(RELEASE, "nvfp4")["routed experts"] / 32
+    away = (1 - found.experts["gpu"] ** 0.5) * used
+    gpu = found.seconds["gpu memory"] - away / found.rates.gpu
+    assert found.seconds["link"] == pytest.approx(away / 25e9)
+    assert 1 / found.fastest_tokens_per_second == pytest.approx(gpu + away / 60e9)
+    slow = speed(RELEASE, plan(RELEASE, "RTX4090+128GB-ram", "nvfp4", context=8192), Rates(host=20e9))
+    assert slow is not None
+    assert slow.fastest_tokens_per_second is None
+
+
 def test_slower_parts_make_it_slower() -> None:
     made = plan(RELEASE, "64GB-ram", "nvfp4", context=8192)
     speeds = [speed(RELEASE, made, Rates(**slow)) for slow in ({}, {"disk": 1e9}, {"host": 1e10}, {"cpu_flops": 1e10})]

@@ -224,6 +224,11 @@ def _speed_words(estimate: Speed | None) -> list[str]:
             'Small4ForCausalLM.from_pretrained(MODEL, device_map="auto"); DEVICE_MAP moves whole layers, '
             "which is slower"
         )
+    if estimate.fastest_tokens_per_second:
+        out.append(
+            f"at most about {estimate.fastest_tokens_per_second:.2g} tokens/s where the CPU computes the experts in "
+            "main memory, which changes how sums are rounded: --expert-memory gpu=SIZE,cpu=SIZE,compute=fastest"
+        )
     if estimate.experts.get("disk"):
         out.append(
             f"experts: {estimate.experts['memory']:.0%} in main memory, the others are read from disk as they are "

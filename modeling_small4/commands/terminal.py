@@ -123,6 +123,7 @@ def add_expert_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expert-memory",
         metavar="SIZE",
-        help="memory for routed experts, such as 48GiB; the others are read from disk as they are needed "
-        "(default: all of them, or what fits)",
+        help="memory for routed experts, such as 48GiB or gpu=16GiB,cpu=48GiB; the others are read from disk as they "
+        "are needed (default: all of them, or what fits). With gpu=16GiB,cpu=48GiB,compute=fastest the CPU computes "
+        "experts in main memory where that is quicker than copying them",
     )

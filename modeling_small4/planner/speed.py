@@ -46,7 +46,8 @@ class Speed:
     """The estimate.
 
     seconds: of one decoded token, by what it waits for. experts: their share in each memory. hit_rates: how their uses
-    are spread over it. prompt_chunk: tokens to read at once so that computing takes as long as moving weights.
+    are spread over it. fastest_tokens_per_second: where the CPU computes those in main memory, if that is quicker.
+    prompt_chunk: tokens to read at once so that computing takes as long as moving weights.
     """
 
     tokens_per_second: float
@@ -58,6 +59,7 @@ class Speed:
     rates: Rates
     hit_rates: str
     prompt_chunk: int
+    fastest_tokens_per_second: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -106,6 +108,7 @@ def _speed(config: Small4Config, made: Plan, rates: Rates | None, profile: Exper
     others = sum(size for name, size in sizes.items() if name not in ("embedding", "vision", "projector"))
     cache = cache_bytes(config, made.request.context // 2, 1, made.request.cache_bits // 8)
     tiers: dict[str, float] = {}
+    fastest: float | None = None
     if made.machine.gpus and made.fits and not made.offloads:
         ranks = len(made.machine.gpus) if made.distributed else 1
         here, read = sum(sum(load.weights.values()) for load in made.loads), others + used * experts + cache
@@ -114,6 +117,8 @@ def _speed(config: Small4Config, made: Plan, rates: Rates | None, profile: Exper
     elif made.machine.gpus:
         tiers = _gpu_tiers(made, experts, sum(sizes.values()) + cache)
         found, flops = _from_tiers(tiers, rates, others + cache, experts, used, hit), rates.gpu_flops
+        shared = _from_tiers(tiers, rates, others + cache, experts, used, hit, rates.host)
+        fastest = 1 / sum(shared[0].values()) if shared and "cpu" in shared[0] else None
     else:
         whole = sum(sizes.values())
         found, tiers = _on_cpu(made, rates, (whole, others, cache), experts, used, hit), _tiers(made, experts, whole)
@@ -137,6 +142,7 @@ def _speed(config: Small4Config, made: Plan, rates: Rates | None, profile: Exper
         rates,
         source,
         tokens,
+        fastest,
     )
 
 
@@ -159,17 +165,20 @@ def _gpu_tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
 
 
 def _from_tiers(
-    tiers: dict[str, float], rates: Rates, others: float, experts: int, used: float, hit: Hit
+    tiers: dict[str, float], rates: Rates, others: float, experts: int, used: float, hit: Hit, host: float = 0.0
 ) -> Times | None:
-    """Seconds of a decoded token, and those of a chunk's weights, by what they wait for."""
+    """Seconds of a decoded token, and those of a chunk's weights, by what they wait for. host: Bytes of experts in main
+    memory per second that the CPU is to multiply with one token.
+    """
     if not tiers:
         return None
     hits = hit(tiers["gpu"]), hit(tiers["gpu"] + tiers["memory"])
-    times = seconds_per_token(others, used * experts, hits, WeightRates(rates.gpu, rates.link, rates.disk))
+    times = seconds_per_token(others, used * experts, hits, WeightRates(rates.gpu, rates.link, rates.disk, host))
     chunk = {"gpu memory": (others + experts) / rates.gpu, "link": (1 - tiers["gpu"]) * experts / rates.link}
     if tiers["disk"] > 0:
         chunk["disk"] = tiers["disk"] * experts / rates.disk
-    return {"gpu memory": times.pop("product")} | {name: times[name] for name in chunk if name in times}, chunk
+    names = [name for name in ("link", "disk") if name in chunk] + ["cpu"] * (times["cpu"] > 0)
+    return {"gpu memory": times["product"]} | {name: times[name] for name in names}, chunk
 
 
 def _tiers(made: Plan, experts: int, others: int) -> dict[str, float]:
