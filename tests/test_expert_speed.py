@@ -13,25 +13,25 @@ from test_offloaded_accelerator import FakeLink, loaded
 
 from modeling_small4 import Small4ForCausalLM, experts_speed
 from modeling_small4.experts_files import LayerFiles
-from modeling_small4.experts_offloaded import Small4OffloadedExperts, expert_store
+from modeling_small4.experts_offloaded import Held, Small4OffloadedExperts, expert_store
 from modeling_small4.experts_speed import WeightRates, rate_of, seconds_per_token
 from modeling_small4.loading_offloaded import read_by_each
 
 
 def test_all_experts_in_place_wait_for_nothing() -> None:
     found = seconds_per_token(2e9, 1e9, (1.0, 1.0), WeightRates(10e9, 5e9, 1e9))
-    assert found == {"product": pytest.approx(0.3), "link": 0, "disk": 0}
+    assert found == {"product": pytest.approx(0.3), "cpu": 0, "link": 0, "disk": 0}
 
 
 def test_half_of_them_in_main_memory_and_a_tenth_on_disk() -> None:
     """What is on disk goes through main memory and over the link; wherever it was, it is computed with."""
     found = seconds_per_token(2e9, 1e9, (0.4, 0.9), WeightRates(10e9, 5e9, 1e9))
-    assert found == {"product": pytest.approx(0.3), "link": pytest.approx(0.12), "disk": pytest.approx(0.1)}
+    assert found == {"product": pytest.approx(0.3), "cpu": 0, "link": pytest.approx(0.12), "disk": pytest.approx(0.1)}
 
 
 def test_without_an_accelerator() -> None:
     found = seconds_per_token(2e9, 1e9, (0.75, 0.75), WeightRates(10e9, disk=1e9))
-    assert found == {"product": pytest.approx(0.3), "link": 0, "disk": pytest.approx(0.25)}
+    assert found == {"product": pytest.approx(0.3), "cpu": 0, "link": 0, "disk": pytest.approx(0.25)}
 
 
 def test_the_median_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,12 +55,17 @@ def test_what_is_measured_leaves_the_pools_empty(
     read: list[int] = []
     multiplied: list[list[int]] = []
     real_read, real_multiplied = LayerFiles.read, Small4OffloadedExperts.multiplied
-    monkeypatch.setattr(LayerFiles, "read", lambda self, e, slot: (read.append(e), real_read(self, e, slot))[1])
-    monkeypatch.setattr(
-        Small4OffloadedExperts,
-        "multiplied",
-        lambda self, held, *rest: (multiplied.append(held.experts), real_multiplied(self, held, *rest))[1],
-    )
+
+    def counted_read(self: LayerFiles, expert: int, slot: torch.Tensor) -> int:
+        read.append(expert)
+        return real_read(self, expert, slot)
+
+    def counted_product(self: Small4OffloadedExperts, held: Held, *rest: Any) -> list[torch.Tensor]:
+        multiplied.append(held.experts)
+        return real_multiplied(self, held, *rest)
+
+    monkeypatch.setattr(LayerFiles, "read", counted_read)
+    monkeypatch.setattr(Small4OffloadedExperts, "multiplied", counted_product)
     link = FakeLink()
     if memory == "gpu":
         model = loaded(folder, {"gpu": 3 * each, "cpu": 3 * each}, monkeypatch, link)

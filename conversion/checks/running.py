@@ -21,7 +21,8 @@ from modeling_small4.configuration_small4 import Small4TextConfig
 from modeling_small4.files_reading import one_line
 from modeling_small4.planner.hardware import this_machine
 from modeling_small4.planner.layout import plan
-from modeling_small4.planner.speed import measure, speed
+from modeling_small4.planner.measuring import measure
+from modeling_small4.planner.speed import speed
 from modeling_small4.reasoning import REASONING_MODES
 
 from ..against import RULE, Fault
@@ -103,7 +104,7 @@ def beside_the_planner(found: Loaded, source: Checkpoint, ran: Row, context: int
     precision = precision or _NAMES.get(source.plain_dtype(), "bfloat16")
     try:
         made = plan(source.config, this_machine(), precision, context=context, images=1)
-        foretold = speed(source.config, made, measure())
+        foretold = speed(source.config, made, measure(precision))
     except (ValueError, OSError, RuntimeError) as error:
         return Row("beside the planner", SKIPPED, f"cannot be planned: {one_line(error)}")
     rates = [value for value in ran.data.values() if isinstance(value, float)]

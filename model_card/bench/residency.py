@@ -121,7 +121,7 @@ def decoded(folder: Path, way: str, share: float, tokens: int) -> dict[str, Any]
     model = load(folder, way, share)
     home = model.get_input_embeddings().weight.device
     store = expert_store(model)
-    row = {"estimated_ms": 1e3 * estimated(model, store, folder)} if way != "disk" else {}
+    row: dict[str, Any] = {"estimated_ms": 1e3 * estimated(model, store, folder)} if way != "disk" else {}
     for thread in threading.enumerate():
         if thread.name == "small4-fill":
             thread.join()
