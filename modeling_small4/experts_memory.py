@@ -26,7 +26,7 @@ def parse_size(size: str | int) -> int:
     Raises:
         ValueError: Anything else.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", str(size).upper())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", str(size).upper(), re.ASCII)
     if match is None or match[2] not in UNITS or isinstance(size, bool):
         raise ValueError(
             f"{shown(size)} is not an amount of memory; write it as '48GiB', '500MB' or a number of bytes."
@@ -76,7 +76,10 @@ def parse_memory(asked: dict[str, str | int] | str | int) -> dict[str, int]:
 def _by_name(asked: dict[str, str | int] | str | int) -> dict[str, str | int]:
     if isinstance(asked, str) and "=" in asked:
         words = [part.partition("=") for part in asked.split(",")]
-        return {tier.strip(): size.strip() for tier, _, size in words}
+        names = [name.strip() for name, _, _ in words]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"expert_memory names {shown(twice)} twice in {shown(asked)}; give it one size.")
+        return dict(zip(names, (size.strip() for _, _, size in words), strict=True))
     return asked if isinstance(asked, dict) else {"cpu": asked}
 
 

@@ -212,7 +212,7 @@ class Small4OffloadedExperts(nn.Module):
             ValueError: The model was moved to another device.
             OSError: An expert cannot be read.
         """
-        if hidden_states.is_meta:
+        if hidden_states.is_meta or not len(hidden_states):
             return torch.empty_like(hidden_states)  # which experts are chosen is not known there
         if hidden_states.device != self.store.pool.device:
             raise ValueError(

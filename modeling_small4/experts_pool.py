@@ -6,6 +6,7 @@ overwritten. A pool of slots on an accelerator takes its experts from a pool in 
 (`experts_tiers`). Must not know: files, copies, what an expert computes.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ class Pool:
         self._arrivals: list[Future[None] | None] = [None] * count
         self._changed = Condition()
         self._workers: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
 
     @property
     def count(self) -> int:
@@ -218,8 +220,8 @@ class Pool:
             self.present[old] = False
         self._slots[expert], self._content[index], self._places[index] = index, expert, expert
         self._holders[index] = 1
-        if self._workers is None:
-            self._workers = ThreadPoolExecutor(READERS, "small4-experts")
+        if self._workers is None or self._process != os.getpid():  # a process that was forked has no threads of it
+            self._workers, self._process = ThreadPoolExecutor(READERS, "small4-experts"), os.getpid()
         arrival = self._arrivals[index] = self._workers.submit(self._fetch, expert, index, old, load)
         return arrival
 

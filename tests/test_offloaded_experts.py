@@ -6,6 +6,8 @@ import copy
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -399,3 +401,43 @@ def test_limits_of_control_groups_of_version_1(tmp_path: Path, monkeypatch: pyte
     (folder / "memory.limit_in_bytes").write_text("5000\n")
     (folder / "memory.usage_in_bytes").write_text("4000\n")
     assert experts_memory._left_of_cgroup(tmp_path / "root") == 5000 - 4000 + 100
+
+
+def test_no_tokens(moving: Any) -> None:
+    mlp = next(module for name, module in moving.named_modules() if name.endswith("layers.0.mlp"))
+    none = torch.empty(1, 0, moving.config.text_config.hidden_size, dtype=moving.dtype)
+    assert mlp(none).shape == none.shape
+
+
+def test_a_name_that_is_given_twice() -> None:
+    with pytest.raises(ValueError, match="names 'cpu' twice"):
+        parse_memory("cpu=1GB, cpu=2GB")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_reads_experts_too(plain: Folders) -> None:
+    """As servers do that load a model and then start their workers."""
+    made = offloaded(plain.stored, slots(plain.stored, 2))
+    script = f"""
+import os, signal, torch
+torch.set_num_threads(1)
+from modeling_small4 import Small4ForCausalLM
+model = Small4ForCausalLM.from_pretrained({str(plain.stored)!r}, expert_memory={made.store.pool.memory.nbytes})
+ids = [torch.arange(1000 + n, 1020 + n)[None] for n in (0, 50)]
+expected = [model(each).logits for each in ids]
+child = os.fork()
+if not child:
+    signal.alarm(100)
+    os._exit(0 if all(torch.equal(model(each).logits, want) for each, want in zip(ids, expected)) else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_model_that_is_cast(folder: tuple[Path, Any], whole: Any) -> None:
+    made = offloaded(folder[0], slots(folder[0], 2), dtype=folder[1])
+    ids = padded()["input_ids"]
+    other = copy.deepcopy(whole).to(torch.float32)
+    with torch.no_grad():
+        assert torch.equal(made.model.to(torch.float32)(ids).logits, other(ids).logits)

@@ -63,11 +63,14 @@ Expert = tuple[Matrix, Matrix, Matrix]
 
 def _outputs(experts: list[Expert], inputs: list[torch.Tensor], activation: nn.Module) -> list[torch.Tensor]:
     """Of each expert (gate, up, down) for its token."""
-    if isinstance(experts[0][0], torch.Tensor):
-        return [
-            (activation(x @ gate.T) * (x @ up.T)) @ down.T for x, (gate, up, down) in zip(inputs, experts, strict=True)
-        ]
-    return gated([half for e in experts for half in e[:2]], [e[2] for e in experts], inputs, activation)
+    gates, downs = [half for expert in experts for half in expert[:2]], [expert[2] for expert in experts]
+    stored = [w for w in gates if isinstance(w, StoredWeight)], [w for w in downs if isinstance(w, StoredWeight)]
+    if stored[0]:
+        return gated(*stored, inputs, activation)
+    plain = [w.T for w in (*gates, *downs) if isinstance(w, torch.Tensor)]
+    halves = [x @ half for x, half in zip([x for x in inputs for _ in (0, 1)], plain, strict=False)]
+    inner = [activation(gate) * up for gate, up in zip(halves[::2], halves[1::2], strict=True)]
+    return [x @ down for x, down in zip(inner, plain[len(gates) :], strict=True)]
 
 
 def _tensors(weight: Matrix) -> list[torch.Tensor]:
