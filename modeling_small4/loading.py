@@ -144,7 +144,7 @@ class Small4LoadingMixin:
             ValueError: A weight that is held as stored would have to be cut where scales, blocks or packed words do not
                 end.
         """
-        with scalars_aside(model):
+        with scalars_aside(model, distributed_config):
             return distribute(super().maybe_distribute_model, model, distributed_config, mesh_manager)  # type: ignore[misc]
 
     def _resolve_parallel_plans(self, distributed_config: Any) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:

@@ -42,12 +42,24 @@ def with_stored(model: nn.Module, plan: Mapping[str, str], size: int) -> dict[st
 
 
 @contextmanager
-def scalars_aside(model: nn.Module) -> Iterator[None]:
-    """Take the stored tensors that are one number out of a model while it is cut: FSDP2 takes no scalars. Each process
-    then holds them all.
+def scalars_aside(model: nn.Module, layout: Any) -> Iterator[None]:
+    """Take the stored tensors that are one number out of a model while FSDP2, which takes no scalars, cuts it. Each
+    process then holds them all.
+
+    layout: A `DistributedConfig` or None.
+
+    Raises:
+        ValueError: There are such tensors, and layers would be cut as well, by a plan that names them.
     """
-    held = [module for module in model.modules() if isinstance(module, StoredModule)]
+    sizes = {name: getattr(layout, name, 1) or 1 for name in ("fsdp_size", "dp_replicate_size", "tp_size")}
+    tensor = sizes.pop("tp_size") > 1
+    held = [module for module in model.modules() if isinstance(module, StoredModule)] if max(sizes.values()) > 1 else []
     scalars = [(m, name, p) for m in held for name, p in m._parameters.items() if p is not None and p.ndim == 0]
+    if scalars and tensor:
+        raise ValueError(
+            "tp_size and fsdp_size together cannot cut weights in FP8 with one scale for a whole matrix; give one of "
+            "them, with ep_size if you like."
+        )
     for module, name, _ in scalars:
         del module._parameters[name]
     try:

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from stored_folder import FORMS
 from stored_parallel_worker import LAYOUTS
 from test_formats_kept import KEPT
+from transformers.distributed import DistributedConfig
 
 from modeling_small4 import Small4ForCausalLM
-from modeling_small4.loading_cuts import with_stored
+from modeling_small4.loading_cuts import scalars_aside, with_stored
 
 TESTS = Path(__file__).resolve().parent
 # Halves of every width hold whole groups and blocks.
@@ -138,3 +139,18 @@ def test_cuts_through_scales_are_refused(held: dict[str, Any], form: str, size: 
     experts = held[form]._expand_parallel_plan(dict(held[form].ep_plan))
     rules = with_stored(held[form], experts, size)  # whole experts are always cut apart
     assert {rule for name, rule in rules.items() if ".experts." in name} == {"grouped_gemm"}
+
+
+def test_scalars_are_not_cut_in_two_ways(held: dict[str, Any]) -> None:
+    """Nor lost: the model is as it was."""
+    before = list(held["fp8"].state_dict())
+    with (
+        pytest.raises(ValueError, match="tp_size and fsdp_size together cannot cut weights in FP8 with one scale"),
+        scalars_aside(held["fp8"], DistributedConfig(tp_size=2, fsdp_size=2)),
+    ):
+        pass
+    for form, layout in (("fp8", {"fsdp_size": 2}), ("fp8", {"tp_size": 2}), ("nvfp4", {"tp_size": 2, "fsdp_size": 2})):
+        with scalars_aside(held[form], DistributedConfig(**layout)):
+            inside = len(held[form].state_dict())
+        assert (inside < len(held[form].state_dict())) == ("tp_size" not in layout)
+    assert list(held["fp8"].state_dict()) == before
