@@ -31,6 +31,11 @@ from model_card.demo_recipe.tasks import (
     word_problems,
 )
 from model_card.demo_recipe.tasks.item import Item
+from model_card.demo_recipe.tasks.reworded import lookups, stories, sums
+from model_card.demo_recipe.tasks.reworded import programs as reworded_programs
+from model_card.demo_recipe.tasks.reworded import puzzles as reworded_puzzles
+from model_card.demo_recipe.tasks.reworded import talk as reworded_talk
+from model_card.demo_recipe.tasks.reworded import tools as reworded_tools
 
 # Tasks and how often training draws them. `DRAW` has more, for training alone: drills, and what is easily missed of a
 # task.
@@ -61,6 +66,16 @@ DRAW: dict[str, Callable[..., Item]] = {
     "hard program": programs.draw_hard,
     "hard tools": tool_use.draw_hard,
 }
+# The same tasks in wider wording, drawn as often as `reworded` of `rows` says; pictures have none.
+REWORDED: dict[str, Callable[..., Item]] = {
+    "arithmetic": sums.draw,
+    "word_problem": stories.draw,
+    "puzzle": reworded_puzzles.draw,
+    "program": reworded_programs.draw,
+    "tools": reworded_tools.draw,
+    "retrieval": lookups.draw,
+    "talk": reworded_talk.draw,
+}
 MODES = {"high": 0.7, "none": 0.3}
 MESSAGE = {name: Value("string") for name in ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")}
 FEATURES = Features(
@@ -88,12 +103,14 @@ def rows(
     modes: dict[str, float] | None = None,
     context: int | dict[int, float] | None = None,
     in_small_steps: bool = False,
+    reworded: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Endless rows of one split ("train" | "held_out"); the same arguments give the same rows.
 
     `tasks` and `modes` weigh what is drawn; `context` is the length of retrieval's texts in tokens, or lengths and
-    their weights. With `in_small_steps`, thoughts of training rows are written out as `small_steps.py` says. Held-out
-    rows ask one thing, with no cut thoughts and no gaps.
+    their weights. With `in_small_steps`, thoughts of training rows are written out as `small_steps.py` says. `reworded`
+    is the share of rows in wider wording; in held-out rows, wording that training never draws. Held-out rows ask one
+    thing, with no cut thoughts and no gaps.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"split is {split!r}; allowed are 'train' and 'held_out'")
@@ -102,10 +119,11 @@ def rows(
     while True:
         task, mode = _weighted(tasks, rng), _weighted(modes, rng)
         length = _weighted(context, rng) if isinstance(context, dict) else context
+        wide = bool(reworded) and task in REWORDED and rng.random() < reworded
         if split == "train":
-            yield _training_row(task, mode, length, in_small_steps, rng)
+            yield _training_row(task, mode, length, in_small_steps, wide, rng)
         else:
-            yield _held_out_row(task, mode, length, rng)
+            yield _held_out_row(task, mode, length, wide, rng)
 
 
 def dataset(split: str, count: int, seed: int, **draw: Any) -> Dataset:
@@ -147,13 +165,16 @@ def corpus(rng: random.Random) -> Iterator[str]:
 
 
 def _training_row(
-    task: str, mode: str, context: int | None, in_small_steps: bool, rng: random.Random
+    task: str, mode: str, context: int | None, in_small_steps: bool, wide: bool, rng: random.Random
 ) -> dict[str, Any]:
     easy = mode == "none" and rng.random() < 0.5
     options = {"context": context, "questions": rng.choice((2, 3, 4))} if task == "retrieval" else {}
-    item = _of_split(lambda: DRAW[task](rng, easy=easy, **options), False)
+    if wide and options and rng.random() < 0.6:
+        options["context"] = None
+    draw = REWORDED[task] if wide else DRAW[task]
+    item = _of_split(lambda: draw(rng, easy=easy, **options), False)
     turns, system = list(item.turns), item.system
-    thought = _small_steps(task, item.key) if in_small_steps else None
+    thought = _small_steps(task, item.key) if in_small_steps and not wide else None
     if thought:
         turns[-1] = turns[-1] | {"reasoning_content": thought}
     if task in ("arithmetic", "talk") and not system and rng.random() < 0.12:
@@ -179,9 +200,12 @@ def _small_steps(task: str, key: Any) -> str | None:
     return small_steps.program(key) if task in ("program", "hard program") else None
 
 
-def _held_out_row(task: str, mode: str, context: int | None, rng: random.Random) -> dict[str, Any]:
-    options = {"context": context} if task == "retrieval" else {}
-    item = _of_split(lambda: DRAW[task](rng, **options), True)
+def _held_out_row(task: str, mode: str, context: int | None, wide: bool, rng: random.Random) -> dict[str, Any]:
+    options: dict[str, Any] = {"context": context} if task == "retrieval" else {}
+    if wide:
+        options["unseen"] = True
+    draw = REWORDED[task] if wide else DRAW[task]
+    item = _of_split(lambda: draw(rng, **options), True)
     if task == "tools":
         item = tool_use.cut(item, rng)
     return _row(item, task, mode, item.system, item.turns, -1, 0, rng.random() < 0.1)

@@ -61,7 +61,7 @@ def draw(rng: random.Random, easy: bool = False) -> Item:
     10.
     """
     signs = rng.choice(list(STORIES) if not easy else ("+", "-", "x"))
-    numbers = _numbers(signs, rng, easy)
+    numbers = draw_numbers(signs, rng, easy)
     n, m, k = rng.sample(NAMES, 3)
     letters = dict(zip("abc", numbers, strict=False))
     question = rng.choice(STORIES[signs]).format(n=n, m=m, k=k, o=rng.choice(THINGS), **letters)
@@ -82,7 +82,8 @@ def draw(rng: random.Random, easy: bool = False) -> Item:
     )
 
 
-def _numbers(signs: str, rng: random.Random, easy: bool) -> list[int]:
+def draw_numbers(signs: str, rng: random.Random, easy: bool) -> list[int]:
+    """Numbers for a story of these signs, with no negative number on the way."""
     if easy:
         a, b = rng.randint(1, 9), rng.randint(1, 9)
         return [max(a, b), min(a, b)] if signs == "-" else [a, b]

@@ -1,0 +1,288 @@
+"""The tasks in wider wording: whole texts, right thoughts and answers, and wording that training never draws."""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+from model_card.demo_recipe.batches import chat
+from model_card.demo_recipe.tasks import programs
+from model_card.demo_recipe.tasks.data import DRAW, REWORDED, TASKS, dataset, rows
+from model_card.demo_recipe.tasks.item import Item
+from model_card.demo_recipe.tasks.judge import correct
+from model_card.demo_recipe.tasks.puzzles import ORDINALS
+from model_card.demo_recipe.tasks.reworded import grammar, lookups, nouns, puzzles, stories, sums, talk, tools
+from model_card.demo_recipe.tasks.reworded import programs as reworded_programs
+from model_card.demo_recipe.tasks.reworded.grammar import BASE, PAST, THIRD, Grammar
+
+GRAMMARS = {
+    "stories": stories.GRAMMAR, "puzzles": puzzles.GRAMMAR, "sums": sums.GRAMMAR, "lookups": lookups.GRAMMAR,
+    "programs": reworded_programs.GRAMMAR, "tools": tools.GRAMMAR, "talk": talk.GRAMMAR,
+}  # fmt: skip
+COMPUTED = re.compile(r"\d+[-+x]\d+")
+
+
+def items(task: str, count: int, seed: int = 4, **options: Any) -> Iterator[Item]:
+    rng = random.Random(seed)
+    for i in range(count):
+        yield REWORDED[task](rng, easy=i % 3 == 0, unseen=i % 2 == 1, **options)
+
+
+def question(item: Item) -> str:
+    return item.turns[0]["content"]
+
+
+# -- the grammar -------------------------------------------------------------------------------------------------------
+
+SMALL = Grammar(
+    {
+        "all": ("{who} <am|is|was> here", "~{who} <stay|stays|stayed>"),
+        "who": ("{name}", "the {kind}"),
+        "kind": ("dog", "~cat"),
+    }
+)
+
+
+def test_texts_are_drawn_from_alternatives_slots_and_forms_of_verbs() -> None:
+    rng = random.Random(1)
+    for form, verb in ((BASE, "am"), (THIRD, "is"), (PAST, "was")):
+        drawn = {SMALL.say("{all}", rng, {"name": "anna"}, form) for _ in range(80)}
+        assert drawn == {f"Anna {verb} here", f"The dog {verb} here"}
+
+
+def test_unseen_texts_hold_an_alternative_that_training_never_draws() -> None:
+    rng = random.Random(1)
+    drawn = {SMALL.say("{all}", rng, {"name": "anna"}, THIRD, unseen=True) for _ in range(400)}
+    assert drawn == {"Anna stays", "The dog stays", "The cat stays", "The cat is here"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("how  many ? i see 3 . yes", "How many? I see 3. Yes"), ("i'm here. i am", "I'm here. I am"),
+        ("in a box; it is", "In a box; it is"), ("what is 3.5 ? no", "What is 3.5? No"),
+    ],
+)  # fmt: skip
+def test_sentences_begin_with_capitals(text: str, shown: str) -> None:
+    assert grammar.tidy(text) == shown
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_rules_are_complete_and_used(name: str) -> None:
+    rules = GRAMMARS[name].rules
+    for alternatives in rules.values():
+        assert len(set(alternatives)) >= len(alternatives) - 6, alternatives
+        for text in alternatives:
+            assert text.count("{") == text.count("}")
+            assert text.count("<") == text.count(">")
+            assert all(verb.count("|") == 2 for verb in re.findall("<([^<>]*)>", text)), text
+
+
+@pytest.mark.parametrize("task", REWORDED)
+def test_training_never_draws_what_is_kept_for_evaluation(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {one for each in GRAMMARS.values() for rule in each.rules.values() for one in rule if one.startswith("~")}
+    kept |= {one for one in (*lookups.FACTS, *lookups.SHORT_FACTS) if one.startswith("~")}
+    original, drawn = grammar.choose, list[str]()
+
+    def choose(alternatives: Any, rng: random.Random, unseen: bool = False) -> str:
+        drawn.append(original(alternatives, rng, unseen))
+        return drawn[-1]
+
+    for module in (grammar, lookups):
+        monkeypatch.setattr(module, "choose", choose)
+    source = rows("train", 1, tasks={task: 1.0}, reworded=1.0)
+    for _ in range(150):
+        next(source)
+    assert drawn
+    assert not kept & set(drawn)
+    fresh, source = 0, rows("held_out", 1, tasks={task: 1.0}, reworded=1.0)
+    for _ in range(30):
+        drawn.clear()
+        next(source)
+        fresh += bool(kept & set(drawn))
+    assert fresh >= 25
+
+
+def test_words_are_parted_too() -> None:
+    rng = random.Random(5)
+    seen, unseen = ({grammar.part(nouns.NAMES, rng, fresh) for _ in range(3000)} for fresh in (False, True))
+    assert not seen & unseen
+    assert seen | unseen == set(nouns.NAMES)
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", REWORDED)
+def test_texts_have_no_marks_of_the_grammar_left(task: str) -> None:
+    for item in items(task, 1000):
+        for turn in item.turns:
+            if turn["role"] == "user":
+                said = turn["content"]
+                words = re.sub(r"[\[\]{}<>]", "", said) if task == "program" else said  # Python's own
+                assert not re.search(r"[{}@~]|<\w|\w\|[a-z]+>", words), said
+                assert said == said.strip()
+                assert said
+
+
+def test_questions_are_hardly_ever_the_same() -> None:
+    for task in REWORDED:
+        asked = [question(item) for item in items(task, 400)]
+        assert len(set(asked)) > (250 if task == "talk" else 340), task
+
+
+@pytest.mark.parametrize("value", range(100))
+def test_numbers_are_spelled(value: int) -> None:
+    tens, ones = divmod(value, 10)
+    parts = nouns.spell(value).split("-")
+    if value >= 20:
+        assert nouns.TENS.index(parts[0]) + 2 == tens
+        assert parts[1:] == ([nouns.ONES[ones]] if ones else [])
+    else:
+        assert parts == [nouns.ONES[value]]
+
+
+def test_near_words_differ_in_a_letter() -> None:
+    rng = random.Random(2)
+    for _ in range(500):
+        word = nouns.name(rng)
+        near = nouns.near(word, rng)
+        assert abs(len(near) - len(word)) <= 1
+        assert near[0].isupper() == word[0].isupper()
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def told(text: str) -> list[int]:
+    """The numbers of a text, in digits or in words."""
+    spelled = {nouns.spell(value): str(value) for value in range(100)}
+    words = re.findall(r"\d+|[a-z]+(?:-[a-z]+)?", text.lower())
+    return [int(spelled.get(word, word)) for word in words if word in spelled or word.isdigit()]
+
+
+def steps(item: Item) -> list[str]:
+    """The computations of a thought in order; its other lines are true equations, comparisons and results."""
+    lines = item.turns[-1]["reasoning_content"].split("\n")
+    for line in lines:
+        if "=" in line and (found := re.fullmatch(r"(\d+)=(\d+)", line)):
+            assert found[1] == found[2]
+        elif "=" in line:
+            left, right = line.replace("x", "*").split("=")
+            assert eval(left) == int(right), line
+        elif larger := re.fullmatch(r"(\d+),(\d+):(\d+)", line):
+            assert max(int(larger[1]), int(larger[2])) == int(larger[3])
+    return [line for line in lines if COMPUTED.fullmatch(line)]
+
+
+@pytest.mark.parametrize("task", ["word_problem", "arithmetic"])
+def test_thoughts_compute_with_the_numbers_told_and_arrive_at_the_answer(task: str) -> None:
+    for item in items(task, 1500):
+        first, *others = steps(item)
+        known = [*told(question(item)), 2, 3]  # two and three times may be said as double and triple
+        total, left = 0, re.split("[-+x]", first)[0]
+        assert int(left) in known
+        for line in (first, *others):
+            left, sign, right = re.fullmatch(r"(\d+)([-+x])(\d+)", line).groups()  # type: ignore[union-attr]
+            if line is first or (int(left) == total and int(right) in known):  # others add up the rows of a product
+                assert int(right) in known, (item, line)
+                total = int(eval(f"{left}{sign.replace('x', '*')}{right}"))
+        assert total == int(item.answer), item
+
+
+def test_comparisons_say_first_which_is_the_larger() -> None:
+    compared = [item for item in items("word_problem", 2000) if item.kind == "compare"]
+    assert len(compared) > 100
+    for item in compared:
+        first = re.fullmatch(r"(\d+),(\d+):\d+", item.turns[1]["reasoning_content"].split("\n")[0])
+        assert first
+        numbers = [int(first[1]), int(first[2])]
+        assert abs(numbers[0] - numbers[1]) == int(item.answer)
+        said = iter(told(question(item)))
+        assert all(number in said for number in numbers), item  # in this order
+
+
+def test_puzzles_are_about_the_words_of_the_question() -> None:
+    seen = set()
+    for item in items("puzzle", 1500):
+        said, (what, *rest) = question(item).lower(), cast(tuple[Any, ...], item.key)
+        seen.add(item.kind)
+        answers: dict[str, Callable[..., str]] = {
+            "reverse": lambda word: " ".join(reversed(word)), "spell": lambda word: " ".join(word),
+            "length": lambda word: str(len(word)),
+            "count": lambda word, letter: str(list(word).count(letter)),
+            "letter": lambda which, word: word[-1 if which == "last" else ORDINALS.index(which)],
+            "max": lambda numbers: str(sorted(numbers)[-1]), "min": lambda numbers: str(sorted(numbers)[0]),
+            "sort": lambda down, numbers: ", ".join(str(n) for n in sorted(numbers, key=lambda n: -n if down else n)),
+            "backwards": lambda words: ", ".join(words[::-1]), "many": lambda words: str(len(words)),
+            "pick": lambda which, words: words[-1 if which == "last" else ORDINALS.index(which)],
+        }  # fmt: skip
+        assert item.answer == answers[what](*rest), item
+        for part in rest:
+            if part not in (*ORDINALS, "last", True, False):
+                assert all(str(each).lower() in said for each in (part if isinstance(part, list) else [part])), item
+    assert len(seen) == 10
+
+
+def test_programs_print_the_answer_under_any_names() -> None:
+    for item in items("program", 400):
+        said = question(item).removeprefix("```python\n")
+        lines = [line for line in said.split("\n") if re.match(r"\w+ (\+)?= |    |print\(|for |if |else:", line)]
+        assert programs.run("\n".join(lines)) == item.answer == programs.run(str(item.key))
+
+
+def test_facts_are_told_once_and_the_thought_is_the_fact() -> None:
+    for item in items("retrieval", 600):
+        text, thought = question(item), item.turns[1]["reasoning_content"]
+        assert (
+            text.lower().count(thought.lower().replace("'s ", "s ")) + text.lower().count(thought.lower()) >= 1
+            or "," in thought
+        )
+        assert item.answer in thought
+        assert re.findall(r"\d+", text).count(item.answer) >= 1
+    long = next(items("retrieval", 1, context=1000, questions=3))
+    assert len(question(long).split()) > 500
+    assert len(long.turns) == 6
+
+
+def test_tools_are_called_with_words_of_the_question() -> None:
+    for item in items("tools", 400):
+        called = item.turns[1].get("tool_calls") or []
+        assert bool(called) == (item.kind != "no call")
+        for call in called:
+            for value in call["function"]["arguments"].values():
+                assert set(re.findall(r"\w+", str(value).lower())) <= set(
+                    re.findall(r"\w+", question(item).lower())
+                ) | {"2", "3"}
+
+
+@pytest.mark.parametrize("task", REWORDED)
+def test_rows_in_wider_wording_are_judged_as_the_task_is(task: str) -> None:
+    held_out = list(dataset("held_out", 30, 5, tasks={task: 1.0}, modes={"none": 1.0}, reworded=1.0))
+    for row in held_out:
+        assert row["task"] == task
+        assert correct(row, chat(row)[-1])
+        assert not correct(row, {"content": "I cannot say", "tool_calls": []})
+
+
+# -- the split ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [task for task in REWORDED if task != "talk"])
+def test_problems_are_on_the_side_of_the_split_that_they_are_on_in_the_tasks_own_wording(task: str) -> None:
+    rng = random.Random(6)
+    plain = {repr(item.key): item.held_out for item in (DRAW[task](rng, easy=True) for _ in range(3000))}
+    both = [item for item in items(task, 1500) if repr(item.key) in plain and not item.never_held_out]
+    assert all(item.held_out == plain[repr(item.key)] for item in both)
+
+
+def test_without_a_share_of_wider_wording_rows_are_as_before() -> None:
+    plain, none = rows("train", 3), rows("train", 3, reworded=0.0)
+    assert all(next(plain) == next(none) for _ in range(40))
+    assert set(REWORDED) == set(TASKS) - {"picture"}
+    mixed = [row["messages"] for row in dataset("train", 60, 3, reworded=0.5)]
+    assert mixed == [row["messages"] for row in dataset("train", 60, 3, reworded=0.5)]
+    assert json.dumps(mixed) != json.dumps([row["messages"] for row in dataset("train", 60, 3)])
