@@ -1,6 +1,7 @@
 """Fixtures that many test files share. A file that needs others under these names defines its own."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,17 @@ from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4ForCausalLM
 from modeling_small4.processing_small4 import Small4Processor
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist would begin with the files of most tests; the order of `pytest_collection_modifyitems` is kept."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: at the end, one process would wait for another."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="module")
