@@ -193,6 +193,17 @@ def test_thoughts_compute_with_the_numbers_told_and_arrive_at_the_answer(task: s
         assert total == int(item.answer), item
 
 
+def test_two_steps_are_planned_first() -> None:
+    planned = [item for item in items("word_problem", 600) if isinstance(item.key, tuple) and len(item.key) == 4]
+    planned += [item for item in items("arithmetic", 600) if item.kind == "three numbers"]
+    assert len(planned) > 150
+    for item in planned:
+        plan, first, *_ = item.turns[1]["reasoning_content"].split("\n")
+        assert re.fullmatch(r"\d+([-+x]\d+){2}", plan)
+        assert plan.startswith(first)
+        assert eval(plan.replace("x", "*")) == int(item.answer)
+
+
 def test_comparisons_say_first_which_is_the_larger() -> None:
     compared = [item for item in items("word_problem", 2000) if item.kind == "compare"]
     assert len(compared) > 100

@@ -1,17 +1,19 @@
 """Word problems in wider wording: who has, gets, loses, compares and repeats what, in many forms and orders.
 
-The thought is the arithmetic alone, as in `word_problems`, numbers in the order in which they are told. Where two are
+The thought is the arithmetic, as in `word_problems`, numbers in the order in which they are told. Where two are
 compared, it first says which is the larger:
 
     Max is 9 and Eva is 12. How much older is Eva?    9,12:12
                                                       12-9 ...
+
+Two steps are planned first: `50+12-20`.
 
 Knows nothing of tokens or models.
 """
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from model_card.demo_recipe.tasks import arithmetic
@@ -110,9 +112,16 @@ def _item(kind: str, signs: str, question: str, numbers: list[int], lines: list[
         lines.append(arithmetic.think(step))
         total = step.answer
     one = len(signs) == 1
+    if not one:
+        lines.insert(0, plan(signs, numbers))
     key = arithmetic.key(step) if one else (signs, *numbers)
     turns = question_and_answer(question, str(total), "\n".join(lines))
     return Item(kind, key, turns, str(total), never_held_out=one and arithmetic.is_simple(step))
+
+
+def plan(signs: str, numbers: Sequence[int]) -> str:
+    """What is to be computed, before it is: `50+12-20`, from left to right."""
+    return str(numbers[0]) + "".join(f"{sign}{number}" for sign, number in zip(signs, numbers[1:], strict=True))
 
 
 def _laid_out(story: Story, told: str, ask: str) -> str:

@@ -11,6 +11,7 @@ from model_card.demo_recipe.tasks.arithmetic import Problem
 from model_card.demo_recipe.tasks.item import Item, question_and_answer
 from model_card.demo_recipe.tasks.reworded import nouns
 from model_card.demo_recipe.tasks.reworded.grammar import Grammar, typed
+from model_card.demo_recipe.tasks.reworded.stories import plan
 
 GRAMMAR = Grammar({
     "what": ("what is", "what's", "how much is", "tell me", "compute", "calculate", "find", "give me", "work out"),
@@ -83,7 +84,7 @@ def draw(rng: random.Random, easy: bool = False, unseen: bool = False) -> Item:
 
 
 def _three(rng: random.Random, numbers: list[int], unseen: bool) -> Item:
-    total, lines = numbers[0], list[str]()
+    total, lines = numbers[0], [plan("++", numbers)]
     for number in numbers[1:]:
         lines.append(arithmetic.think(Problem(total, "+", number)))
         total += number
