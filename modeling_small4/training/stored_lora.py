@@ -8,10 +8,9 @@ module is imported only on demand. Must not know: how stored weights are multipl
 import os
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from peft import LoraConfig
 from peft.tuners.lora import layer as peft_layer
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,21 +19,7 @@ from ..configuration_small4 import Small4TextConfig
 from ..loading_cuts import refuse_zero3
 from ..loading_stored import expanded_module
 from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule
-from .lora import EXPERTS
-
-PACKED = [f"{name}_packed" for name in EXPERTS]  # what the parameters are called where codes are packed
-Config = TypeVar("Config", bound=LoraConfig)
-
-
-class StoredLoraConfig(LoraConfig):
-    """A `LoraConfig` that also targets packed codes, and is saved as if it did not, for readers of plain weights."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is written to `adapter_config.json`."""
-        saved = super().to_dict()
-        if saved["target_parameters"]:
-            saved["target_parameters"] = [name for name in saved["target_parameters"] if name not in PACKED]
-        return saved
+from .stored_lora_config import Config, find_stored, refuse_settings
 
 
 def stored_lora(config: Config, model: PreTrainedModel) -> Config:
@@ -51,11 +36,13 @@ def stored_lora(config: Config, model: PreTrainedModel) -> Config:
     them as torchrun or `accelerate launch` starts it. Adapters of a model that was loaded in parts are whole in each.
 
     Raises:
-        ValueError: FSDP1 or DeepSpeed ZeRO-3 are asked for, or the model was loaded with `tp_size` or `pp_size`.
+        ValueError: Settings that read or train the weights themselves (DoRA, PiSSA and their like, `modules_to_save`);
+            FSDP1 or DeepSpeed ZeRO-3; or a model that was loaded with `tp_size` or `pp_size`.
     """
     held = [module for module in model.modules() if isinstance(module, StoredModule)]
     if not held:
         return config
+    refuse_settings(config, model)
     refuse_zero3()
     _refuse_fsdp1()
     _refuse_cut_layers(model)
@@ -72,12 +59,7 @@ def stored_lora(config: Config, model: PreTrainedModel) -> Config:
         ),
     }
     config._register_custom_module(layers)
-    named = config.target_parameters
-    if named:
-        packed = [packed for name, packed in zip(EXPERTS, PACKED, strict=True) if name in named]
-        config.target_parameters = [*named, *(name for name in packed if name not in named)]
-        if type(config) is LoraConfig:
-            config.__class__ = StoredLoraConfig
+    find_stored(config, model)
     return config
 
 
