@@ -40,16 +40,16 @@ def find_stored(config: LoraConfig, model: PreTrainedModel) -> None:
     if named:
         packed = [f"{name}_packed" for stem in STEMS for name in named if name.rpartition(".")[2] == stem]
         config.target_parameters = [*named, *(name for name in packed if name not in named)]
-        config.rank_pattern = {_or_packed(key): value for key, value in config.rank_pattern.items()}
-        config.alpha_pattern = {_or_packed(key): value for key, value in config.alpha_pattern.items()}
+        config.rank_pattern = {_or_packed(key): value for key, value in (config.rank_pattern or {}).items()}
+        config.alpha_pattern = {_or_packed(key): value for key, value in (config.alpha_pattern or {}).items()}
         if type(config) is LoraConfig:
             config.__class__ = StoredLoraConfig
     if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-        config.target_modules = {
+        config.target_modules = [
             name
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | Small4StoredLinear) and module is not model.get_output_embeddings()
-        }
+        ]
 
 
 _BEGIN, _END = "(?:", ")(?:_packed)?"
