@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small4_conversion.tokenizer import write_processor
 
+from modeling_small4.chat_responses import ResponseReader, SpecialTokenSplitter
+from modeling_small4.chat_tools import tools_text
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.streaming import Small4Streamer
 from modeling_small4.tokenization_small4 import Small4Tokenizer
@@ -207,6 +209,27 @@ def test_a_cut_answer_renders_to_the_same_ids(tokenizer: Small4Tokenizer) -> Non
         longer = [USER, parsed, USER, {"role": "assistant", "content": "ok"}, USER]
         start = [*prompt, *generated, EOS, CONTROL["[INST]"]]
         assert tokenizer.apply_chat_template(longer)["input_ids"][: len(start)] == start
+
+
+def test_half_a_character_is_given_out_at_the_end() -> None:
+    reader = ResponseReader()
+    assert reader.data("aé".encode()[:2]) == [("content", "a")]
+    assert reader.flush() == [("content", "\ufffd")]
+    assert reader.flush() == []
+    assert reader.message()["content"] == "a\ufffd"
+
+
+def test_of_special_tokens_the_longest_is_found() -> None:
+    splitter = SpecialTokenSplitter(["[A", "[A]", "[A]]"])
+    assert splitter.feed("x[A]]y[A]", final=True) == [(False, "x"), (True, "[A]]"), (False, "y"), (True, "[A]")]
+
+
+@pytest.mark.parametrize(
+    "tools", ["weather", {"type": "function"}, 3, iter([])], ids=["text", "dict", "number", "lazy"]
+)
+def test_tools_are_a_list(tools: Any) -> None:
+    with pytest.raises(ValueError, match="tools must be a list of functions or JSON schemas, but is"):
+        tools_text(tools)
 
 
 def test_an_empty_answer_goes_back(tokenizer: Small4Tokenizer) -> None:
