@@ -189,7 +189,9 @@ INLINE Decoded decode(const Row *row, const int form, int64_t column, const int 
     return decode_int4(row->tables + (column >> row->shift), row->tables + ((column + 32) >> row->shift), codes);
 }
 
-INLINE int is_whole(const Job *job, int64_t column) { return __builtin_expect(column + BLOCK <= job->columns, 1); }
+INLINE Decoded decode_any(const Row *row, const int form, int64_t column) {
+    return __builtin_expect(column + BLOCK <= row->columns, 1) ? decode(row, form, column, 1) : decode(row, form, column, 0);
+}
 
 // A block of a token's inputs in another order, filled up with zeros.
 INLINE void arrange(const Job *job, int64_t token, int64_t column, const uint16_t *places, void *out) {
@@ -275,7 +277,7 @@ INLINE void decode_piece(const Job *job, const State *state, const int form, int
     const uint8_t *ahead = job->codes + (to < job->columns ? row * job->code_stride + (to >> half) : (row + ROWS) * job->code_stride);
     for (int64_t column = from; column < to; column += BLOCK, out += BLOCK, ahead += BLOCK >> half) {
         __builtin_prefetch(ahead);
-        Decoded block = decode(&this, form, column, is_whole(job, column));
+        Decoded block = decode_any(&this, form, column);
         for (int i = 0; i < BLOCK / STEP; i++) keep(out + i * STEP, block.parts[i]);
     }
 }
@@ -336,7 +338,7 @@ INLINE void expand_row(const Job *job, State *state, const int form, int64_t row
     const Natural natural = natural_order(form);
     const Row this = row_of(job, state, form, row, 0);
     for (int64_t column = 0; column < job->columns; column += BLOCK) {
-        Decoded block = decode(&this, form, column, is_whole(job, column));
+        Decoded block = decode_any(&this, form, column);
         for (int i = 0; i < BLOCK / STEP; i++) keep(state->piece + i * STEP, block.parts[i]);
         int whole = column + BLOCK <= job->columns;
         write_natural(natural, state->piece, whole ? out + column : last);
