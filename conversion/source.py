@@ -145,6 +145,10 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
     said = announced(given, file)
     finder = Finder(headers, strict, file, layout, said)
     values = _read(finder, config)
+    if left_out := finder.cache_scales():
+        remarks += (
+            f"scales of keys and values in 8 bits are left out, the cache holds latents: {', '.join(left_out)}",
+        )
     params = read_json(folder / raw.KEPT) if (folder / raw.KEPT).exists() else None
     return Checkpoint(folder, layout, config, file, params, note, values, said, finder.problems, remarks)
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from transformers.core_model_loading import WeightConverter
 from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers import HfQuantizer
+from transformers.utils import logging
 from transformers.utils.quantization_config import FineGrainedFP8Config
 
 from .experts_memory import parse_request
@@ -34,6 +35,8 @@ from .loading_torchao import let_adapters_merge
 from .loading_unfused import tensors_of
 from .stored_config import METHOD, Small4StoredConfig
 from .stored_layers import StoredModule
+
+logger = logging.get_logger(__name__)
 
 SHOWN, LETTERS = 4, 160
 # What the current call of `from_pretrained` says about experts: transformers passes none of its arguments on to
@@ -193,13 +196,18 @@ class Small4LoadingMixin:
 def _unfused(model: PreTrainedModel, files: list[str], load_config: Any, asked: Asked | None) -> dict[str, Any] | None:
     """All tensors of the files by our names, where the files have other ones; each is read when it is indexed."""
     with about(model.config._name_or_path):
-        tensors, changed = tensors_of(files)
+        tensors, changed, left_out = tensors_of(files)
         refuse_codes(model, tensors, load_config.hf_quantizer)
         if changed and asked is not None and asked.memory is not None:
             raise ValueError(
                 "expert_memory cannot be used: the checkpoint has one tensor for each expert. Convert it first: "
                 "small4 convert SRC DST"
             )
+    if left_out:
+        logger.warning(
+            f"{model.config._name_or_path}: {len(left_out)} scales of keys and values in 8 bits are not used "
+            f"({_listed(left_out)}): the KV cache of this model holds latents, to which they do not apply."
+        )
     return dict(tensors) if changed else None
 
 

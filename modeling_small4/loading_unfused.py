@@ -23,7 +23,7 @@ _HOMES = {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1), "dow
 # compressed-tensors' words for the scales of FP8, and ours
 _FP8_SCALES = {"weight_scale": "weight_scale_inv", "input_scale": "activation_scale"}
 
-# Scales for engines that hold the KV cache in 8 bits; they say nothing about weights.
+# Scales of keys and values for engines that hold these in 8 bits. Our cache holds latents, to which they do not apply.
 CACHE_SCALE = re.compile(r"\.self_attn\.(?:(?:[qkv]|kv)_(?:scale|zero_point)|[kv]_proj\.output_scale)$")
 
 
@@ -62,11 +62,12 @@ class Fused:
         return out[(slice(None), *index[1:]) if cut else index]
 
 
-def tensors_of(files: Sequence[str]) -> tuple[dict[str, Tensor], bool]:
+def tensors_of(files: Sequence[str]) -> tuple[dict[str, Tensor], bool, list[str]]:
     """Every tensor of safetensors files by its name, with experts fused and scales of FP8 named as ours.
 
     Returns:
-        The tensors, and whether any of them is not in the files by that name.
+        The tensors, whether any of them is not in the files by that name, and the names of those left out:
+        `CACHE_SCALE`.
 
     Raises:
         ValueError: A tensor is in two files, or one of an expert is missing or unlike those of the other experts.
@@ -80,9 +81,9 @@ def tensors_of(files: Sequence[str]) -> tuple[dict[str, Tensor], bool]:
             found[name] = opened.get_slice(name)
             if found[name].get_dtype() not in DTYPES:
                 raise ValueError(f"{name} is {found[name].get_dtype()}, a dtype that no format read here has.")
-    named = _named(found)
-    fused = _fused(named)
-    return fused, fused.keys() != found.keys()
+    left_out = sorted(filter(CACHE_SCALE.search, found))
+    fused = _fused(_named(found))
+    return fused, fused.keys() != found.keys(), left_out
 
 
 def _named(found: dict[str, Tensor]) -> dict[str, Tensor]:

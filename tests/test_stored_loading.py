@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from stored_folder import FORMS, Folders
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
-from modeling_small4 import Small4ForCausalLM, Small4Model
+from modeling_small4 import Small4ForCausalLM, Small4Model, stored_kernels
 from modeling_small4.stored_layers import Small4StoredExperts, Small4StoredLinear
+from modeling_small4.stored_native import library
 
 torch.set_num_threads(1)
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}
@@ -125,6 +126,20 @@ def test_generated_tokens(held: Any, whole: Any, options: dict[str, Any], inputs
         torch.manual_seed(0)
         answers.append(model.generate(**given, **(GREEDY | options)))
     assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("width", [72, 200])
+def test_blocks_at_the_edges_of_a_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """128 divides none of the sizes, so the last blocks are smaller. The compiled kernels take them."""
+    sizes = {"hidden_size": 328, "q_lora_rank": 72, "kv_lora_rank": 200, "moe_intermediate_size": width}
+    folders = stored_folder.write(tmp_path, "fp8 blocks", seed=width, vision=False, sizes=sizes)
+    if library() is not None:
+        monkeypatch.setattr(stored_kernels, "_by_pieces", None)
+    stored, plain = (
+        Small4ForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (folders.stored, folders.expanded)
+    )
+    assert difference(stored, plain, **padded()) < 1e-5
+    assert torch.equal(*(model.generate(**padded(), **GREEDY) for model in (stored, plain)))
 
 
 def test_a_long_prompt_block_by_block(held: Any, whole: Any) -> None:

@@ -14,6 +14,7 @@ import raw_checkpoint as rc
 import torch
 from conversion_cases import CASES, check_logits, equal, run
 from safetensors.torch import load_file, save_file
+from small4_conversion.convert import convert
 from test_formats_kept import KEPT
 from transformers import AutoModelForCausalLM
 
@@ -138,8 +139,8 @@ def test_device_maps(tmp_path: Path, name: str, where: str) -> None:
             torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
-def test_scales_of_caches_are_left_out(tmp_path: Path) -> None:
-    """They are for engines with caches in 8 bits, and change no weight."""
+def test_scales_of_caches_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are for engines with keys and values in 8 bits, and change no weight."""
     encode, entry, _ = KEPT["fp8 dynamic"]
     p = rc.params()
     stored, plain = d.derive(p, rc.weights(p), encode)
@@ -148,8 +149,16 @@ def test_scales_of_caches_are_left_out(tmp_path: Path) -> None:
     scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
     d.write_folder(tmp_path / "hf", p, stored, entry | {"kv_cache_scheme": scheme})
     check_logits(Small4ForCausalLM.from_pretrained(tmp_path / "hf"), p, plain)
-    run(tmp_path / "hf", tmp_path / "ours")
+    (said,) = [record.message for record in caplog.records if "keys and values" in record.message]
+    assert f"{2 * p['n_layers']} scales" in said
+    assert "layers.0.self_attn.k_scale" in said
+    caplog.clear()
+    notes: list[str] = []
+    convert(tmp_path / "hf", tmp_path / "ours", note=notes.append)
+    (said,) = [note for note in notes if "keys and values" in note]
+    assert all(f"layers.{layer}.self_attn.{kind}_scale" in said for layer in range(p["n_layers"]) for kind in "kv")
     check_logits(Small4ForCausalLM.from_pretrained(tmp_path / "ours"), p, plain)
+    assert "keys and values" not in caplog.text
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["expert_memory", "silent"])

@@ -88,8 +88,12 @@ class Finder:
         """Account for a tensor that says nothing the configuration does not."""
         self._left.pop(name, None)
 
+    def cache_scales(self) -> list[str]:
+        """Scales of keys and values in 8 bits, which no weight takes."""
+        return sorted(filter(CACHE_SCALE.search, self._left))
+
     def finish(self) -> None:
-        """Refuse what no weight has taken, except scales of KV caches, which say nothing about weights."""
+        """Refuse what no weight has taken, except `cache_scales`."""
         for name in [name for name in self._left if not CACHE_SCALE.search(name)]:
             stored = self.headers[name]
             self.problem(stored.tensor, stored.file, f"is not part of the model that {self.config_file.name} describes")
