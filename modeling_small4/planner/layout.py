@@ -13,7 +13,7 @@ from typing import Any
 from ..configuration_small4 import Small4Config
 from ..files_reading import shown
 from .hardware import Device, Machine, parse_machine
-from .sizes import LONG, PRECISIONS, Tensor, Work, activation_bytes, cache_bytes, expanded_bytes, tensors
+from .sizes import LIBRARY_BYTES, LONG, PRECISIONS, Tensor, Work, activation_bytes, cache_bytes, expanded_bytes, tensors
 
 CHUNK = 2048
 LAYOUTS = ("auto", "device_map", "tensor", "expert")
@@ -312,11 +312,11 @@ def _cache(config: Small4Config, request: Request) -> int:
 
 def _activations(config: Small4Config, request: Request, shards: int, fused: bool) -> int:
     """The peak while reading a prompt in chunks (at its end, or just before attention switches to blocks), generating
-    and encoding images; and the bytes of expanded weights.
+    and encoding images; the bytes of expanded weights; and on a CPU (`fused`), those of code that runs first then.
     """
     chunk = min(request.chunk, request.context)
     turn = min(request.context, max(chunk, (LONG - 1) // chunk))
     reading = Work(request.batch, chunk, request.context, request.images, shards, fused=fused)
     works = (reading, replace(reading, context=turn), replace(reading, chunk=1))
     most = max(max(activation_bytes(config, work).values()) for work in works)
-    return most + expanded_bytes(config, request.precision)
+    return most + expanded_bytes(config, request.precision) + (LIBRARY_BYTES if fused else 0)

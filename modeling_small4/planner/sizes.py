@@ -15,6 +15,7 @@ BITS = {"float32": 32, "bfloat16": 16, "fp8": 8, "int8": 8, "nvfp4": 4.5, "int4"
 PRECISIONS = tuple(BITS)
 NVFP4_BLOCK, INT4_GROUPS = 16, (128, 64, 32)
 PIECE_BYTES = 12 * 2**20  # of `stored_weights`, which needs torch: what expanding `PIECE` numbers takes
+LIBRARY_BYTES = 24 * 2**20  # code of torch that the first forward pass on a CPU brings into memory
 
 
 @dataclass(frozen=True)
