@@ -228,8 +228,8 @@ def has_open_thought(messages: list[dict[str, Any]]) -> bool:
     return any(chunk.get("closed") is False for content in contents for chunk in content)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_ten_thousand_hostile_conversations(processor: Small4Processor, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_five_thousand_hostile_conversations(processor: Small4Processor, seed: int) -> None:
     rng, tokenizer, refused = random.Random(seed), processor.tokenizer, 0
     for _ in range(50):
         texts, expected = [], []
@@ -271,22 +271,22 @@ def test_hostile_conversations_with_images(processor: Small4Processor, seed: int
             assert torch.equal(got["pixel_values"], expected["pixel_values"])
 
 
+SPECIAL = SpecialTokens([*CONTROL, *(f"<SPECIAL_{number}>" for number in range(1000))])
 SHARD_TEXT = st.lists(st.sampled_from(SHARDS) | st.text(max_size=3), max_size=10).map("".join)
 
 
 @settings(max_examples=500, deadline=None)
 @given(texts=st.lists(SHARD_TEXT, max_size=5), between=st.sampled_from(sorted(CONTROL)))
 def test_escaping_is_one_to_one(texts: list[str], between: str) -> None:
-    special = SpecialTokens([*CONTROL, *(f"<SPECIAL_{number}>" for number in range(1000))])
     for text in texts:
-        escaped = special.escape(text)
-        assert special.is_plain(escaped)
-        assert special.unescape(escaped) == text
-        assert special.split(escaped) == ([(False, text)] if text else [])
-        assert special.unescape(special.escape(escaped)) == escaped
-    joined = between.join(special.escape(text) for text in texts)
+        escaped = SPECIAL.escape(text)
+        assert SPECIAL.is_plain(escaped)
+        assert SPECIAL.unescape(escaped) == text
+        assert SPECIAL.split(escaped) == ([(False, text)] if text else [])
+        assert SPECIAL.unescape(SPECIAL.escape(escaped)) == escaped
+    joined = between.join(SPECIAL.escape(text) for text in texts)
     expected = [part for text in texts for part in ((False, text), (True, between))][:-1]
-    assert special.split(joined) == [part for part in expected if part[1]]
+    assert SPECIAL.split(joined) == [part for part in expected if part[1]]
 
 
 @settings(max_examples=200, deadline=None)
