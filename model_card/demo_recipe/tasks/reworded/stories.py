@@ -120,7 +120,10 @@ def _item(kind: str, signs: str, question: str, numbers: list[int], lines: list[
 
 
 def plan(signs: str, numbers: Sequence[int]) -> str:
-    """What is to be computed, before it is: `50+12-20`, from left to right."""
+    """What is to be computed, before it is: `50+12-20`, from left to right, a product's longer number first."""
+    first, second, *others = numbers
+    if signs[0] == "x" and len(str(first)) < len(str(second)):
+        numbers = [second, first, *others]
     return str(numbers[0]) + "".join(f"{sign}{number}" for sign, number in zip(signs, numbers[1:], strict=True))
 
 
