@@ -344,4 +344,4 @@ def save_expert_profile(model: nn.Module, folder: str | os.PathLike[str]) -> Pat
         raise ValueError(
             "This model holds all experts in memory, where uses are not counted; load it with expert_memory."
         )
-    return ExpertProfile(store.usage.tokens, store.usage.counts.copy()).save(folder)
+    return ExpertProfile(store.usage.tokens, store.usage.counts.copy(), store.usage.ranks.copy()).save(folder)

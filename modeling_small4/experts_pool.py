@@ -16,10 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .experts_profile import ExpertProfile
+from .experts_profile import RANKS, ExpertProfile
 
 READERS = 8  # experts being read at a time: enough to keep a fast disk busy
 HALF_LIFE = 128  # tokens after which a use counts half
+FEW = 16  # tokens of a pass that is no prompt's
+LOOKED_AT = 9  # layers of a pass whose experts are ranked, other ones each time; more take longer than they tell
 Expert = tuple[int, int]  # layer among those with experts, expert
 Load = Callable[[Expert, torch.Tensor, Any, Expert | None], None]  # as `Source.load`
 
@@ -44,6 +46,8 @@ class Usage:
         self.scores = np.zeros((layers, experts))
         self.counts = np.zeros((layers, experts), dtype=np.int64)  # of all tokens, none forgotten
         self.tokens = 0
+        self.ranks = np.zeros(RANKS, dtype=np.int64)  # uses by how many experts were used more before, as their share
+        self._passes = 0
         self._clock = np.zeros(layers)
         self._lock = Lock()
 
@@ -56,6 +60,9 @@ class Usage:
         life = tokens / HALF_LIFE
         weight = 1.0 if life < 1e-9 else (1 - 2.0**-life) / (life * np.log(2))  # of a token, on average over the pass
         with self._lock:
+            self._passes += layer == 0
+            if tokens <= FEW and (self._passes + layer) % max(1, len(self.scores) // LOOKED_AT) == 0:
+                self._rank(layer, counts)
             self.counts[layer] += np.asarray(counts)
             self.tokens += tokens if layer == 0 else 0
             self._clock[layer] += life
@@ -64,6 +71,12 @@ class Usage:
             if (far := self._clock[layer]) > 500:
                 self.scores *= 2.0**-far
                 self._clock -= far
+
+    def _rank(self, layer: int, counts: Sequence[int]) -> None:
+        """Count chosen experts by their rank among all, which says how many slots would have had them."""
+        chosen = np.flatnonzero(counts)
+        more = (self.scores > self.scores[layer, chosen][:, None, None]).sum(axis=(1, 2))
+        np.add.at(self.ranks, more * RANKS // self.scores.size, np.asarray(counts)[chosen])
 
 
 class Pool:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import stored_folder
 import torch
-from test_offloaded_accelerator import FakeLink, loaded
+from test_offloaded_accelerator import FakeLink, _Numbered, loaded
 
 from modeling_small4 import Small4ForCausalLM, save_expert_profile
 from modeling_small4.experts_offloaded import expert_store
-from modeling_small4.experts_profile import FILE, ExpertProfile, read_profile
+from modeling_small4.experts_pool import Pool, Usage
+from modeling_small4.experts_profile import FILE, RANKS, ExpertProfile, read_profile
 from modeling_small4.experts_speed import WeightRates
 from modeling_small4.loading_offloaded import estimate
 
@@ -109,6 +110,51 @@ def test_the_speed_is_foretold_by_it(folder: Path) -> None:
     assert found.seconds == pytest.approx((10**6 + 4 * each) / 10e9 + 0.06 * 4 * each / 1e9)
 
 
+def test_hit_rates_by_ranks() -> None:
+    """Of 8 experts, uses of the one that was used most until then, of the second, and of the last."""
+    ranks = np.zeros(RANKS, dtype=np.int64)
+    ranks[0], ranks[RANKS // 8], ranks[RANKS - RANKS // 8] = 500, 300, 200
+    profile = ExpertProfile(500, np.ones(SHAPE, dtype=np.int64), ranks)
+    assert [profile.hit_rate(slots) for slots in (0, 1, 2, 7, 8, 9)] == [0, 0.5, 0.8, 0.8, 1, 1]
+    few = ExpertProfile(500, np.ones(SHAPE, dtype=np.int64), ranks // 100)
+    assert few.hit_rate(2) == 2 / 8
+
+
+def test_ranks_are_those_of_a_pool() -> None:
+    """A pool of each size, by the same uses: as many hits as ranks say, but for the slots that missing experts take."""
+    random, experts, layers = np.random.default_rng(0), 64, 2
+    odds = 1 / np.arange(1, experts + 1)
+    usage = Usage(layers, experts)
+    pools = {slots: Pool(slots, 8, _Numbered(), usage, torch.device("cpu")) for slots in (16, 40, 96)}
+    for step in range(600):
+        if step == 200:
+            usage.ranks[:] = 0
+            for pool in pools.values():
+                pool.hits = pool.misses = 0
+        for layer in range(layers):
+            chosen = [int(n) for n in random.choice(experts, size=2, replace=False, p=odds / odds.sum())]
+            usage.used(layer, np.bincount(chosen, minlength=experts).tolist(), 1)
+            for pool in pools.values():
+                with pool.held([(layer, n) for n in chosen]):
+                    pass
+    assert usage.ranks.sum() == 400 * layers * 2
+    profile = ExpertProfile(1, usage.counts, usage.ranks)
+    for slots, pool in pools.items():
+        found = pool.hits / (pool.hits + pool.misses)
+        assert profile.hit_rate(slots - 2) - 0.03 < found < profile.hit_rate(slots) + 0.03
+
+
+def test_prompts_and_most_layers_are_not_ranked() -> None:
+    usage = Usage(36, 4)
+    for layer in range(36):
+        usage.used(layer, [5, 5, 5, 5], 20)
+    assert usage.ranks.sum() == 0
+    for _ in range(4):
+        for layer in range(36):
+            usage.used(layer, [1, 0, 0, 1], 1)
+    assert usage.ranks.sum() == 36 * 2
+
+
 BROKEN = {
     "no json": "{",
     "a list": "[1]",
@@ -117,6 +163,8 @@ BROKEN = {
     "negative": json.dumps({"tokens": 3, "uses": [[-1, 1, 1, 1]] * 2}),
     "fractions": json.dumps({"tokens": 3, "uses": [[0.5] * 4] * 2}),
     "ragged": json.dumps({"tokens": 3, "uses": [[1] * 4, [1]]}),
+    "ranks of another kind": json.dumps({"tokens": 3, "uses": [[1] * 4] * 2, "ranks": [1, 2]}),
+    "negative ranks": json.dumps({"tokens": 3, "uses": [[1] * 4] * 2, "ranks": [-1] * 256}),
     "huge": json.dumps({"tokens": 3, "uses": [[10**40] * 4] * 2}),
     "not UTF-8": "\udcff",
     "deep": "[" * 100_000,

@@ -184,7 +184,7 @@ def write_profile(folder: Path, tokens: int) -> None:
     store = expert_store(model)
     assert store is not None
     cache = model(drawn(PROMPT, 2)[None], use_cache=True).past_key_values
-    store.usage.counts[:], store.usage.tokens = 0, 0
+    store.usage.counts[:], store.usage.ranks[:], store.usage.tokens = 0, 0, 0
     for token in drawn(tokens, 3):
         model(token.view(1, 1), past_key_values=cache, use_cache=True)
     save_expert_profile(model, folder)
@@ -246,7 +246,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         write(Path(folder), args.layers, args.experts)
-        write_profile(Path(folder), 4 * args.tokens)
+        write_profile(Path(folder), 8 * args.tokens)
         rows = measured(args, Path(folder))
         disk = disk_rate(Path(folder)) / 1e9
     columns = {"ms": 9, "estimated_ms": 12, "mb": 9, "need_mb": 9, "copied_mb": 9, "hit_rate": 8, "resident_gb": 11,
