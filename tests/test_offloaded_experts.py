@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +91,30 @@ OPTIONS: dict[str, dict[str, Any]] = {
 CASES = [(padded, name) for name in OPTIONS] + [(seen, name) for name in ("absorbed", "chunks", "beams")]
 
 
-@pytest.mark.parametrize(("inputs", "name"), CASES)
-def test_the_same_tokens_and_logits(moving: Any, whole: Any, inputs: Any, name: str) -> None:
+Answer = tuple[torch.Tensor, torch.Tensor]
+
+
+def answered(model: Any, inputs: Callable[[], dict[str, torch.Tensor]], name: str) -> Answer:
+    """Tokens and their logits."""
     given, options = inputs(), OPTIONS[name]
     if "prompt_lookup_num_tokens" in options:
         given = {n: value[-1:] if n in ("input_ids", "attention_mask") else value for n, value in given.items()}
-    answers = []
-    for model in (moving, whole):
-        torch.manual_seed(0)
-        found = model.generate(**given, **(GREEDY | options), return_dict_in_generate=True, output_logits=True)
-        answers.append((found.sequences, torch.stack(found.logits)))
-    assert torch.equal(answers[0][0], answers[1][0])
-    assert torch.equal(answers[0][1], answers[1][1])
+    torch.manual_seed(0)
+    found = model.generate(**given, **(GREEDY | options), return_dict_in_generate=True, output_logits=True)
+    return found.sequences, torch.stack(found.logits)
+
+
+@pytest.fixture(scope="module")
+def expected(whole: Any) -> Callable[..., Answer]:
+    """What the whole model answers, found once for each case."""
+    return cache(partial(answered, whole))
+
+
+@pytest.mark.parametrize(("inputs", "name"), CASES)
+def test_the_same_tokens_and_logits(moving: Any, expected: Callable[..., Answer], inputs: Any, name: str) -> None:
+    ours, theirs = answered(moving, inputs, name), expected(inputs, name)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
