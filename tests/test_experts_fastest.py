@@ -2,6 +2,7 @@
 one place where both devices are CPUs, and activations copied in place of experts.
 """
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def test_an_expert_that_is_used_more_moves(folder: tuple[Path, torch.dtype], mon
 
 
 def test_two_threads(folder: tuple[Path, torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _, _ = loaded(folder, 2, 2, monkeypatch)
+    model, store, _ = loaded(folder, 2, 8, monkeypatch)
     whole = Small4ForCausalLM.from_pretrained(folder[0], dtype=folder[1])
     prompts = [torch.randint(1000, 1100, (n, 9 + n), generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3)]
     expected = [whole.generate(ids, **GREEDY) for ids in prompts]
@@ -142,6 +143,24 @@ def test_two_threads(folder: tuple[Path, torch.dtype], monkeypatch: pytest.Monke
     for thread in threads:
         thread.join(120)
     assert all(torch.equal(found[number], expected[number]) for number in range(3))
+    assert store.below.activations > 0
+
+
+def test_a_file_that_is_gone_for_a_while(
+    folder: tuple[Path, torch.dtype], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer that needs it fails and holds no slot; once it is back, answers are right again."""
+    copied = Path(shutil.copytree(folder[0], tmp_path / "copied"))
+    model, store, _ = loaded((copied, folder[1]), 2, 2, monkeypatch)
+    expected = model.generate(prompt(), **GREEDY)
+    (copied / "model.safetensors").rename(tmp_path / "away")
+    for _ in range(3):
+        with pytest.raises(OSError, match="can no longer be read"):
+            model.generate(prompt(60), **GREEDY)
+    assert not store.pool._holders.any()
+    assert not store.below.pool._holders.any()
+    (tmp_path / "away").rename(copied / "model.safetensors")
+    assert torch.equal(model.generate(prompt(), **GREEDY), expected)
 
 
 def test_the_rule() -> None:
