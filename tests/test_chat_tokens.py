@@ -28,11 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def processor(folder: Path) -> Small4Processor:
-    return Small4Processor.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
 def authority(folder: Path) -> MistralTokenizer:
     return MistralTokenizer.from_file(folder / "tekken.json")
 

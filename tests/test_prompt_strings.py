@@ -44,11 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def processor(folder: Path) -> Small4Processor:
-    return Small4Processor.from_pretrained(folder)
-
-
 def image(color: str = "green", width: int = 60, height: int = 30) -> Image.Image:
     return Image.new("RGB", (width, height), color)
 
