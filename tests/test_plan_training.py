@@ -123,6 +123,20 @@ def test_what_saves_memory_does() -> None:
     assert train_bytes(config, sharded)["optimizer"] == pytest.approx(train_bytes(config, full)["optimizer"] / 8)
 
 
+def test_adapters_are_cut_where_fsdp_manages_them() -> None:
+    """As `tests/test_stored_parallel_training.py` finds: codes are divided in both layouts, adapters in one."""
+    config = Small4Config()
+    whole, cut, loaded = (
+        train_bytes(config, Training("lora", "nvfp4", sharding=sharding, ranks=ranks))
+        for sharding, ranks in (("none", 1), ("fsdp", 8), ("fsdp+expert", 8))
+    )
+    for part in ("adapters", "gradients", "optimizer"):
+        assert cut[part] == pytest.approx(whole[part] / 8, rel=1e-6)
+        assert loaded[part] == whole[part]
+    for found in (cut, loaded):
+        assert whole["weights"] / 8 < found["weights"] < whole["weights"] / 8 + 6e9
+
+
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert cli.main(["plan", "--train", *words]) == 0
     return capsys.readouterr().out
@@ -132,12 +146,12 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("lora", "--devices", "2xH200", "--dtype", "nvfp4", "--length", "8192", "--batch", "2", "--checkpointing")
     found = json.loads(printed(capsys, *words, "--json"))
     assert found["fits"]
-    assert found["training"]["sharding"] == "expert"
-    expected = Training("lora", "nvfp4", 2, 8192, True, sharding="expert", ranks=2)
+    assert found["training"]["sharding"] == "fsdp"
+    expected = Training("lora", "nvfp4", 2, 8192, True, sharding="fsdp", ranks=2)
     assert found["parts"] == train_bytes(Small4Config(), expected)
     text = printed(capsys, *words)
     assert "fits" in text
-    assert "sharding: expert over 2 GPUs" in text
+    assert "sharding: fsdp over 2 GPUs" in text
     assert "try --checkpointing" in printed(capsys, "lora", "--devices", "1xH100")
     assert "bfloat16 weights" in printed(capsys, "full", "--devices", "8xH200")
 
@@ -162,8 +176,7 @@ def test_the_guide_has_this_table(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("full", "--dtype", "fp8"), "fp8 weights take adapters"),
         (("lora", "--rank", "0"), "rank=0"),
-        (("lora", "--devices", "2xH100", "--sharding", "fsdp"), "not cut by FSDP"),
-        (("lora", "--devices", "3xH100"), "cannot be dealt to 3 GPUs"),
+        (("lora", "--devices", "3xH100", "--sharding", "fsdp+expert"), "cannot be dealt to 3 GPUs"),
         (("lora", "--devices", "1xH100+1xA100"), "several kinds"),
     ],
 )

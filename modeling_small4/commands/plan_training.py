@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sharding",
         choices=SHARDINGS,
-        help="over several GPUs (default: expert for LoRA, fsdp+expert for all weights)",
+        help="over several GPUs (default: fsdp for LoRA, fsdp+expert for all weights)",
     )
 
 
@@ -53,7 +53,7 @@ def planned(config: Small4Config, machine: Machine, training: Training, sharding
     ranks, device = max(1, len(gpus)), (gpus[0] if gpus else machine.ram)
     if device is None:
         raise ValueError(f"{machine.name} has neither GPUs nor main memory to train in.")
-    usual = "none" if ranks == 1 else "expert" if training.kind == "lora" else "fsdp+expert"
+    usual = "none" if ranks == 1 else "fsdp" if training.kind == "lora" else "fsdp+expert"
     training = replace(training, sharding=sharding or usual, ranks=ranks)
     if "expert" in training.sharding and (experts := config.text_config.n_routed_experts) % ranks:
         raise ValueError(f"{experts} experts cannot be dealt to {ranks} GPUs; take a number that divides them.")

@@ -29,8 +29,8 @@ SHARDINGS = ("none", "expert", "fsdp", "fsdp+expert")
 class Training:
     """What is trained, and how. `precision`: of the weights, one of `PRECISIONS`; all but float32 compute in bfloat16.
     `batch` rows of `length` tokens on each device in one forward pass. `loss_chunk`: see `modeling_small4.loss`.
-    `sharding`: over `ranks` devices, "expert": routed experts dealt, "fsdp": all weights in pieces (full training only),
-    "fsdp+expert": both.
+    `sharding`: over `ranks` devices, "expert": routed experts dealt, "fsdp": all weights in pieces, "fsdp+expert": both;
+    adapters are in pieces with "fsdp" alone, and otherwise whole on each device.
     """  # noqa: E501
 
     kind: str = "lora"
@@ -79,8 +79,6 @@ def check(training: Training) -> None:
         raise ValueError(
             f"All weights are trained in bfloat16 or float32; {training.precision} weights take adapters: --train lora."
         )
-    if training.held and training.sharding.startswith("fsdp"):
-        raise ValueError("Weights that are held as stored are not cut by FSDP; deal the experts: sharding expert.")
 
 
 def train_bytes(config: Small4Config, training: Training) -> dict[str, int]:
@@ -96,7 +94,8 @@ def train_bytes(config: Small4Config, training: Training) -> dict[str, int]:
         share = _share(tensor, training)
         weights += tensor.nbytes(training.precision) * share
         number = ADAPTER if training.kind == "lora" else training.element
-        count = adapter_count(tensor, training) * share if training.kind == "lora" else tensor.count * share
+        cut = share if training.sharding == "fsdp" else 1.0
+        count = adapter_count(tensor, training) * cut if training.kind == "lora" else tensor.count * share
         adapters += ADAPTER * count if training.kind == "lora" else 0
         trained += number * count
         states += _state_bytes(tensor, training, number) * count
@@ -134,13 +133,17 @@ def _share(tensor: Tensor, training: Training) -> float:
 
 
 def _gathered(config: Small4Config, training: Training) -> float:
-    """The largest layer's pieces brought together, and its gradients before they are dealt out again."""
+    """The largest layer's pieces brought together, and its gradients before they are dealt out again; with adapters,
+    the next layer's pieces beside them.
+    """
     sizes: dict[str, float] = {}
     for tensor in tensors(config):
         if training.sharding == "fsdp+expert" and tensor.part == "routed experts":
             continue
         layer = tensor.name.split(".layers.")[-1].split(".")[0] if ".layers." in tensor.name else tensor.name
         sizes[layer] = sizes.get(layer, 0) + tensor.nbytes(training.precision)
+        if training.kind == "lora" and training.sharding == "fsdp":
+            sizes[layer] += ADAPTER * adapter_count(tensor, training)
     return 2 * max(sizes.values())
 
 
