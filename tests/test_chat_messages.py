@@ -50,6 +50,10 @@ WRONG = {
         [USER, {"role": "assistant", "content": "5", "prefix": True}, USER],
         "Only the last message can be an assistant message to continue",
     ),
+    "broken off nowhere": (
+        [USER, {"role": "assistant", "tool_calls": [ADD | {"incomplete": "id"}]}],
+        "'incomplete' of a tool call must be 'name' or 'arguments', but is 'id'",
+    ),
     "no arguments": (
         [USER, {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add"}}]}],
         "the call of 'add' has no 'arguments'",

@@ -145,6 +145,13 @@ def test_what_a_checkpoint_says_wrongly_is_shown_in_part(case: str, value: str, 
     assert not said.endswith("letters)"), "the sentence is cut before it says what is allowed"
 
 
+def test_two_original_contexts_contradict_each_other() -> None:
+    given = rc.params()
+    given["llama_4_scaling"] = given["llama_4_scaling"] | {"original_max_position_embeddings": 33}
+    with pytest.raises(ValueError, match=r"^params.json: llama_4_scaling and yarn differ in original_max_position"):
+        config_from_params(given, Path("params.json"))
+
+
 def test_faults_of_a_check_stay_on_their_lines() -> None:
     fault = Fault("extra tensor", HOSTILE, f"is {HOSTILE}")
     assert str(fault).isprintable()
