@@ -1,5 +1,5 @@
 """Measures, before the first token, how fast experts are read, copied and multiplied: with some real ones, in the slots
-that they will use, by the code that will use them. Takes about a second.
+that they will use, by the code that will use them. Takes less than a second.
 
 Must not know: what is estimated from it.
 """
@@ -17,7 +17,7 @@ from .experts_offloaded import ExpertStore, Held, Small4OffloadedExperts
 from .experts_pool import READERS, Expert
 from .experts_speed import FOREVER, WeightRates, rate_of
 
-ENOUGH = 2**30  # bytes of which a cache of a CPU holds little; the largest have some hundred MB
+ENOUGH = 2**28  # bytes that no cache of a CPU holds
 PATIENCE = 0.4  # seconds after which a disk is known
 
 
@@ -51,11 +51,10 @@ def measured_rates(
     size = min(top_k, main.count, store.pool.count, files.count)
     groups = min(main.count, store.pool.count, files.count, size * max(2, ceil(ENOUGH / (size * files.nbytes)))) // size
     experts = list(range(groups * size))
-    disk, count = _read(store, module.layer, main.memory, groups, size)
+    disk, groups = _read(store, module.layer, main.memory, groups, size)
     link = FOREVER
     if store.below is not None:
-        store.pool.memory[: groups * size].copy_(main.memory[: groups * size])
-        link = _copied(store.below.link, main.memory[:count], store.pool.memory)
+        link = _copied(store.below.link, main.memory[: groups * size], store.pool.memory)
 
     def product(memory: torch.Tensor) -> float:
         inputs = torch.ones(size, hidden, dtype=module.like.dtype, device=memory.device)
@@ -72,8 +71,8 @@ def measured_rates(
 
 
 def _read(store: ExpertStore, layer: int, memory: torch.Tensor, groups: int, size: int) -> tuple[float, int]:
-    """Bytes per second of reading groups of experts that are in no file cache, each group at once; and how many experts
-    were read. Slots of the other groups then hold the same.
+    """Bytes per second of reading groups of experts that are in no file cache, each group at once; and how many groups
+    were read.
     """
     files, taken, done = store.layers[layer], 0.0, 0
     memory[: groups * size].zero_()  # the first touch of a page takes time of its own
@@ -85,9 +84,7 @@ def _read(store: ExpertStore, layer: int, memory: torch.Tensor, groups: int, siz
             begin = time.perf_counter()
             list(workers.map(lambda expert: files.read(expert, memory[expert]), some))
             taken, done = taken + time.perf_counter() - begin, done + 1
-    for index in range(done * size, groups * size):
-        memory[index].copy_(memory[index % (done * size)])
-    return done * size * files.nbytes / taken, done * size
+    return done * size * files.nbytes / taken, done
 
 
 def _copied(link: Link, source: torch.Tensor, target: torch.Tensor) -> float:

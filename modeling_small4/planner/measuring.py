@@ -22,8 +22,7 @@ from ..stored_layers import gated
 from ..stored_weights import Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
 from .speed import Rates
 
-ENOUGH = 2**30  # bytes of weights, of which a cache holds little; the largest have some hundred MB
-FILE = 2**28  # bytes that are read to measure a disk
+ENOUGH = 2**28  # bytes that no cache holds; of the file that measures a disk too
 PIECE = 2**24  # bytes read at once, about an expert
 HIDDEN, WIDTH, CHOSEN = 4096, 2048, 4  # of the release
 
@@ -120,7 +119,7 @@ def _flops(device: str) -> float:
 def _disk(folder: Path | None) -> float:
     """As many pieces at once as a token has experts, from a file that is not in the file cache."""
     with _file(folder) as path:
-        opened, memory = WatchedFile(str(path)), torch.ones(FILE // PIECE, PIECE, dtype=torch.uint8)
+        opened, memory = WatchedFile(str(path)), torch.ones(ENOUGH // PIECE, PIECE, dtype=torch.uint8)
         opened.forget(0, path.stat().st_size)
         pieces = [piece.numpy().data for piece in memory]
         with ThreadPoolExecutor(READERS) as workers:
@@ -128,18 +127,18 @@ def _disk(folder: Path | None) -> float:
             def group(first: int) -> None:
                 list(workers.map(lambda n: opened.read(n * PIECE, pieces[n]), range(first, first + CHOSEN)))
 
-            return FILE / sum(seconds_of(lambda: group(n)) for n in range(0, len(pieces), CHOSEN))  # noqa: B023
+            return ENOUGH / sum(seconds_of(lambda: group(n)) for n in range(0, len(pieces), CHOSEN))  # noqa: B023
 
 
 @contextmanager
 def _file(folder: Path | None) -> Iterator[Path]:
-    """A file of at least `FILE` bytes."""
+    """A file of at least `ENOUGH` bytes."""
     files = [] if folder is None else [file for file in folder.glob("*.safetensors") if file.is_file()]
-    if large := [file for file in files if file.stat().st_size >= FILE]:
+    if large := [file for file in files if file.stat().st_size >= ENOUGH]:
         yield large[0]
         return
     with tempfile.NamedTemporaryFile() as file:
-        file.write(os.urandom(2**20) * (FILE // 2**20))
+        file.write(os.urandom(2**20) * (ENOUGH // 2**20))
         file.flush()
         os.fsync(file.fileno())
         yield Path(file.name)
