@@ -17,7 +17,7 @@ from .experts_offloaded import ExpertStore, Held, Small4OffloadedExperts
 from .experts_pool import READERS, Expert
 from .experts_speed import FOREVER, WeightRates, rate_of
 
-ENOUGH = 2**28  # bytes that no cache of a CPU holds
+ENOUGH = 2**28  # bytes, of which a cache holds little; four times as many gave the same rates
 PATIENCE = 0.4  # seconds after which a disk is known
 
 

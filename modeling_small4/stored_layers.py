@@ -8,7 +8,9 @@ configurations.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -256,6 +258,21 @@ def is_readable(module: Any) -> bool:
     return type(module) is Small4StoredLinear and is_unwrapped(module) and not module.stored().codes.is_meta
 
 
+_ADAPTERS: ContextVar[Mapping[str, Sequence[LowRank]]] = ContextVar("small4_adapters", default=MappingProxyType({}))
+
+
+@contextmanager
+def adapted(low_rank: Mapping[str, Sequence[LowRank]]) -> Iterator[None]:
+    """Let the forward pass of experts within, in this thread, add adapters, by the name of the weight that they are
+    added to; transformers' expert parallel forward passes no further arguments on.
+    """
+    token = _ADAPTERS.set(low_rank)
+    try:
+        yield
+    finally:
+        _ADAPTERS.reset(token)
+
+
 class Small4StoredExperts(StoredModule):
     """All routed experts of a layer, held as stored: `gate_up_proj` `[experts, 2 * width, hidden]`, gate rows first,
     `down_proj`.
@@ -264,7 +281,6 @@ class Small4StoredExperts(StoredModule):
     def __init__(self, num_experts: int, act_fn: nn.Module, parts: Mapping[str, Part]) -> None:
         super().__init__()
         self.num_experts, self.act_fn = num_experts, act_fn
-        self._low_rank: Mapping[str, Sequence[LowRank]] = {}
         self._add(parts)
 
     def stored(self, stem: str, expert: int, half: int = 0) -> StoredWeight:
@@ -278,17 +294,6 @@ class Small4StoredExperts(StoredModule):
         codes = parts["" if "" in parts else "_packed"]
         in_one = 1 if "" in parts else 2 if codes.dtype == torch.uint8 else 8
         return torch.Size((*codes.shape[:2], codes.shape[2] * in_one))
-
-    @contextmanager
-    def adapted(self, low_rank: Mapping[str, Sequence[LowRank]]) -> Iterator[None]:
-        """Let `forward` add adapters, by the name of the weight that they are added to; transformers' expert parallel
-        forward passes no further arguments on.
-        """
-        self._low_rank = low_rank
-        try:
-            yield
-        finally:
-            self._low_rank = {}
 
     def forward(
         self,
@@ -322,7 +327,7 @@ class Small4StoredExperts(StoredModule):
         gates = [self.stored("gate_up_proj", expert, half) for expert, _ in chosen for half in (0, 1)]
         downs = [self.stored("down_proj", expert) for expert, _ in chosen]
         experts, groups = [expert for expert, _ in chosen], [group for _, group in chosen]
-        if not (low_rank := self._low_rank):
+        if not (low_rank := _ADAPTERS.get()):
             return gated(gates, downs, groups, self.act_fn)
         both = multiply_all(gates, [group for group in groups for _ in (0, 1)])
         joined = [torch.cat(pair, dim=-1) for pair in zip(both[::2], both[1::2], strict=True)]

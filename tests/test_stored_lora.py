@@ -4,6 +4,7 @@ weights.
 
 from pathlib import Path
 from statistics import median
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -248,3 +249,25 @@ def test_linear_layers_alone(folders: Folders) -> None:
             apart.setdefault(name, []).append(float((found[name] - gradient).norm() / gradient.norm()))
     assert apart
     assert all(median(values) < 1e-5 for values in apart.values()), apart
+
+
+def test_a_thread_keeps_its_adapters_while_another_one_ends(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, some, others = adapted(folders.stored), Small4StoredExperts._some, list[Thread]()
+    with torch.no_grad():
+        alone = [model(**batch(seed=seed)).logits for seed in (1, 2)]
+        found: dict[int, torch.Tensor] = {}
+
+        def run(seed: int) -> None:
+            with torch.no_grad():
+                found[seed] = model(**batch(seed=seed)).logits
+
+        def interrupted(self: Small4StoredExperts, chosen: Any) -> list[torch.Tensor]:
+            if not others:  # a whole forward pass of another thread, inside this one's first layer
+                others.append(Thread(target=run, args=(2,)))
+                others[0].start()
+                others[0].join()
+            return some(self, chosen)
+
+        monkeypatch.setattr(Small4StoredExperts, "_some", interrupted)
+        run(1)
+    assert all(torch.equal(found[seed], logits) for seed, logits in zip((1, 2), alone, strict=True))

@@ -102,6 +102,7 @@ def test_nothing_is_cast_by_fsdp(ranks: list[dict[str, Any]], form: str, way: st
         assert "cut over processes by FSDP; save the adapter" in rank[form][way]["refused"]
 
 
+@pytest.mark.usefixtures("alone")  # which writes the adapter of one process
 @slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp", *LOADED])
 def test_the_gathered_adapter_loads_in_plain_peft(run: Path, way: str) -> None:

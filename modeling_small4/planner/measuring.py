@@ -22,7 +22,7 @@ from ..stored_layers import gated
 from ..stored_weights import Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
 from .speed import Rates
 
-ENOUGH = 2**28  # bytes that no cache holds; of the file that measures a disk too
+ENOUGH = 2**28  # bytes of weights, of which a cache holds little; of the file that measures a disk too
 PIECE = 2**24  # bytes read at once, about an expert
 HIDDEN, WIDTH, CHOSEN = 4096, 2048, 4  # of the release
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..configuration_small4 import Small4TextConfig
 from ..loading_cuts import refuse_zero3
 from ..loading_stored import expanded_module
-from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule
+from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule, adapted
 from .stored_lora_config import Config, find_stored, refuse_settings
 
 
@@ -194,7 +194,7 @@ class ParamWrapper(_OnStored, peft_layer.ParamWrapper):
         low_rank = {**(low_rank or {}), **added}
         if self.base_layer is not stored:
             return self.base_layer(x, *args, low_rank=low_rank, **kwargs)
-        with stored.adapted(low_rank):
+        with adapted(low_rank):
             return self.base_layer(x, *args, **kwargs)
 
     def _factors(self, adapter: str, dtype: torch.dtype, count: int) -> LowRank:
