@@ -1,4 +1,4 @@
-"""The table of tensor names: the raw release's name of each tensor, our name, and its shape.
+"""The table of tensor names: the raw release's name of each tensor and ours. Shapes are the planner's.
 
 Both directions are read from the same rows, so they always agree. A row is one *leaf*: the smallest piece that is a
 tensor of its own in the raw layout. In ours the leaves of a layer's routed experts are slices of two fused tensors.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modeling_small4.configuration_small4 import Small4Config, Small4TextConfig
+from modeling_small4.planner.sizes import tensors
 
 TEXT = "model.language_model."
 TOWER = "model.vision_tower."
@@ -73,59 +74,59 @@ class Place:
         return (self.experts, self.matrices * shape[0], *shape[1:]) if self.index else shape
 
 
-# (raw name, our name, shape as keys of `_sizes`); a trailing sign on the raw name: "*" quantized in FP8, "~" rotary
-# rows.
-_Rows = tuple[tuple[str, str, str], ...]
-_TOP: _Rows = (("tok_embeddings.weight", TEXT + "embed_tokens.weight", "vocab dim"),)
-_LAST: _Rows = (("norm.weight", TEXT + "norm.weight", "dim"),)
-_HEAD: _Rows = (("output.weight", "lm_head.weight", "vocab dim"),)
+# (raw name, our name); a trailing sign on the raw name: "*" quantized in FP8, "~" rotary rows.
+_Rows = tuple[tuple[str, str], ...]
+Shapes = dict[str, tuple[int, ...]]  # of our tensors
+_TOP: _Rows = (("tok_embeddings.weight", TEXT + "embed_tokens.weight"),)
+_LAST: _Rows = (("norm.weight", TEXT + "norm.weight"),)
+_HEAD: _Rows = (("output.weight", "lm_head.weight"),)
 _QUERY_LATENT: _Rows = (
-    ("attention.wq_a.weight*", "self_attn.q_a_proj.weight", "q_rank dim"),
-    ("attention.q_a_norm.weight", "self_attn.q_a_layernorm.weight", "q_rank"),
-    ("attention.wq_b.weight*", "self_attn.q_b_proj.weight", "query q_rank"),
+    ("attention.wq_a.weight*", "self_attn.q_a_proj.weight"),
+    ("attention.q_a_norm.weight", "self_attn.q_a_layernorm.weight"),
+    ("attention.wq_b.weight*", "self_attn.q_b_proj.weight"),
 )
-_QUERY_FULL: _Rows = (("attention.wq.weight*", "self_attn.q_proj.weight", "query dim"),)
+_QUERY_FULL: _Rows = (("attention.wq.weight*", "self_attn.q_proj.weight"),)
 _LAYER: _Rows = (
-    ("attention_norm.weight", "input_layernorm.weight", "dim"),
-    ("attention.wkv_a_with_mqa.weight*", "self_attn.kv_a_proj_with_mqa.weight", "kv_a dim"),
-    ("attention.kv_a_norm.weight", "self_attn.kv_a_layernorm.weight", "kv_rank"),
-    ("attention.wkv_b.weight*", "self_attn.kv_b_proj.weight", "kv_b kv_rank"),
-    ("attention.wo.weight*", "self_attn.o_proj.weight", "dim value"),
-    ("ffn_norm.weight", "post_attention_layernorm.weight", "dim"),
+    ("attention_norm.weight", "input_layernorm.weight"),
+    ("attention.wkv_a_with_mqa.weight*", "self_attn.kv_a_proj_with_mqa.weight"),
+    ("attention.kv_a_norm.weight", "self_attn.kv_a_layernorm.weight"),
+    ("attention.wkv_b.weight*", "self_attn.kv_b_proj.weight"),
+    ("attention.wo.weight*", "self_attn.o_proj.weight"),
+    ("ffn_norm.weight", "post_attention_layernorm.weight"),
 )
-_ROUTER: _Rows = (("gate.weight", "mlp.gate.weight", "experts dim"),)
+_ROUTER: _Rows = (("gate.weight", "mlp.gate.weight"),)
 _SHARED: _Rows = (
-    ("shared_experts.w1.weight*", "mlp.shared_experts.gate_proj.weight", "shared_ff dim"),
-    ("shared_experts.w2.weight*", "mlp.shared_experts.down_proj.weight", "dim shared_ff"),
-    ("shared_experts.w3.weight*", "mlp.shared_experts.up_proj.weight", "shared_ff dim"),
+    ("shared_experts.w1.weight*", "mlp.shared_experts.gate_proj.weight"),
+    ("shared_experts.w2.weight*", "mlp.shared_experts.down_proj.weight"),
+    ("shared_experts.w3.weight*", "mlp.shared_experts.up_proj.weight"),
 )
 _DENSE: _Rows = (
-    ("feed_forward.w1.weight*", "mlp.gate_proj.weight", "dense_ff dim"),
-    ("feed_forward.w2.weight*", "mlp.down_proj.weight", "dim dense_ff"),
-    ("feed_forward.w3.weight*", "mlp.up_proj.weight", "dense_ff dim"),
+    ("feed_forward.w1.weight*", "mlp.gate_proj.weight"),
+    ("feed_forward.w2.weight*", "mlp.down_proj.weight"),
+    ("feed_forward.w3.weight*", "mlp.up_proj.weight"),
 )
 _VISION_TOP: _Rows = (
-    ("vision_encoder.patch_conv.weight", TOWER + "patch_conv.weight", "v_dim channels patch patch"),
-    ("vision_encoder.ln_pre.weight", TOWER + "ln_pre.weight", "v_dim"),
-    ("pre_mm_projector_norm.weight", PROJECTOR + "norm.weight", "v_dim"),
-    ("patch_merger.merging_layer.weight", PROJECTOR + "patch_merger.merging_layer.weight", "v_dim merged"),
-    ("vision_language_adapter.w_in.weight", PROJECTOR + "linear_1.weight", "dim v_dim"),
-    ("vision_language_adapter.w_out.weight", PROJECTOR + "linear_2.weight", "dim dim"),
+    ("vision_encoder.patch_conv.weight", TOWER + "patch_conv.weight"),
+    ("vision_encoder.ln_pre.weight", TOWER + "ln_pre.weight"),
+    ("pre_mm_projector_norm.weight", PROJECTOR + "norm.weight"),
+    ("patch_merger.merging_layer.weight", PROJECTOR + "patch_merger.merging_layer.weight"),
+    ("vision_language_adapter.w_in.weight", PROJECTOR + "linear_1.weight"),
+    ("vision_language_adapter.w_out.weight", PROJECTOR + "linear_2.weight"),
 )
 _VISION_BIAS: _Rows = (
-    ("vision_language_adapter.w_in.bias", PROJECTOR + "linear_1.bias", "dim"),
-    ("vision_language_adapter.w_out.bias", PROJECTOR + "linear_2.bias", "dim"),
+    ("vision_language_adapter.w_in.bias", PROJECTOR + "linear_1.bias"),
+    ("vision_language_adapter.w_out.bias", PROJECTOR + "linear_2.bias"),
 )
 _VISION_LAYER: _Rows = (
-    ("attention_norm.weight", "attention_norm.weight", "v_dim"),
-    ("attention.wq.weight~", "attention.q_proj.weight", "v_dim v_dim"),
-    ("attention.wk.weight~", "attention.k_proj.weight", "v_dim v_dim"),
-    ("attention.wv.weight", "attention.v_proj.weight", "v_dim v_dim"),
-    ("attention.wo.weight", "attention.o_proj.weight", "v_dim v_dim"),
-    ("ffn_norm.weight", "ffn_norm.weight", "v_dim"),
-    ("feed_forward.w1.weight", "feed_forward.gate_proj.weight", "v_ff v_dim"),
-    ("feed_forward.w2.weight", "feed_forward.down_proj.weight", "v_dim v_ff"),
-    ("feed_forward.w3.weight", "feed_forward.up_proj.weight", "v_ff v_dim"),
+    ("attention_norm.weight", "attention_norm.weight"),
+    ("attention.wq.weight~", "attention.q_proj.weight"),
+    ("attention.wk.weight~", "attention.k_proj.weight"),
+    ("attention.wv.weight", "attention.v_proj.weight"),
+    ("attention.wo.weight", "attention.o_proj.weight"),
+    ("ffn_norm.weight", "ffn_norm.weight"),
+    ("feed_forward.w1.weight", "feed_forward.gate_proj.weight"),
+    ("feed_forward.w2.weight", "feed_forward.down_proj.weight"),
+    ("feed_forward.w3.weight", "feed_forward.up_proj.weight"),
 )
 
 
@@ -134,73 +135,46 @@ def leaves(config: Small4Config) -> Iterator[Leaf]:
 
     The slices of one fused tensor follow each other without a gap, in the order of their bytes.
     """
-    text, sizes = config.text_config, _sizes(config)
-    yield from _filled(_TOP, sizes)
+    text, shapes = config.text_config, {tensor.name: tensor.shape for tensor in tensors(config)}
+    yield from _filled(_TOP, shapes)
     for layer in range(text.num_hidden_layers):
-        yield from _decoder_layer(text, layer, sizes)
-    yield from _filled(_LAST if config.tie_word_embeddings else _LAST + _HEAD, sizes)
+        yield from _decoder_layer(text, layer, shapes)
+    yield from _filled(_LAST if config.tie_word_embeddings else _LAST + _HEAD, shapes)
     if config.vision_config is not None:
-        yield from _filled(_VISION_TOP + (_VISION_BIAS if config.multimodal_projector_bias else ()), sizes)
+        yield from _filled(_VISION_TOP + (_VISION_BIAS if config.multimodal_projector_bias else ()), shapes)
         for layer in range(config.vision_config.num_hidden_layers):
             raw, ours = f"vision_encoder.transformer.layers.{layer}.", f"{TOWER}transformer.layers.{layer}."
-            yield from _filled(_VISION_LAYER, sizes, raw, ours, config.vision_config.num_attention_heads)
+            yield from _filled(_VISION_LAYER, shapes, raw, ours, config.vision_config.num_attention_heads)
 
 
-def _decoder_layer(text: Small4TextConfig, layer: int, sizes: dict[str, int]) -> Iterator[Leaf]:
+def _decoder_layer(text: Small4TextConfig, layer: int, shapes: Shapes) -> Iterator[Leaf]:
     raw, ours = f"layers.{layer}.", f"{TEXT}layers.{layer}."
-    yield from _filled(_LAYER + (_QUERY_FULL if text.q_lora_rank is None else _QUERY_LATENT), sizes, raw, ours)
+    yield from _filled(_LAYER + (_QUERY_FULL if text.q_lora_rank is None else _QUERY_LATENT), shapes, raw, ours)
     if layer < text.first_k_dense_replace:
-        yield from _filled(_DENSE, sizes, raw, ours)
+        yield from _filled(_DENSE, shapes, raw, ours)
         return
-    yield from _filled(_ROUTER + (_SHARED if text.n_shared_experts else ()), sizes, raw, ours)
-    wide, narrow = (sizes["ff"], sizes["dim"]), (sizes["dim"], sizes["ff"])
+    yield from _filled(_ROUTER + (_SHARED if text.n_shared_experts else ()), shapes, raw, ours)
+    down = f"{ours}mlp.experts.down_proj"
+    narrow = shapes[down][1:]
     for expert in range(text.n_routed_experts):
         for half, projection in enumerate(("w1", "w3")):
             name, place = f"{raw}experts.{expert}.{projection}.weight", (expert, half)
-            yield Leaf(name, f"{ours}mlp.experts.gate_up_proj", wide, place, linear=True)
+            yield Leaf(name, f"{ours}mlp.experts.gate_up_proj", narrow[::-1], place, linear=True)
     for expert in range(text.n_routed_experts):
         name = f"{raw}experts.{expert}.w2.weight"
-        yield Leaf(name, f"{ours}mlp.experts.down_proj", narrow, (expert,), linear=True)
+        yield Leaf(name, down, narrow, (expert,), linear=True)
 
 
-def _filled(rows: _Rows, sizes: dict[str, int], raw: str = "", ours: str = "", heads: int = 0) -> Iterator[Leaf]:
-    for raw_name, our_name, shape in rows:
+def _filled(rows: _Rows, shapes: Shapes, raw: str = "", ours: str = "", heads: int = 0) -> Iterator[Leaf]:
+    for raw_name, our_name in rows:
         bare = raw_name.rstrip("*~")
         yield Leaf(
             raw + bare,
             ours + our_name,
-            tuple(sizes[key] for key in shape.split()),
+            shapes[ours + our_name],
             linear=raw_name.endswith("*"),
             rotary_heads=heads if raw_name.endswith("~") else 0,
         )
-
-
-def _sizes(config: Small4Config) -> dict[str, int]:
-    text, vision = config.text_config, config.vision_config
-    heads = text.num_attention_heads
-    out = {
-        "vocab": text.vocab_size,
-        "dim": text.hidden_size,
-        "q_rank": text.q_lora_rank or 0,
-        "query": heads * text.qk_head_dim,
-        "kv_rank": text.kv_lora_rank,
-        "kv_a": text.kv_lora_rank + text.qk_rope_head_dim,
-        "kv_b": heads * (text.qk_nope_head_dim + text.v_head_dim),
-        "value": heads * text.v_head_dim,
-        "experts": text.n_routed_experts,
-        "ff": text.moe_intermediate_size,
-        "shared_ff": text.moe_intermediate_size * text.n_shared_experts,
-        "dense_ff": text.intermediate_size,
-    }
-    if vision is not None:
-        out |= {
-            "v_dim": vision.hidden_size,
-            "v_ff": vision.intermediate_size,
-            "channels": vision.num_channels,
-            "patch": vision.patch_size,
-            "merged": vision.hidden_size * config.spatial_merge_size**2,
-        }
-    return out
 
 
 _UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
