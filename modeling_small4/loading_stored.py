@@ -111,6 +111,8 @@ class Small4StoredQuantizer(HfQuantizer):
                         parameter.requires_grad_(name == "bias")
             if self.wrong_scales:
                 raise ValueError(self.wrong_scales[0])
+        if self.quantization_config.entry.get("kv_cache_scheme"):
+            self.quantization_config.entry["kv_cache_scheme"] = None  # its scales are not held
         if not self.pre_quantized:  # `dequantize` asked for of a checkpoint that is not quantized
             self.remove_quantization_config(model)
         return model

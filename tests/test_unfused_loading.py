@@ -148,8 +148,12 @@ def test_scales_of_caches_are_left_out_and_named(tmp_path: Path, caplog: pytest.
         stored |= {f"{INNER}.{layer}.self_attn.{kind}_scale": torch.tensor([0.5]) for kind in "kv"}
     scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
     d.write_folder(tmp_path / "hf", p, stored, entry | {"kv_cache_scheme": scheme})
-    check_logits(Small4ForCausalLM.from_pretrained(tmp_path / "hf"), p, plain)
+    model = Small4ForCausalLM.from_pretrained(tmp_path / "hf")
+    check_logits(model, p, plain)
     (said,) = [record.message for record in caplog.records if "keys and values" in record.message]
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text("utf-8"))["quantization_config"]
+    assert saved == entry | {"kv_cache_scheme": None}
     assert f"{2 * p['n_layers']} scales" in said
     assert "layers.0.self_attn.k_scale" in said
     caplog.clear()
