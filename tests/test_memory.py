@@ -23,7 +23,7 @@ from modeling_small4.commands import cli
 from modeling_small4.experts_profile import ExpertProfile
 from modeling_small4.planner import sizes
 from modeling_small4.planner.alternatives import alternatives, release_table, replicas
-from modeling_small4.planner.hardware import parse_machine, this_machine
+from modeling_small4.planner.hardware import GPUS, UNIFIED, parse_machine, this_machine
 from modeling_small4.planner.layout import plan
 from modeling_small4.planner.measuring import measure
 from modeling_small4.planner.sizes import (
@@ -35,7 +35,7 @@ from modeling_small4.planner.sizes import (
     tensors,
     weight_bytes,
 )
-from modeling_small4.planner.speed import Rates, speed
+from modeling_small4.planner.speed import SHEETS, Rates, speed
 
 torch.set_num_threads(1)
 RELEASE = Small4Config()
@@ -496,3 +496,7 @@ def test_speed_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["prompt_tokens_per_second"] > 1
     assert found["speed"]["bound"] == "main memory"
     assert sum(found["speed"]["experts"].values()) == pytest.approx(1)
+
+
+def test_every_gpu_has_a_memory_and_a_data_sheet() -> None:
+    assert set(SHEETS) == set(GPUS) | set(UNIFIED)
