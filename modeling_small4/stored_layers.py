@@ -95,11 +95,12 @@ def expanded(parts: Mapping[str, torch.Tensor], halves: int, dtype: torch.dtype)
 
 
 class StoredProduct(torch.autograd.Function):
-    """`inputs @ weight.T`, float `[..., columns]` to `[..., rows]`; only inputs have a gradient."""
+    """`inputs @ weight.T`, float `[tokens, columns]` to `[tokens, rows]`; only inputs have a gradient."""
 
     @staticmethod
     def forward(inputs: torch.Tensor, weight: StoredWeight) -> torch.Tensor:
-        return product(weight, inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
+        output = product(weight, inputs)
+        return output.clone() if output._is_view() else output  # autograd lets callers change no view that is made here
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, StoredWeight], output: torch.Tensor) -> None:
@@ -108,13 +109,15 @@ class StoredProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return product_transposed(ctx.weight, grad.flatten(0, -2)).unflatten(0, grad.shape[:-1]), None
+        return product_transposed(ctx.weight, grad), None
 
 
 @torch.compiler.disable
 def multiply(weight: StoredWeight, inputs: torch.Tensor) -> torch.Tensor:
-    """`inputs @ weight.T` with a gradient for the inputs. It breaks the graph of compiled code."""
-    return StoredProduct.apply(inputs, weight)
+    """`inputs @ weight.T`, float `[..., columns]` to `[..., rows]`, with a gradient for the inputs. It breaks the graph
+    of compiled code.
+    """
+    return StoredProduct.apply(inputs.flatten(0, -2), weight).unflatten(0, inputs.shape[:-1])
 
 
 @torch.compiler.disable
@@ -249,8 +252,9 @@ class Small4StoredLinear(StoredModule):
         return self._expanded[1]
 
     def extra_repr(self) -> str:
-        """As that of `nn.Linear`."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        """As that of `nn.Linear`, and what PEFT's error about an unknown layer should say."""
+        shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{shape}, for LoRA: stored_lora"
 
 
 def is_readable(module: Any) -> bool:

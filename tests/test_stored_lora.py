@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stored_folder import FORMS, Folders
 
-from modeling_small4 import Small4ForCausalLM, lora_targets, stored_layers, stored_lora
+from modeling_small4 import Small4ForCausalLM, lora_targets, stored_kernels, stored_layers, stored_lora
 from modeling_small4.stored_layers import Small4StoredExperts, Small4StoredLinear, StoredModule
 
 torch.set_num_threads(1)
@@ -249,6 +249,25 @@ def test_linear_layers_alone(folders: Folders) -> None:
             apart.setdefault(name, []).append(float((found[name] - gradient).norm() / gradient.norm()))
     assert apart
     assert all(median(values) < 1e-5 for values in apart.values()), apart
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "pieces"])
+def test_outputs_may_be_changed_in_place(folders: Folders, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As activated LoRA does, and hooks of users."""
+    if not compiled:
+        monkeypatch.setattr(stored_kernels, "library", lambda: None)
+    model = Small4ForCausalLM.from_pretrained(folders.stored, dtype=torch.bfloat16)
+    layer = next(module for module in model.modules() if isinstance(module, Small4StoredLinear))
+    inputs = torch.randn(2, 3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
+    plain = layer(inputs)
+    changed = layer(inputs)
+    changed.view(-1, layer.out_features)[torch.tensor([1, 4])] += 1
+    assert torch.equal(changed[0, 1], plain[0, 1] + 1)
+    changed.sum().backward()
+    found, inputs.grad = inputs.grad, None
+    plain.sum().backward()
+    assert inputs.grad is not None
+    assert torch.equal(found, inputs.grad)
 
 
 def test_a_thread_keeps_its_adapters_while_another_one_ends(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

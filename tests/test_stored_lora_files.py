@@ -18,7 +18,7 @@ from stored_folder import FORMS, Folders
 from test_stored_lora import adapted, batch
 from transformers import AutoModelForCausalLM, Mistral3ForConditionalGeneration
 
-from modeling_small4 import Small4ForCausalLM, demo_checkpoint, stored_lora
+from modeling_small4 import Small4ForCausalLM, demo_checkpoint, lora_targets, stored_lora
 from modeling_small4.stored_layers import Small4StoredExperts, StoredModule
 from modeling_small4.training.lora import EXPERTS
 
@@ -64,6 +64,26 @@ def test_transformers_loads_the_adapter_by_itself(folders: Folders, tmp_path: Pa
     base = Small4ForCausalLM.from_pretrained(folders.expanded, dtype=torch.float32)
     base.load_adapter(str(tmp_path))
     near(logits(base), logits(held))
+    base = Small4ForCausalLM.from_pretrained(folders.stored, dtype=torch.float32)
+    base.load_adapter(str(tmp_path), peft_config=stored_lora(LoraConfig.from_pretrained(str(tmp_path)), base))
+    near(logits(base), logits(held))
+
+
+def test_two_saved_adapters_load(folders: Folders, tmp_path: Path) -> None:
+    held = adapted(folders.stored)
+    settings = lora_targets("all+experts", model=held)
+    held.add_adapter("second", stored_lora(LoraConfig(r=2, init_lora_weights=False, **settings), held))
+    held.save_pretrained(tmp_path)
+    base = Small4ForCausalLM.from_pretrained(folders.stored, dtype=torch.float32)
+    again: Any = PeftModel.from_pretrained(
+        base, tmp_path, config=stored_lora(LoraConfig.from_pretrained(tmp_path), base)
+    )
+    again.add_adapter("second", stored_lora(LoraConfig.from_pretrained(tmp_path / "second"), again))
+    again.load_adapter(tmp_path / "second", "second")
+    for name in ("default", "second"):
+        held.set_adapter(name)
+        again.set_adapter(name)
+        near(logits(again), logits(held))
 
 
 def test_the_adapter_is_exported_for_transformers_class(folders: Folders, tmp_path: Path) -> None:

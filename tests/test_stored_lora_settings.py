@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import stored_folder
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import BdLoraConfig, VeloraConfig
 from stored_folder import Folders
 
 from modeling_small4 import Small4ForCausalLM, lora_targets, stored_lora
@@ -23,6 +24,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one stack of experts": {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"], "r": 5},
     "short names": {"target_modules": ["q_b_proj"], "target_parameters": ["gate_up_proj", "down_proj"], "r": 1},
     "experts of one layer": {"target_modules": [], "target_parameters": ["layers.1.mlp.experts.gate_up_proj"]},
+    "linear layers by their weights": {
+        "target_modules": [],
+        "target_parameters": ["shared_experts.down_proj.weight", "o_proj.weight", *EXPERTS],
+    },
     "one layer": {"target_modules": ["q_b_proj", "o_proj"], "layers_to_transform": [1]},
     "large rank": {**lora_targets("all+experts"), "r": 33},
     "patterns": {
@@ -83,6 +88,8 @@ def test_as_on_expanded_weights(folders: Folders, name: str, tmp_path: Path) -> 
 
 REFUSED = [
     ({"use_dora": True}, "use_dora computes with the weights, which are held as stored; give use_rslora=True"),
+    ({"velora_config": VeloraConfig()}, "velora_config computes with the weights"),
+    ({"use_bdlora": BdLoraConfig(target_modules_bd_a=["o_proj"])}, "use_bdlora computes with the weights"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' computes .* give one of True, False, 'gaussian'"),
     ({"init_lora_weights": "olora"}, "init_lora_weights='olora' computes"),
     ({"init_lora_weights": "orthogonal"}, "init_lora_weights='orthogonal' computes"),
@@ -102,3 +109,30 @@ def test_what_needs_the_weights_is_refused(folders: Folders, settings: dict[str,
         stored_lora(config, model)
     plain = Small4ForCausalLM.from_pretrained(folders.stored, dequantize=True)
     stored_lora(config, plain)
+
+
+def test_other_adapters_are_refused(folders: Folders) -> None:
+    model = Small4ForCausalLM.from_pretrained(folders.stored)
+    with pytest.raises(ValueError, match=r"AdaLoraConfig does not fit .* give LoraConfig, or load the model with deq"):
+        stored_lora(AdaLoraConfig(total_step=10, **lora_targets("attention")), model)
+    with pytest.raises(ValueError, match=r"target_modules matches the routed experts, .* name these in target_param"):
+        get_peft_model(model, stored_lora(LoraConfig(target_modules=["experts"]), model))
+    with pytest.raises(ValueError, match="for LoRA: stored_lora"):
+        get_peft_model(model, LoraConfig(**lora_targets("attention")))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["adapted model", "its base"])
+def test_a_second_adapter_finds_what_the_first_one_did(folders: Folders, whole: bool) -> None:
+    names = []
+    for folder in (folders.stored, folders.expanded):
+        tuned = adapted(folder, **lora_targets("all+experts"))
+        model = tuned.get_base_model() if whole else tuned
+        config = LoraConfig(r=2, target_modules="all-linear", **_parameters(model))
+        tuned.add_adapter("second", stored_lora(config, model))
+        names.append({name for name, _ in tuned.named_parameters() if ".second." in name})
+    assert names[0] == names[1]
+    assert not any("lora_A.default" in name or "q_a_proj.base_layer" in name for name in names[0])
+
+
+def _parameters(model: Any) -> dict[str, Any]:
+    return {"target_parameters": lora_targets("all+experts", model=model)["target_parameters"]}

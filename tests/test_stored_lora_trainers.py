@@ -118,6 +118,37 @@ def test_packing_and_checkpointing(base: Path, tmp_path: Path, form: dict[str, A
     assert losses(found) == pytest.approx(losses(plain), rel=1e-4)
 
 
+class Gradients(TrainerCallback):
+    """Those of the first step."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_everything_at_once_has_the_gradients_of_plain_rows(base: Path, tmp_path: Path, reentrant: bool) -> None:
+    """Packed, with images in some rows, checkpointed, accumulated, the loss in chunks and a trained head; beside padded
+    rows on expanded weights.
+    """
+    collators = [Small4DataCollator(AutoProcessor.from_pretrained(base), packing=packing) for packing in (True, False)]
+    at_once = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    at_once |= {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    found = []
+    for held, collator, options in zip((True, False), collators, (at_once, {}), strict=True):
+        model = loaded(base, held)
+        model.loss_chunk = 7 if held else None
+        tuned = get_peft_model(model, config(model, modules_to_save=["lm_head"], init_lora_weights=False))
+        usual = COMMON | {"remove_unused_columns": False, "max_steps": 1, "per_device_train_batch_size": 4 - 2 * held}
+        kept = Gradients()
+        arguments = TrainingArguments(str(tmp_path), **usual | options)
+        Trainer(tuned, arguments, collator, train_dataset=rows(), callbacks=[kept]).train()
+        found.append(kept.found)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[1].items():
+        assert (found[0][name] - gradient).norm() < 2e-5 * gradient.norm(), name
+
+
 # -- TRL
 # ---------------------------------------------------------------------------------------------------------
 

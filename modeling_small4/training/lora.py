@@ -63,7 +63,8 @@ def lora_targets(name: str = "attention", vision: bool = False, model: PreTraine
 def _check_experts(model: PreTrainedModel) -> None:
     if any(isinstance(module, Small4StoredExperts) for module in model.modules()):
         return  # as `stored_lora` tells PEFT
-    held = {type(p.data).__name__ for name, p in model.named_parameters() if name.endswith(tuple(EXPERTS))}
+    named = ((name.replace(".base_layer", ""), p) for name, p in model.named_parameters())  # adapted ones too
+    held = {type(p.data).__name__ for name, p in named if name.endswith(tuple(EXPERTS))}
     if not held:
         raise ValueError(
             "This model has no routed experts that PEFT could adapt: it has none, or quantizes them to 4 bits while "

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import layer as peft_layer
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,10 +20,11 @@ from ..configuration_small4 import Small4TextConfig
 from ..loading_cuts import refuse_zero3
 from ..loading_stored import expanded_module
 from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule, adapted
+from .lora import EXPERTS
 from .stored_lora_config import Config, find_stored, refuse_settings
 
 
-def stored_lora(config: Config, model: PreTrainedModel) -> Config:
+def stored_lora(config: Config, model: PreTrainedModel | PeftModel) -> Config:
     """Prepare a `LoraConfig` for a model whose weights are held as stored. Changes and returns `config`.
 
         get_peft_model(model, stored_lora(LoraConfig(r=16, **lora_targets("all+experts")), model))
@@ -36,9 +38,11 @@ def stored_lora(config: Config, model: PreTrainedModel) -> Config:
     them as torchrun or `accelerate launch` starts it. Adapters of a model that was loaded in parts are whole in each.
 
     Raises:
-        ValueError: Settings that read or train the weights themselves (DoRA, PiSSA and their like, `modules_to_save`);
-            FSDP1 or DeepSpeed ZeRO-3; or a model that was loaded with `tp_size` or `pp_size`.
+        ValueError: Adapters other than LoRA; settings that read or train the weights themselves (DoRA, PiSSA and their
+            like, `modules_to_save`); FSDP1 or DeepSpeed ZeRO-3; or a model that was loaded with `tp_size` or `pp_size`.
     """
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
     held = [module for module in model.modules() if isinstance(module, StoredModule)]
     if not held:
         return config
@@ -159,6 +163,11 @@ class ParamWrapper(_OnStored, peft_layer.ParamWrapper):
         expert_rank: int = 0,
         **kwargs: Any,
     ) -> None:
+        if kwargs["parameter_name"] is None:
+            raise ValueError(
+                "target_modules matches the routed experts, which are tensors of a module; name these in "
+                f"target_parameters={EXPERTS}, as lora_targets('all+experts') does."
+            )
         self._text_config, self._dtype, self._expert_rank = text_config, dtype, expert_rank
         self._stem = kwargs["parameter_name"].removesuffix("_packed")
         super().__init__(base_layer, *args, **kwargs)

@@ -7,17 +7,19 @@ Imports PEFT (extra `train`). Must not know: adapter layers, processes.
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftType
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..stored_layers import Small4StoredLinear, StoredModule
 from .lora import EXPERTS
 
-STEMS = [name.rpartition(".")[2] for name in EXPERTS]
+STEMS = ["weight", *(name.rpartition(".")[2] for name in EXPERTS)]
 ALL_LINEAR = "all-linear"
 INITIAL = (True, False, "gaussian", "eva")  # PEFT needs no weight for them
-NEEDS_WEIGHTS = ("use_dora", "kasa_config")
+NEEDS_WEIGHTS = ("use_dora", "kasa_config", "velora_config", "use_bdlora")
 Config = TypeVar("Config", bound=LoraConfig)
 
 
@@ -45,11 +47,16 @@ def find_stored(config: LoraConfig, model: PreTrainedModel) -> None:
         if type(config) is LoraConfig:
             config.__class__ = StoredLoraConfig
     if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-        config.target_modules = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Small4StoredLinear) and module is not model.get_output_embeddings()
-        ]
+        config.target_modules = _all_linear(model)
+
+
+def _all_linear(model: PreTrainedModel) -> list[str]:
+    """All linear layers but the output head, adapted ones by the name that they had before."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    left_out = {part for layer in layers for part in layer.modules() if part is not layer}
+    left_out.add(model.get_output_embeddings())
+    linear = nn.Linear | Small4StoredLinear | LoraLinear
+    return [n for n, module in model.named_modules() if isinstance(module, linear) and module not in left_out]
 
 
 _BEGIN, _END = "(?:", ")(?:_packed)?"
@@ -67,6 +74,10 @@ def _as_given(pattern: str) -> str:
 def refuse_settings(config: LoraConfig, model: PreTrainedModel) -> None:
     """Raise ValueError for settings that read or train the weights themselves, which are held as codes."""
     advice = "or load the model with dequantize=True."
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(
+            f"{type(config).__name__} does not fit weights that are held as stored; give LoraConfig, {advice}"
+        )
     for name in NEEDS_WEIGHTS:
         if getattr(config, name, None):
             raise ValueError(
