@@ -8,7 +8,7 @@ module is imported only on demand. Must not know: how stored weights are multipl
 import os
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -42,7 +42,7 @@ def stored_lora(config: Config, model: PreTrainedModel | PeftModel) -> Config:
             like, `modules_to_save`); FSDP1 or DeepSpeed ZeRO-3; or a model that was loaded with `tp_size` or `pp_size`.
     """
     if isinstance(model, PeftModel):
-        model = model.get_base_model()
+        model = cast(PreTrainedModel, model.get_base_model())
     held = [module for module in model.modules() if isinstance(module, StoredModule)]
     if not held:
         return config

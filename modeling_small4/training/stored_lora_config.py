@@ -52,8 +52,8 @@ def find_stored(config: LoraConfig, model: PreTrainedModel) -> None:
 
 def _all_linear(model: PreTrainedModel) -> list[str]:
     """All linear layers but the output head, adapted ones by the name that they had before."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    left_out = {part for layer in layers for part in layer.modules() if part is not layer}
+    adapted: list[nn.Module] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    left_out = {part for layer in adapted for part in layer.modules() if part is not layer}
     left_out.add(model.get_output_embeddings())
     linear = nn.Linear | Small4StoredLinear | LoraLinear
     return [n for n, module in model.named_modules() if isinstance(module, linear) and module not in left_out]
