@@ -52,11 +52,10 @@ def find_stored(config: LoraConfig, model: PreTrainedModel) -> None:
 
 def _all_linear(model: PreTrainedModel) -> list[str]:
     """All linear layers but the output head, adapted ones by the name that they had before."""
-    adapted: list[nn.Module] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    left_out = {part for layer in adapted for part in layer.modules() if part is not layer}
-    left_out.add(model.get_output_embeddings())
-    linear = nn.Linear | Small4StoredLinear | LoraLinear
-    return [n for n, module in model.named_modules() if isinstance(module, linear) and module not in left_out]
+    linear, head = nn.Linear | Small4StoredLinear | LoraLinear, model.get_output_embeddings()
+    adapters = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    found = (name for name, module in model.named_modules() if isinstance(module, linear) and module is not head)
+    return [name for name in found if not name.startswith(adapters)]
 
 
 _BEGIN, _END = "(?:", ")(?:_packed)?"
