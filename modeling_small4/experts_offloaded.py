@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .cpu_matmul import one_experts_product
-from .experts_files import LayerFiles
+from .experts_files import LayerFiles, folder_of
 from .experts_pool import Expert, Holding, Pool, Usage
 from .experts_profile import ExpertProfile
 from .experts_speed import WeightRates, hit_rate, stays
@@ -42,7 +42,8 @@ class ExpertStore:
     """The experts of all layers of a model, shared by its copies and by all threads.
 
     pool: Those that can be computed with. below: with an accelerator, those that wait in main memory. profile: what is
-    known of their use before the first token. rates: What was measured of them.
+    known of their use before the first token. rates: what was measured of them. others: seconds of a token besides its
+    experts; None: not measured.
     """
 
     layers: Sequence[LayerFiles]
@@ -52,6 +53,12 @@ class ExpertStore:
     below: MainMemory | None = None
     profile: ExpertProfile | None = None
     rates: WeightRates | None = None
+    others: float | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where the files lie."""
+        return folder_of([piece.file.path for piece in self.layers[0].pieces.values()])
 
     def start(self) -> Thread | None:
         """Read the experts that the profile names first, in a thread that goes on beside the first tokens."""

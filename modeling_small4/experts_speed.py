@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 FOREVER = float("inf")
+MOST = 9  # calls that are timed
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ def seconds_per_token(others: float, experts: float, hits: tuple[float, float], 
     is computed once all its experts have arrived.
 
     Args:
-        others: Bytes of weights that every token is multiplied with.
+        others: Seconds of all but its experts: attention, shared experts, head, and what calling them takes.
         experts: Bytes of the experts that a token chooses, in all layers.
         hits: How many of a token's experts are where they are computed with, and how many there or in main memory.
     """
     here, kept = hits
     by_cpu = kept - here if stays(experts, 0, rates) else 0.0
     return {
-        "product": (others + (1 - by_cpu) * experts) / rates.product,
+        "product": others + (1 - by_cpu) * experts / rates.product,
         "cpu": by_cpu * experts / rates.host if by_cpu else 0.0,
         "link": (1 - here - by_cpu) * experts / rates.link,  # those on disk go through main memory
         "disk": (1 - kept) * experts / rates.disk,
@@ -73,3 +74,12 @@ def rate_of(run: Callable[[int], object], groups: int, nbytes: int) -> float:
     """
     run(0)
     return nbytes / median(seconds_of(lambda: run(group)) for _ in range(3) for group in reversed(range(groups)))  # noqa: B023
+
+
+def typical_seconds(run: Callable[[], object], patience: float) -> float:
+    """What a call takes: the median of as many as `patience` seconds allow, after one to warm up."""
+    run()
+    taken: list[float] = []
+    while not taken or (sum(taken) < patience and len(taken) < MOST):
+        taken.append(seconds_of(run))
+    return median(taken)

@@ -28,7 +28,7 @@ from .loading_experts import choose_experts_implementation
 from .loading_fp8 import scale_spreaders
 from .loading_layouts import refuse_other_layouts, refuse_unconverted
 from .loading_names import published_names
-from .loading_offloaded import Asked, offload_experts
+from .loading_offloaded import Asked, begin, offload_experts
 from .loading_stages import distribute
 from .loading_stored import about, expanders, refuse_codes, register
 from .loading_torchao import let_adapters_merge
@@ -100,6 +100,7 @@ class Small4LoadingMixin:
         finally:
             _asked.reset(token)
         refuse_mismatch(model, info, ignore_mismatched_sizes)
+        begin(model, fastest=memory is not None and memory.fastest)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,5 @@
 """Loading a model whose routed experts are fetched as needed: modules without parameters take their places, all else is
-loaded as usual.
+loaded as usual; then it is measured how fast that will be.
 
 Must not know: what is computed, which experts stay in memory.
 """
@@ -17,13 +17,14 @@ from transformers.utils import logging
 
 from .experts_files import LayerFiles, Stored, WatchedFile, folder_of, read_header
 from .experts_link import Link, link_to
-from .experts_measuring import measured_rates
+from .experts_measuring import measured_rates, token_seconds
 from .experts_memory import SPARE, affordable, free_memory
-from .experts_offloaded import ExpertStore, Small4OffloadedExperts
+from .experts_offloaded import ExpertStore, Small4OffloadedExperts, expert_store
 from .experts_pool import Pool, Usage
 from .experts_profile import read_profile
 from .experts_speed import WeightRates, seconds_per_token
 from .experts_tiers import Disk, MainMemory
+from .files_reading import one_line
 from .loading_names import published_names
 from .moe import Small4Experts
 from .stored_config import METHOD
@@ -84,13 +85,36 @@ def offload_experts(
     if load_config.device_map:  # accelerate's, made for whole layers
         load_config.device_map.clear()
         load_config.device_map[""] = store.pool.device
-    text = model.config.get_text_config()
-    chosen, layer = text.num_experts_per_tok * len(modules), model.get_submodule(next(iter(modules)))
-    store.rates = measured_rates(store, layer, text.hidden_size, text.num_experts_per_tok, asked.fastest)
-    said = estimate(store, store.rates, read_by_each(model), chosen).said
-    logger.warning(f"{store.describe()} They are read from {folder_of(files)} as needed: {said}.")
-    store.start()
     return _Rest(files, used)
+
+
+def begin(model: PreTrainedModel, fastest: bool) -> None:
+    """After loading, if experts are read as they are needed: measure, say what is kept where and how fast a token is
+    likely to be decoded, and let experts be read beside what comes.
+
+    Args:
+        model: All its other weights are there, its pools of experts still empty.
+        fastest: As of `Asked`.
+
+    Raises:
+        OSError: An expert cannot be read.
+    """
+    store = expert_store(model)
+    if store is None:
+        return
+    modules = [module for module in model.modules() if isinstance(module, Small4OffloadedExperts)]
+    text = model.config.get_text_config()
+    store.rates, filled = measured_rates(store, modules[0], text.hidden_size, text.num_experts_per_tok, fastest)
+    chosen = text.num_experts_per_tok * len(modules)
+    try:
+        seconds = token_seconds(model, store, filled)
+    except Exception as error:  # of any kind: whoever uses the model meets it again, and loading it does not need this
+        said = f"how fast cannot be said, because a token could not be computed ({one_line(error)})"
+    else:
+        store.others = max(0.0, seconds - chosen * store.pool.memory.shape[1] / store.rates.product)
+        said = estimate(store, store.rates, store.others, chosen).said
+    logger.warning(f"{store.describe()} They are read from {store.folder} as needed: {said}.")
+    store.start()
 
 
 @dataclass(frozen=True)
@@ -101,13 +125,13 @@ class Estimate:
     said: str
 
 
-def estimate(store: ExpertStore, rates: WeightRates, others: int, chosen: int) -> Estimate:
+def estimate(store: ExpertStore, rates: WeightRates, others: float, chosen: int) -> Estimate:
     """How fast a token is likely to be decoded.
 
     Args:
         store: The experts of a model.
         rates: What was measured of it.
-        others: Bytes of all other weights that each token is multiplied with.
+        others: Seconds of all that a token takes besides its experts.
         chosen: Experts of a token, in all layers.
     """
     hits = store.hit_rates()
@@ -117,8 +141,9 @@ def estimate(store: ExpertStore, rates: WeightRates, others: int, chosen: int) -
     known = "by expert_profile.json" if store.profile else "assumed"
     return Estimate(
         seconds,
-        f"about {1 / seconds:.2g} tokens/s (weights multiplied with a token {rates.product / 1e9:.2g} GB/s, {copied}"
-        f"read from disk {rates.disk / 1e9:.2g} GB/s; {hits[0]:.0%} of the chosen experts in their place, {known})",
+        f"about {1 / seconds:.2g} tokens/s (all but experts {1e3 * others:.2g} ms, experts multiplied with a token "
+        f"{rates.product / 1e9:.2g} GB/s, {copied}read from disk {rates.disk / 1e9:.2g} GB/s; {hits[0]:.0%} of the "
+        f"chosen experts in their place, {known})",
     )
 
 
@@ -165,16 +190,6 @@ def _others(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> int:
     """Bytes of all weights but the experts'."""
     experts = {id(p) for module in modules.values() for p in module.parameters()}
     return sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in experts)
-
-
-def read_by_each(model: PreTrainedModel) -> int:
-    """Bytes of the weights that each token is multiplied with, of a model whose experts were taken out."""
-    unused = [m for n, m in model.named_modules() if n.rpartition(".")[2] in ("vision_tower", "multi_modal_projector")]
-    looked_up = model.get_input_embeddings().weight
-    spared = {id(p) for module in unused for p in module.parameters()}
-    if not model.config.tie_word_embeddings:
-        spared.add(id(looked_up))
-    return sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in spared)
 
 
 def _tensors(path: str, module: nn.Module, ours: Mapping[str, tuple[str, Stored]]) -> dict[str, tuple[str, Stored]]:

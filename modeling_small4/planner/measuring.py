@@ -1,5 +1,5 @@
 """Measures this machine's rates for the planner, in a few seconds: products of one token with experts of the released
-widths as they are stored, copies, reads, multiplications.
+widths as they are stored, decoder layers without them, copies, reads, multiplications.
 
 Must not know: what is planned.
 """
@@ -15,11 +15,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..cache import LatentCache, extend
+from ..configuration_small4 import Small4Config
 from ..experts_files import WatchedFile
+from ..experts_measuring import CACHED
 from ..experts_pool import READERS
 from ..experts_speed import rate_of, seconds_of
-from ..stored_layers import gated
-from ..stored_weights import Fp8Weight, Int4Weight, Nvfp4Weight, StoredWeight
+from ..loading_stored import hold
+from ..modeling_small4 import Small4DecoderLayer
+from ..rope import text_positions
+from ..stored_layers import Part, gated, stored_weight
+from ..stored_weights import StoredWeight
+from .sizes import tensors
 from .speed import Rates
 
 ENOUGH = 2**28  # bytes of weights, of which a cache holds little; of the file that measures a disk too
@@ -33,11 +40,16 @@ def measure(precision: str = "bfloat16", folder: Path | None = None) -> Rates:
     folder: Of a checkpoint on the disk, of which one file is read. Without one of 256 MB, a temporary file is.
     """
     found = Rates(
-        host=_product(precision, "cpu"), cpu_flops=_flops("cpu"), disk=_disk(folder), source="measured on this machine"
+        host=_product(precision, "cpu"),
+        host_others=_others(precision, "cpu"),
+        cpu_flops=_flops("cpu"),
+        disk=_disk(folder),
+        source="measured on this machine",
     )
     if not torch.cuda.is_available():
         return found
-    return replace(found, gpu=_product(precision, "cuda"), link=_link(), gpu_flops=_flops("cuda"))
+    rates = {"gpu": _product(precision, "cuda"), "gpu_others": _others(precision, "cuda")}
+    return replace(found, **rates, link=_link(), gpu_flops=_flops("cuda"))
 
 
 def _product(precision: str, device: str) -> float:
@@ -46,8 +58,7 @@ def _product(precision: str, device: str) -> float:
     each = sum(tensor.nbytes for weight in experts[0] for tensor in _tensors(weight))
     groups = max(2, -(-ENOUGH // (each * CHOSEN)))
     experts += [_expert(precision, device) for _ in range(groups * CHOSEN - 1)]
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    inputs, activation = [torch.ones(1, HIDDEN, dtype=dtype, device=device)] * CHOSEN, nn.SiLU()
+    inputs, activation = [torch.ones(1, HIDDEN, dtype=_plain(precision), device=device)] * CHOSEN, nn.SiLU()
 
     def multiply(group: int) -> float:
         some = experts[group * CHOSEN : (group + 1) * CHOSEN]
@@ -55,6 +66,58 @@ def _product(precision: str, device: str) -> float:
 
     with torch.inference_mode():
         return rate_of(multiply, groups, CHOSEN * each)
+
+
+class _NoExperts(nn.Module):
+    """In place of the routed experts of a layer."""
+
+    def forward(self, hidden_states: torch.Tensor, *chosen: torch.Tensor) -> torch.Tensor:
+        """As `Small4Experts.forward`."""
+        return torch.zeros_like(hidden_states)
+
+
+def _others(precision: str, device: str) -> float:
+    """Bytes of all other weights per second that one token goes through, those of decoder layers: what attention, norms
+    and calls take is part of it.
+    """
+    config = Small4Config(text_config={"num_hidden_layers": 1}, vision_config=None, attn_implementation="sdpa")
+    layers = [_layer(config, precision, device)]
+    each = sum(parameter.nbytes for parameter in layers[0].parameters())
+    layers += [_layer(config, precision, device) for _ in range(ENOUGH // each)]
+    text, dtype = config.text_config, _plain(precision)
+    caches = [LatentCache(config) for _ in layers]
+    inputs = torch.ones(1, 1, text.hidden_size, dtype=dtype, device=device)
+    width, place = text.kv_lora_rank + text.qk_rope_head_dim, torch.full((1, 1), CACHED, device=device)
+
+    def run(index: int) -> float:
+        output = layers[index](inputs, text_positions(text, place), cache=caches[index], position_ids=place)
+        return float(output.sum())  # which waits for a GPU
+
+    with torch.inference_mode():
+        for index, cache in enumerate(caches):
+            extend(cache, inputs.new_zeros(1, 1, CACHED, width), text.kv_lora_rank, 0)
+            run(index)  # stored weights keep what is expanded once
+        return rate_of(run, len(layers), each)
+
+
+def _layer(config: Small4Config, precision: str, device: str) -> nn.Module:
+    """A decoder layer without routed experts, held as a checkpoint of this precision is."""
+    with torch.device("meta"):
+        layer = Small4DecoderLayer(config.text_config, 0)
+    layer.mlp.experts = _NoExperts()
+    begin, held = "model.language_model.layers.0.", dict[str, torch.Tensor]()
+    for tensor in tensors(config):
+        if tensor.name.startswith(begin) and tensor.part != "routed experts":
+            plain = tensor.nbytes(precision) == tensor.nbytes("bfloat16")
+            parts = _parts("bfloat16" if plain else precision, tensor.shape, device)
+            held |= {tensor.name.removeprefix(begin) + end: part for end, part in parts.items()}
+    hold(layer, {name: Part(tuple(part.shape), part.dtype) for name, part in held.items()})
+    layer.load_state_dict(held, assign=True)
+    return layer.eval().requires_grad_(False)
+
+
+def _plain(precision: str) -> torch.dtype:
+    return torch.float32 if precision == "float32" else torch.bfloat16
 
 
 Matrix = StoredWeight | torch.Tensor
@@ -79,25 +142,28 @@ def _tensors(weight: Matrix) -> list[torch.Tensor]:
 
 def _expert(precision: str, device: str) -> Expert:
     """Gate, up and down of ones, in the form that a checkpoint of this precision stores."""
-    return (
-        _matrix(precision, WIDTH, HIDDEN, device),
-        _matrix(precision, WIDTH, HIDDEN, device),
-        _matrix(precision, HIDDEN, WIDTH, device),
-    )
+    gate, up, down = (_parts(precision, s, device) for s in ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)))
+    return _matrix(gate), _matrix(up), _matrix(down)
 
 
-def _matrix(precision: str, rows: int, columns: int, device: str) -> Matrix:
-    def ones(columns: int, dtype: torch.dtype, rows: int = rows) -> torch.Tensor:
-        return torch.ones(rows, columns, device=device).to(dtype)
+def _matrix(parts: dict[str, torch.Tensor]) -> Matrix:
+    return parts[""] if len(parts) == 1 else stored_weight(parts)
+
+
+def _parts(precision: str, shape: tuple[int, ...], device: str) -> dict[str, torch.Tensor]:
+    """The tensors of a weight of ones, by what stands behind the stem of their names."""
+
+    def ones(dtype: torch.dtype, in_one: int = 1) -> torch.Tensor:
+        return torch.ones(*shape[:-1], shape[-1] // in_one, dtype=dtype, device=device)
 
     if precision == "fp8":
-        return Fp8Weight(ones(columns, torch.float8_e4m3fn), ones(1, torch.bfloat16, rows=1))
+        return {"": ones(torch.float8_e4m3fn), "_scale_inv": torch.ones((), dtype=torch.bfloat16, device=device)}
     if precision == "nvfp4":
-        codes, scale = ones(columns // 2, torch.uint8), ones(columns // 16, torch.float8_e4m3fn)
-        return Nvfp4Weight(codes, scale, torch.ones((), device=device))
+        scales = {"_scale": ones(torch.float8_e4m3fn, 16), "_global_scale": torch.ones(1, device=device)}
+        return {"_packed": ones(torch.uint8, 2)} | scales
     if precision == "int4":
-        return Int4Weight(ones(columns // 8, torch.int32), ones(columns // 128, torch.bfloat16))
-    return ones(columns, torch.float32 if precision == "float32" else torch.bfloat16)
+        return {"_packed": ones(torch.int32, 8), "_scale": ones(torch.bfloat16, 128)}
+    return {"": ones(_plain(precision))}
 
 
 def _link() -> float:

@@ -29,13 +29,16 @@ REACHED = 0.7  # of a GPU's data sheet, in practice
 @dataclass(frozen=True)
 class Rates:
     """Bytes per second: weights in a GPU's memory that it multiplies with one token, copies to it from main memory,
-    weights in main memory that the CPU multiplies with one token, reads from disk. Multiplications and additions per
-    second of a GPU and of the CPU. source: where they come from."""
+    weights in main memory that the CPU multiplies with one token, reads from disk. `gpu_others` and `host_others`: of
+    weights other than routed experts', with all that a token waits for besides; None: as of experts. Multiplications
+    and additions per second of a GPU and of the CPU. source: where they come from."""
 
     gpu: float = OTHER_GPU[0] * 1e9
     link: float = 25e9
     host: float = 60e9
     disk: float = 7e9
+    gpu_others: float | None = None
+    host_others: float | None = None
     gpu_flops: float = OTHER_GPU[1] * 1e12
     cpu_flops: float = 1e12
     source: str = "data sheets (PCIe 4 x16, two channels of DDR5, NVMe of 7 GB/s)"
@@ -111,8 +114,10 @@ def _speed(config: Small4Config, made: Plan, rates: Rates | None, profile: Exper
     fastest: float | None = None
     if made.machine.gpus and made.fits and not made.offloads:
         ranks = len(made.machine.gpus) if made.distributed else 1
-        here, read = sum(sum(load.weights.values()) for load in made.loads), others + used * experts + cache
-        found: Times | None = {"gpu memory": read / rates.gpu / ranks}, {"gpu memory": here / rates.gpu / ranks}
+        here, all_here = sum(sum(load.weights.values()) for load in made.loads), (1.0, 1.0)
+        rest = (others + cache) / (rates.gpu_others or rates.gpu)
+        times = seconds_per_token(rest, used * experts, all_here, WeightRates(rates.gpu))
+        found: Times | None = {"gpu memory": times["product"] / ranks}, {"gpu memory": here / rates.gpu / ranks}
         flops = rates.gpu_flops * ranks
     elif made.machine.gpus:
         tiers = _gpu_tiers(made, experts, sum(sizes.values()) + cache)
@@ -173,7 +178,8 @@ def _from_tiers(
     if not tiers:
         return None
     hits = hit(tiers["gpu"]), hit(tiers["gpu"] + tiers["memory"])
-    times = seconds_per_token(others, used * experts, hits, WeightRates(rates.gpu, rates.link, rates.disk, host))
+    rest, rate = others / (rates.gpu_others or rates.gpu), WeightRates(rates.gpu, rates.link, rates.disk, host)
+    times = seconds_per_token(rest, used * experts, hits, rate)
     chunk = {"gpu memory": (others + experts) / rates.gpu, "link": (1 - tiers["gpu"]) * experts / rates.link}
     if tiers["disk"] > 0:
         chunk["disk"] = tiers["disk"] * experts / rates.disk
@@ -198,7 +204,8 @@ def _on_cpu(made: Plan, rates: Rates, sizes: tuple[int, int, int], experts: int,
     if share * experts < used * experts / 36:  # not even one layer's choice
         return None
     rate = WeightRates(rates.host, disk=rates.disk)
-    times = seconds_per_token(others + cache, used * experts, (hit(share), hit(share)), rate)
+    rest = (others + cache) / (rates.host_others or rates.host)
+    times = seconds_per_token(rest, used * experts, (hit(share), hit(share)), rate)
     decode = {"main memory": times["product"]} | ({"disk": times["disk"]} if share < 1 else {})
     chunk = {"main memory": (others + experts) / rates.host}
     return decode, chunk | ({"disk": (1 - share) * experts / rates.disk} if share < 1 else {})
