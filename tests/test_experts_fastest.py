@@ -175,9 +175,9 @@ def test_the_rule() -> None:
 def test_the_speed_by_the_rule() -> None:
     """Half on the accelerator, four tenths in main memory, a tenth on disk."""
     slow, fast = WeightRates(100e9, 2e9, 1e9, 1e9), WeightRates(100e9, 2e9, 1e9, 8e9)
-    assert seconds_per_token(1e9, 2e9, (0.5, 0.9), slow)["cpu"] == 0
-    assert seconds_per_token(1e9, 2e9, (0.5, 0.9), fast) == {
-        "product": pytest.approx((1e9 + 0.6 * 2e9) / 100e9),
+    assert seconds_per_token(0.01, 2e9, (0.5, 0.9), slow)["cpu"] == 0
+    assert seconds_per_token(0.01, 2e9, (0.5, 0.9), fast) == {
+        "product": pytest.approx(0.01 + 0.6 * 2e9 / 100e9),
         "cpu": pytest.approx(0.4 * 2e9 / 8e9),
         "link": pytest.approx(0.1 * 2e9 / 2e9),
         "disk": pytest.approx(0.1 * 2e9 / 1e9),

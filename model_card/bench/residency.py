@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,10 +36,11 @@ from modeling_small4 import Small4Config, Small4ForCausalLM, loading_offloaded, 
 from modeling_small4.experts_files import WatchedFile
 from modeling_small4.experts_offloaded import ExpertStore, expert_store
 from modeling_small4.experts_pool import READERS
-from modeling_small4.experts_speed import WeightRates, seconds_per_token
-from modeling_small4.loading_offloaded import estimate, read_by_each
-from modeling_small4.moe import Small4Experts
+from modeling_small4.loading_offloaded import estimate
+from modeling_small4.planner.hardware import this_machine
+from modeling_small4.planner.layout import plan
 from modeling_small4.planner.measuring import measure
+from modeling_small4.planner.speed import speed
 
 PROMPT = 512  # tokens, which use every expert
 
@@ -164,17 +166,16 @@ def estimated(model: Any, store: ExpertStore | None, folder: Path) -> float:
     """Seconds of a token, as they were said when the model was loaded, or as the planner says of experts that are all
     in memory.
     """
-    text = model.config.get_text_config()
-    layers = text.num_hidden_layers - text.first_k_dense_replace
-    chosen, others = text.num_experts_per_tok * layers, read_by_each(model)
     if store is not None:
         assert store.rates is not None
-        return estimate(store, store.rates, others, chosen).seconds
-    modules = [module for module in model.modules() if isinstance(module, Small4Experts)]
-    held = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-    used = held * text.num_experts_per_tok / text.n_routed_experts
-    rates = WeightRates(measure("bfloat16", folder).host)
-    return sum(seconds_per_token(others - held, used, (1.0, 1.0), rates).values())
+        assert store.others is not None
+        text = model.config.text_config
+        chosen = text.num_experts_per_tok * (text.num_hidden_layers - text.first_k_dense_replace)
+        return estimate(store, store.rates, store.others, chosen).seconds
+    made = plan(model.config, replace(this_machine(), gpus=()), "bfloat16", context=2 * PROMPT)
+    found = speed(model.config, made, measure("bfloat16", folder))
+    assert found is not None
+    return 1 / found.tokens_per_second
 
 
 @torch.inference_mode()
