@@ -3,6 +3,8 @@ themselves.
 """
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from modeling_small4 import Small4Config, Small4ForCausalLM, attention, attentio
 from modeling_small4.cache import LatentCache
 from modeling_small4.commands import cli
 from modeling_small4.experts_profile import ExpertProfile
-from modeling_small4.planner import sizes
+from modeling_small4.planner import measuring, sizes
 from modeling_small4.planner.alternatives import alternatives, release_table, replicas
 from modeling_small4.planner.hardware import GPUS, UNIFIED, parse_machine, this_machine
 from modeling_small4.planner.layout import plan
@@ -486,8 +488,45 @@ def test_the_chunk_that_is_named_is_near_the_best(devices: str, precision: str) 
 @pytest.mark.parametrize("precision", ["bfloat16", "fp8", "nvfp4", "int4"])
 def test_bandwidths_are_measured(precision: str) -> None:
     rates = measure(precision)
-    assert min(rates.host, rates.disk, rates.cpu_flops) > 1e6
+    assert rates.host_others is not None
+    assert min(rates.host, rates.host_others, rates.disk, rates.cpu_flops) > 1e6
     assert rates.source == "measured on this machine"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_layer_without_experts_is_held_as_a_checkpoint_of_it(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are those that the planner counts, and each layer that is timed is one of them."""
+    timed: list[tuple[int, int]] = []
+
+    def rate(run: Callable[[int], float], groups: int, nbytes: int) -> float:
+        assert all(math.isfinite(run(index)) for index in range(groups))
+        timed.append((groups, nbytes))
+        return 5.0
+
+    monkeypatch.setattr(measuring, "rate_of", rate)
+    monkeypatch.setattr(measuring, "ENOUGH", 1)
+    assert measuring._others(precision, "cpu") == 5
+    held = "bfloat16" if precision == "int8" else precision  # by another package
+    counted = [t for t in tensors(RELEASE) if ".layers.0." in t.name and "language" in t.name]
+    read = sum(tensor.nbytes(held) for tensor in counted if tensor.part != "routed experts")
+    assert timed == [(1, pytest.approx(read, rel=1e-5))]
+
+
+def test_speed_with_other_weights_at_their_own_rate() -> None:
+    """In main memory, on a GPU with experts elsewhere, and all on a GPU: 36 layers at the rates given."""
+    sizes, cache = weight_bytes(RELEASE, "nvfp4"), cache_bytes(RELEASE, 4096)
+    read = sizes["routed experts"] / 32
+    others = cache + sum(sizes[part] for part in ("attention", "shared experts", "router", "norms", "head"))
+    rates = Rates(gpu=1000e9, gpu_others=300e9, host=60e9, host_others=20e9)
+    slower = {"host": others / 20e9 + read / 60e9, "gpu": others / 300e9 + read / 1000e9}
+    for devices, key, where in (
+        ("128GB-ram", "host", "main memory"),
+        ("24GB+128GB-ram", "gpu", "gpu memory"),
+        ("H100", "gpu", "gpu memory"),
+    ):
+        found = speed(RELEASE, plan(RELEASE, devices, "nvfp4", context=8192), rates)
+        assert found is not None
+        assert found.seconds[where] == pytest.approx(slower[key])
 
 
 def test_speed_in_json(capsys: pytest.CaptureFixture[str]) -> None:
