@@ -48,8 +48,8 @@ def measure(precision: str = "bfloat16", folder: Path | None = None) -> Rates:
     )
     if not torch.cuda.is_available():
         return found
-    rates = {"gpu": _product(precision, "cuda"), "gpu_others": _others(precision, "cuda")}
-    return replace(found, **rates, link=_link(), gpu_flops=_flops("cuda"))
+    gpu, others = _product(precision, "cuda"), _others(precision, "cuda")
+    return replace(found, gpu=gpu, gpu_others=others, link=_link(), gpu_flops=_flops("cuda"))
 
 
 def _product(precision: str, device: str) -> float:
