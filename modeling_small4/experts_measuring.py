@@ -96,7 +96,12 @@ def token_seconds(model: PreTrainedModel, store: ExpertStore, filled: int) -> fl
     Args:
         model: Nobody else may use it meanwhile.
         filled: As `measured_rates` returns it.
+
+    Raises:
+        ValueError: The model's attention is compiled first, which takes much longer than a token.
     """
+    if "flex" in model.config.get_text_config()._attn_implementation:
+        raise ValueError("flex_attention is compiled at its first token")
     modules = [module for module in model.modules() if isinstance(module, Small4OffloadedExperts)]
     filled_slots = _Filled(store.pool.memory[:filled])
     usage = Usage(*store.usage.scores.shape)

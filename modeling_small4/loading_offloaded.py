@@ -109,7 +109,7 @@ def begin(model: PreTrainedModel, fastest: bool) -> None:
     try:
         seconds = token_seconds(model, store, filled)
     except Exception as error:  # of any kind: whoever uses the model meets it again, and loading it does not need this
-        said = f"how fast cannot be said, because a token could not be computed ({one_line(error)})"
+        said = f"how fast is not known, because no token could be timed ({one_line(error)})"
     else:
         store.others = max(0.0, seconds - chosen * store.pool.memory.shape[1] / store.rates.product)
         said = estimate(store, store.rates, store.others, chosen).said

@@ -211,8 +211,17 @@ def test_a_token_that_cannot_be_computed(plain: stored_folder.Folders, monkeypat
     assert store is not None
     assert store.rates is not None
     assert store.others is None
-    assert "a token could not be computed (no such kernel)" in said[0]
+    assert "no token could be timed (no such kernel)" in said[0]
     ids = torch.randint(1000, 1100, (1, 20))
     with torch.no_grad():
         assert torch.equal(model(ids).logits, Small4ForCausalLM.from_pretrained(plain.stored)(ids).logits)
     assert store.pool.misses > 0
+
+
+def test_no_attention_is_compiled_while_loading(plain: stored_folder.Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(loading_offloaded.logger, "warning", said.append)
+    monkeypatch.setattr(Small4Attention, "forward", lambda *_, **__: pytest.fail("a token was computed"))
+    options = {"expert_memory": "1GB", "attn_implementation": "flex_attention"}
+    Small4ForCausalLM.from_pretrained(plain.stored, **options)
+    assert "no token could be timed (flex_attention is compiled" in said[0]
