@@ -53,16 +53,13 @@ def held_out(count: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def one(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Convert, ask, train and ask again, in this process."""
+    """Convert, ask, train and ask again, in this process. `stored_bytes` are what the weights take after training."""
     convert(args.model, folder / args.one, Options(dtype=args.one))
     collator = Small4DataCollator(AutoProcessor.from_pretrained(folder / args.one), max_length=LONGEST)
     rows, asked = training_rows(collator, args, KINDS, seed=0), held_out(args.rows)
     set_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder / args.one, dtype=torch.bfloat16)
-    found: dict[str, Any] = {
-        "stored_bytes": sum(parameter.nbytes for parameter in model.parameters()),
-        "before": {name: share(verdicts(model, collator, of_task)) for name, of_task in asked.items()},
-    }
+    before = {name: share(verdicts(model, collator, of_task)) for name, of_task in asked.items()}
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, **lora_targets("all+experts", model=model))
     tuned = get_peft_model(model, stored_lora(config, model))
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
@@ -71,14 +68,16 @@ def one(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def training() -> None:
         seconds.append(train(tuned, collator, rows, args.batch, RATES["lora"], str(folder / "trainer")))
 
-    found["peak_bytes"] = peak_bytes(training, torch.device("cpu"))
-    found |= {
+    peak = peak_bytes(training, torch.device("cpu"))
+    return {
+        "stored_bytes": sum(parameter.nbytes for parameter in tuned.parameters() if not parameter.requires_grad),
+        "before": before,
+        "peak_bytes": peak,
         "seconds": round(seconds[0], 1),
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "adapter_bytes": sum(parameter.nbytes for parameter in trained),
         "after": {name: share(verdicts(tuned, collator, of_task)) for name, of_task in asked.items()},
     }
-    return found
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
