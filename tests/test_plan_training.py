@@ -152,8 +152,20 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, *words)
     assert "fits" in text
     assert "sharding: fsdp over 2 GPUs" in text
-    assert "try --checkpointing" in printed(capsys, "lora", "--devices", "1xH100")
     assert "bfloat16 weights" in printed(capsys, "full", "--devices", "8xH200")
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_advice_is_what_the_command_says_with_it(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    words = (kind, "--devices", "2xH100", "--length", "8192", "--loss-chunk", "512")
+    options = printed(capsys, *words).strip().split("; with ")[1].split(", ")
+    assert len(options) > 2
+    together = [option.rpartition(" ")[0].rpartition(" ")[0] for option in options[:-1]]
+    for option in [*options[:-1], options[-1].replace("all of these", " ".join(together))]:
+        *more, size, unit = option.split()
+        assert f" together {size} {unit} " in " ".join(printed(capsys, *words, *more).split()), option
+    assert "--checkpointing" in together
+    assert "--loss-chunk 1024" not in together
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:

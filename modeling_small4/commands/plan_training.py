@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,6 +12,14 @@ from ..planner.training import KINDS, OPTIMIZERS, SHARDINGS, TARGETS, Training, 
 from .terminal import describe_bytes
 
 EXAMPLES = ("24GB+64GB-ram", "1xA100", "1xH100", "1xH200", "1xB200", "2xH100", "2xH200", "8xH100", "8xH200", "8xB200")
+SAVING: dict[str, dict[str, Any]] = {
+    "--checkpointing": {"checkpointing": True},
+    "--loss-chunk 1024": {"loss_chunk": 1024},
+    "--train lora --dtype fp8": {"kind": "lora", "precision": "fp8"},
+    "--dtype nvfp4": {"precision": "nvfp4"},
+    "--targets attention+shared": {"targets": "attention+shared"},
+    "--optimizer adamw8bit": {"optimizer": "adamw8bit"},
+}
 CASES = (("lora", "fp8"), ("lora", "nvfp4"), ("lora", "int4"), ("lora", "bfloat16"), ("full", "bfloat16"))
 
 
@@ -42,7 +51,11 @@ def run(config: Small4Config, args: argparse.Namespace, precision: str) -> None:
         args.loss_chunk,
     )  # fmt: skip
     found = planned(config, machine, training, args.sharding)
-    print(json.dumps(found) if args.json else _text(machine, found))
+
+    def used(other: Training) -> int:
+        return planned(config, machine, other, args.sharding)["used"]
+
+    print(json.dumps(found) if args.json else _text(machine, found, used))
 
 
 def planned(config: Small4Config, machine: Machine, training: Training, sharding: str | None = None) -> dict[str, Any]:
@@ -65,7 +78,7 @@ def planned(config: Small4Config, machine: Machine, training: Training, sharding
     }  # fmt: skip
 
 
-def _text(machine: Machine, found: dict[str, Any]) -> str:
+def _text(machine: Machine, found: dict[str, Any], used: Callable[[Training], int]) -> str:
     training = found["training"]
     what = "all weights" if training["kind"] == "full" else f"LoRA on {training['targets']}, rank {training['rank']}"
     lines = [
@@ -79,21 +92,20 @@ def _text(machine: Machine, found: dict[str, Any]) -> str:
     short = found["used"] - found["usable"]
     if found["devices"] > 1:
         lines.append(f"sharding: {training['sharding']} over {found['devices']} GPUs; the batch is that of each GPU")
-    lines.append("fits" if short <= 0 else f"does not fit: {describe_bytes(short)} too much{_advice(training)}")
+    lines.append("fits" if short <= 0 else f"does not fit: {describe_bytes(short)} too much{_advice(found, used)}")
     return "\n".join(lines)
 
 
-def _advice(training: dict[str, Any]) -> str:
-    """What saves memory and was not asked for."""
-    out = [] if training["checkpointing"] else ["--checkpointing"]
-    out += [] if training["loss_chunk"] else ["--loss-chunk 1024"]
-    if training["kind"] == "full":
-        out.append("--train lora")
-    else:
-        out += [] if training["precision"] in ("nvfp4", "int4") else ["--dtype nvfp4"]
-        out += ["--targets attention+shared"] if training["targets"] == "all+experts" else []
-    out += ["--optimizer adamw8bit"] if training["optimizer"] == "adamw" else []
-    return f"; try {', '.join(out)}" if out else ""
+def _advice(found: dict[str, Any], used: Callable[[Training], int]) -> str:
+    """What a device would hold with each option that takes less, and with all of them."""
+    training = Training(**found["training"])
+    changed = {name: replace(training, **fields) for name, fields in SAVING.items()}
+    del changed["--dtype nvfp4" if training.kind == "full" else "--train lora --dtype fp8"]
+    totals = {name: total for name, other in changed.items() if (total := used(other)) < found["used"]}
+    if len(totals) > 1:
+        totals["all of these"] = used(replace(training, **{k: v for name in totals for k, v in SAVING[name].items()}))
+    said = ", ".join(f"{name} {describe_bytes(total)}" for name, total in totals.items())
+    return f"; with {said}" if said else ""
 
 
 def table(config: Small4Config) -> str:
