@@ -108,13 +108,16 @@ class ExpertStore:
         return [(main, near), (self.pool, [expert for expert in rows if expert not in near])]
 
     def held(self, pool: Pool, layer: int, experts: Sequence[int]) -> Generator["Held", None, None]:
-        """Chosen experts of a layer in as few groups as a pool has room for, each held until the next is asked for.
+        """Chosen experts of a layer, those that are in the pool first, in as few groups as it has room for, each held
+        until the next is asked for.
 
         While one group is computed, the next one is being read if there is room.
         """
         size = len(experts) if len(experts) <= pool.count else max(1, pool.count // 2)
-        here = sorted(experts, key=lambda expert: (layer, expert) not in pool) if size < len(experts) else experts
-        groups = [[(layer, expert) for expert in here[i : i + size]] for i in range(0, len(here), size)]
+        here, missing = list[Expert](), list[Expert]()
+        for expert in experts:
+            (here if (layer, expert) in pool else missing).append((layer, expert))
+        groups = [some[i : i + size] for some in (here, missing) for i in range(0, len(some), size)]
         coming: Holding | None = None
         for index, group in enumerate(groups):
             current = coming or pool.hold(group)

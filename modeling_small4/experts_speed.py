@@ -43,8 +43,8 @@ def stays(nbytes: float, activations: float, rates: WeightRates) -> bool:
 
 
 def seconds_per_token(others: float, experts: float, hits: tuple[float, float], rates: WeightRates) -> dict[str, float]:
-    """Seconds of one decoded token by what it waits for: "product", "cpu", "link", "disk". They add up, because a layer
-    is computed once all its experts have arrived.
+    """Seconds of one decoded token by what it waits for: "product", "cpu", "link", "disk". They are added up, although
+    the experts of a layer that are in place are multiplied while others arrive.
 
     Args:
         others: Seconds of all but its experts: attention, shared experts, head, and what calling them takes.

@@ -455,3 +455,32 @@ def test_a_model_that_is_cast(folder: tuple[Path, Any], whole: Any) -> None:
     other = copy.deepcopy(whole).to(torch.float32)
     with torch.no_grad():
         assert torch.equal(made.model.to(torch.float32)(ids).logits, other(ids).logits)
+
+
+def test_experts_in_memory_are_multiplied_while_others_are_read(
+    folder: tuple[Path, Any], whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read comes once the expert that is there was multiplied, or not at all."""
+    made = offloaded(folder[0], slots(folder[0], 8), dtype=folder[1])
+    ids = torch.randint(1000, 1100, (1, 30), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        made.model(ids[:, :1])
+    multiplied = threading.Event()
+    real_read, real_multiplied, both = LayerFiles.read, Small4OffloadedExperts.multiplied, [0]
+
+    def read(self: LayerFiles, expert: int, slot: torch.Tensor) -> int:
+        if not multiplied.wait(60):
+            raise OSError("nothing was multiplied meanwhile")
+        return real_read(self, expert, slot)
+
+    def multiplying(self: Small4OffloadedExperts, held: Any, *rest: Any) -> Any:
+        found = real_multiplied(self, held, *rest)
+        both[0] += not multiplied.is_set()
+        multiplied.set()
+        return found
+
+    monkeypatch.setattr(LayerFiles, "read", read)
+    monkeypatch.setattr(Small4OffloadedExperts, "multiplied", multiplying)
+    with torch.no_grad():
+        assert torch.equal(made.model(ids).logits, whole(ids).logits)
+    assert both == [1]
