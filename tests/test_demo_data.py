@@ -132,6 +132,18 @@ def test_small_steps_change_thoughts_alone() -> None:
     assert changed > 20
 
 
+def test_stories_of_two_steps_are_planned_where_others_are_worded_widely() -> None:
+    draw = {"tasks": {"word_problem": 1.0}, "modes": {"high": 1.0}, "in_small_steps": True, "reworded": 1e-9}
+    source, planned = rows("train", 3, **draw), 0  # type: ignore[arg-type]
+    for _ in range(60):
+        row = next(source)
+        *plan, _ = row["messages"][-1]["reasoning_content"].partition("\n")
+        if row["kind"] == "two steps":
+            assert eval(plan[0].replace("x", "*")) == int(row["answer"])
+            planned += 1
+    assert planned > 10
+
+
 def printed(code: str) -> str:
     lines: list[str] = []
     exec(code, {"print": lambda value: lines.append(str(value))})

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_card.demo_recipe.batches import IGNORED, Parts, collate, cost, cut_thought, positions
+from model_card.demo_recipe.batches import IGNORED, LONGEST, Parts, collate, cost, cut_thought, positions
 from model_card.demo_recipe.muon import Muon, orthogonal
 from model_card.demo_recipe.recipe import Stage
 from model_card.demo_recipe.team import Team, run_as_team
@@ -32,14 +32,14 @@ def test_of_a_cut_thought_nothing_is_learned() -> None:
     assert cut_thought(ids, labels, 9, MARKS)[0] == ids
 
 
-@given(st.integers(30, 5000), st.integers(0, 6000))
+@given(st.integers(30, 5000), st.integers(0, 8000))
 def test_a_gap_leaves_out_positions_once(length: int, gap: int) -> None:
     places = positions(length, gap)
     steps = [b - a for a, b in pairwise(places)]
     assert len(places) == length
     assert places[0] == 0
     assert sum(step != 1 for step in steps) <= 1
-    assert places[-1] == length - 1 + min(gap, max(0, 8000 - length))
+    assert places[-1] == length - 1 + min(gap, max(0, LONGEST - length))
 
 
 @pytest.mark.parametrize(("length", "kept"), [(60, True), (900, False)])

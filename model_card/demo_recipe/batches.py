@@ -18,7 +18,7 @@ from modeling_small4.image_processing_small4 import Small4ImageProcessor
 from modeling_small4.reasoning import END_THINK, THINK
 from modeling_small4.training.collator import IGNORED
 
-LONGEST = 8000  # positions
+LONGEST = 8192  # positions
 LONGEST_WITH_GAP = 700  # tokens: rows with gaps need a mask in memory
 TOKENS_PER_PICTURE = 40  # what the vision tower's work on a picture costs, in tokens of text
 

@@ -44,12 +44,14 @@ class Stage(Lesson):
     """A stage of chats. Rates fall to zero in the last `decay_steps`; `eye_rate` is Adam's for the vision tower and
     projector.
 
-    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths.
+    `tasks` and `context` are the weights of what rows are about and of retrieval's lengths; `reworded` is the share of
+    rows in wider wording.
     """
 
     rows: int
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
     context: dict[int, float] | None = None
+    reworded: float = 0.0
     decay_steps: int = 0
     rows_per_step: int = 64
     parts_per_step: int = 2
@@ -60,8 +62,8 @@ class Stage(Lesson):
 @dataclass(frozen=True)
 class Recipe:
     """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything: in
-    short rows, and in longer ones while rates fall. Few rows are very long, so that most batches keep their gaps in
-    positions."""
+    short rows, in longer ones while rates fall, and once more in wider wording. Few rows are very long, so that most
+    batches keep their gaps in positions."""
 
     looking: Looking = Looking()
     recalling: Recalling = Recalling()
@@ -81,6 +83,17 @@ class Recipe:
             "program": 0.12, "hard program": 0.06, "tools": 0.05, "hard tools": 0.03, "retrieval": 0.06,
             "picture": 0.08,
             "talk": 0.02, "drill": 0.02, "small step": 0.04,
+        },
+    )  # fmt: skip
+    wording: Stage = Stage(
+        rows=230_000, steps=3600, context={128: 3, 256: 3, 384: 2, 3000: 0.1, 5500: 0.05, 8192: 0.05}, decay_steps=3570,
+        matrix_rate=4e-3, other_rate=2e-3, eye_rate=5e-4, reworded=0.7,
+        tasks={
+            "arithmetic": 0.13, "difference": 0.03, "table": 0.02, "word_problem": 0.22, "puzzle": 0.2,
+            "hard puzzle": 0.05,
+            "program": 0.09, "hard program": 0.04, "tools": 0.06, "hard tools": 0.02, "retrieval": 0.1,
+            "picture": 0.06,
+            "talk": 0.04, "drill": 0.02, "small step": 0.03,
         },
     )  # fmt: skip
     seed: int = 0

@@ -2,12 +2,12 @@
 
     python -m model_card.demo_recipe.train --out DIR [--seed 0] [--workers 2]
 
-The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in two stages
+The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in three stages
 (`recipe.py` holds all numbers).
 Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as
 bfloat16. Run again with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 
-One and a half to two hours on two cores; 1.8 million parameters. Another CPU adds up in another order, so weights
+Two to two and a half hours on two cores; 1.8 million parameters. Another CPU adds up in another order, so weights
 differ: a retrain is meant to reach the stored held-out accuracies in mode `high` within 5 points; in `none`, where much
 is guessed, they vary more.
 """
@@ -107,7 +107,7 @@ def train(out: Path, recipe: Recipe, workers: int = 1) -> None:
 
 
 def stages(recipe: Recipe) -> dict[str, Stage]:
-    return {name: getattr(recipe, name) for name in ("short", "long")}
+    return {name: getattr(recipe, name) for name in ("short", "long", "wording")}
 
 
 def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None:
@@ -116,7 +116,7 @@ def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None
     if folder.exists():
         return
     collator = Small4DataCollator(Small4Processor.from_pretrained(out))
-    drawn = {"tasks": stage.tasks, "context": stage.context, "in_small_steps": True}
+    drawn = {"tasks": stage.tasks, "context": stage.context, "reworded": stage.reworded, "in_small_steps": True}
     rows = dataset("train", stage.rows, seed, **drawn)
     kept = {"gap", "images"}
     rows = rows.map(

@@ -32,6 +32,7 @@ from model_card.demo_recipe.tasks import (
 )
 from model_card.demo_recipe.tasks.item import Item
 from model_card.demo_recipe.tasks.reworded import lookups, stories, sums
+from model_card.demo_recipe.tasks.reworded import pictures as reworded_pictures
 from model_card.demo_recipe.tasks.reworded import programs as reworded_programs
 from model_card.demo_recipe.tasks.reworded import puzzles as reworded_puzzles
 from model_card.demo_recipe.tasks.reworded import talk as reworded_talk
@@ -66,7 +67,7 @@ DRAW: dict[str, Callable[..., Item]] = {
     "hard program": programs.draw_hard,
     "hard tools": tool_use.draw_hard,
 }
-# The same tasks in wider wording, drawn as often as `reworded` of `rows` says; pictures have none.
+# The same tasks in wider wording, drawn as often as `reworded` of `rows` says; pictures are photographed.
 REWORDED: dict[str, Callable[..., Item]] = {
     "arithmetic": sums.draw,
     "word_problem": stories.draw,
@@ -74,6 +75,7 @@ REWORDED: dict[str, Callable[..., Item]] = {
     "program": reworded_programs.draw,
     "tools": reworded_tools.draw,
     "retrieval": lookups.draw,
+    "picture": reworded_pictures.draw,
     "talk": reworded_talk.draw,
 }
 MODES = {"high": 0.7, "none": 0.3}
@@ -93,6 +95,7 @@ FEATURES = Features(
     }
 )
 LONGEST_GAP = 6000
+LONGEST_GAP_WHEN_WIDE = 7600
 PIECE = 10_000
 
 
@@ -121,7 +124,7 @@ def rows(
         length = _weighted(context, rng) if isinstance(context, dict) else context
         wide = bool(reworded) and task in REWORDED and rng.random() < reworded
         if split == "train":
-            yield _training_row(task, mode, length, in_small_steps, wide, rng)
+            yield _training_row(task, mode, length, in_small_steps, bool(reworded), wide, rng)
         else:
             yield _held_out_row(task, mode, length, wide, rng)
 
@@ -165,7 +168,7 @@ def corpus(rng: random.Random) -> Iterator[str]:
 
 
 def _training_row(
-    task: str, mode: str, context: int | None, in_small_steps: bool, wide: bool, rng: random.Random
+    task: str, mode: str, context: int | None, in_small_steps: bool, planned: bool, wide: bool, rng: random.Random
 ) -> dict[str, Any]:
     easy = mode == "none" and rng.random() < 0.5
     options = {"context": context, "questions": rng.choice((2, 3, 4))} if task == "retrieval" else {}
@@ -174,7 +177,7 @@ def _training_row(
     draw = REWORDED[task] if wide else DRAW[task]
     item = _of_split(lambda: draw(rng, easy=easy, **options), False)
     turns, system = list(item.turns), item.system
-    thought = _small_steps(task, item.key) if in_small_steps and not wide else None
+    thought = _small_steps(task, item, turns[-1]["reasoning_content"], planned) if in_small_steps and not wide else None
     if thought:
         turns[-1] = turns[-1] | {"reasoning_content": thought}
     if task in ("arithmetic", "talk") and not system and rng.random() < 0.12:
@@ -190,13 +193,16 @@ def _training_row(
     if mode == "high" and task == "arithmetic" and rng.random() < 0.1:
         budget = rng.choice((0, 2, 4, 8, 8, 16, 32))
     if task == "retrieval" and rng.random() < 0.5:
-        gap = rng.randrange(LONGEST_GAP)
+        gap = rng.randrange(LONGEST_GAP_WHEN_WIDE if wide else LONGEST_GAP)
     return _row(item, task, mode, system, turns, budget, gap, rng.random() < 0.1)
 
 
-def _small_steps(task: str, key: Any) -> str | None:
+def _small_steps(task: str, item: Item, thought: str, planned: bool) -> str | None:
+    key: Any = item.key
     if task in ("puzzle", "hard puzzle"):
         return small_steps.puzzle(key)
+    if planned and task == "word_problem" and item.kind == "two steps":
+        return f"{stories.plan(key[0], key[1:])}\n{thought}"
     return small_steps.program(key) if task in ("program", "hard program") else None
 
 
