@@ -52,13 +52,27 @@ def encode(row: dict[str, Any], collator: Small4DataCollator) -> dict[str, Any]:
     """`input_ids` and `labels` of one row: trained is what the assistant writes.
 
     With a `budget`, only so many tokens of the first thought are kept, and nothing up to its end is a label: the model
-    learns to answer after a thought that was cut, not to cut it.
+    learns to answer after a thought that was cut, not to cut it. Nor are labels the first `forced` letters of the last
+    message: it learns to go on after what a grammar gives.
     """
     encoded = collator.encode({"messages": chat(row), "tools": tools(row), "reasoning_mode": row["mode"]})
     ids, labels = encoded["input_ids"], encoded["labels"]
     if row["budget"] >= 0:
         ids, labels = cut_thought(ids, labels, row["budget"], collator.processor.tokenizer.control_ids)
+    if row["forced"]:
+        given = row["messages"][-1]["content"][: row["forced"]]
+        tokenizer = collator.processor.tokenizer
+        labels = without_start(
+            ids, labels, len(tokenizer.encode(given, add_special_tokens=False)), tokenizer.control_ids
+        )
     return {"input_ids": ids, "labels": labels}
+
+
+def without_start(ids: list[int], labels: list[int], count: int, marks: dict[str, int]) -> list[int]:
+    """`labels` of one answer without its first `count` tokens, behind its thought if it has one."""
+    first = next(i for i, label in enumerate(labels) if label != IGNORED)
+    start = ids.index(marks[END_THINK]) + 1 if ids[first] == marks[THINK] else first
+    return labels[:start] + [IGNORED] * count + labels[start + count :]
 
 
 def cut_thought(ids: list[int], labels: list[int], budget: int, marks: dict[str, int]) -> tuple[list[int], list[int]]:

@@ -45,13 +45,14 @@ class Stage(Lesson):
     projector.
 
     `tasks` and `context` are the weights of what rows are about and of retrieval's lengths; `reworded` is the share of
-    rows in wider wording.
+    rows in wider wording, `in_json` that of rows whose answers are JSON.
     """
 
     rows: int
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASKS))
     context: dict[int, float] | None = None
     reworded: float = 0.0
+    in_json: float = 0.0
     decay_steps: int = 0
     rows_per_step: int = 64
     parts_per_step: int = 2
@@ -86,8 +87,8 @@ class Recipe:
         },
     )  # fmt: skip
     wording: Stage = Stage(
-        rows=230_000, steps=3600, context={128: 3, 256: 3, 384: 2, 3000: 0.1, 5500: 0.05, 8192: 0.05}, decay_steps=3570,
-        matrix_rate=4e-3, other_rate=2e-3, eye_rate=5e-4, reworded=0.7,
+        rows=200_000, steps=3100, context={128: 3, 256: 3, 384: 2, 3000: 0.1, 5500: 0.05, 8192: 0.05}, decay_steps=3070,
+        matrix_rate=4e-3, other_rate=2e-3, eye_rate=5e-4, reworded=0.7, in_json=0.07,
         tasks={
             "arithmetic": 0.13, "difference": 0.03, "table": 0.02, "word_problem": 0.22, "puzzle": 0.2,
             "hard puzzle": 0.05,

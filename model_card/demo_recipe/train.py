@@ -116,8 +116,8 @@ def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None
     if folder.exists():
         return
     collator = Small4DataCollator(Small4Processor.from_pretrained(out))
-    drawn = {"tasks": stage.tasks, "context": stage.context, "reworded": stage.reworded, "in_small_steps": True}
-    rows = dataset("train", stage.rows, seed, **drawn)
+    drawn = {"tasks": stage.tasks, "context": stage.context, "reworded": stage.reworded, "in_json": stage.in_json}
+    rows = dataset("train", stage.rows, seed, in_small_steps=True, **drawn)
     kept = {"gap", "images"}
     rows = rows.map(
         lambda row: encode(row, collator),

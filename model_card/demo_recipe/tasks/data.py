@@ -5,7 +5,8 @@ Every row is one chat. Whether a problem or a picture may be trained on or is he
 itself (never of its phrasing), so no seed can mix the two. Knows nothing of token ids or models.
 
 Columns: task, kind (of problem), mode ("none" | "high"), budget (tokens of the thought that are kept, or -1 for all),
-gap (positions left out somewhere in the prompt, 0 for none), answer, images (PNG), image_last (pictures stand after the
+gap (positions left out somewhere in the prompt, 0 for none), forced (letters of the last message that a grammar gives
+and that are not learned), answer, images (PNG), image_last (pictures stand after the
 first question, not before), tools (JSON of the schemas offered, or "") and messages, whose assistant turns carry
 `reasoning_content` and `tool_calls` (JSON or "").
 """
@@ -13,6 +14,7 @@ first question, not before), tools (JSON of the schemas offered, or "") and mess
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -31,7 +33,7 @@ from model_card.demo_recipe.tasks import (
     word_problems,
 )
 from model_card.demo_recipe.tasks.item import Item
-from model_card.demo_recipe.tasks.reworded import lookups, stories, sums
+from model_card.demo_recipe.tasks.reworded import as_json, lookups, stories, sums
 from model_card.demo_recipe.tasks.reworded import pictures as reworded_pictures
 from model_card.demo_recipe.tasks.reworded import programs as reworded_programs
 from model_card.demo_recipe.tasks.reworded import puzzles as reworded_puzzles
@@ -87,6 +89,7 @@ FEATURES = Features(
         "mode": Value("string"),
         "budget": Value("int64"),
         "gap": Value("int64"),
+        "forced": Value("int64"),
         "answer": Value("string"),
         "images": [Image()],
         "image_last": Value("bool"),
@@ -94,6 +97,7 @@ FEATURES = Features(
         "messages": [MESSAGE],
     }
 )
+IN_JSON = ("arithmetic", "difference", "word_problem", "puzzle", "program", "retrieval", "picture")
 LONGEST_GAP = 6000
 LONGEST_GAP_WHEN_WIDE = 7600
 PIECE = 10_000
@@ -107,13 +111,15 @@ def rows(
     context: int | dict[int, float] | None = None,
     in_small_steps: bool = False,
     reworded: float = 0.0,
+    in_json: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Endless rows of one split ("train" | "held_out"); the same arguments give the same rows.
 
     `tasks` and `modes` weigh what is drawn; `context` is the length of retrieval's texts in tokens, or lengths and
     their weights. With `in_small_steps`, thoughts of training rows are written out as `small_steps.py` says. `reworded`
-    is the share of rows in wider wording; in held-out rows, wording that training never draws. Held-out rows ask one
-    thing, with no cut thoughts and no gaps.
+    is the share of rows in wider wording; in held-out rows, wording that training never draws. `in_json` is the share
+    of rows of the tasks `IN_JSON` whose answers are JSON; held-out ones ask for it. Held-out rows ask one thing, with
+    no cut thoughts and no gaps.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"split is {split!r}; allowed are 'train' and 'held_out'")
@@ -124,9 +130,9 @@ def rows(
         length = _weighted(context, rng) if isinstance(context, dict) else context
         wide = bool(reworded) and task in REWORDED and rng.random() < reworded
         if split == "train":
-            yield _training_row(task, mode, length, in_small_steps, bool(reworded), wide, rng)
+            yield _training_row(task, mode, length, in_small_steps, bool(reworded), wide, in_json, rng)
         else:
-            yield _held_out_row(task, mode, length, wide, rng)
+            yield _held_out_row(task, mode, length, wide, in_json, rng)
 
 
 def dataset(split: str, count: int, seed: int, **draw: Any) -> Dataset:
@@ -168,7 +174,14 @@ def corpus(rng: random.Random) -> Iterator[str]:
 
 
 def _training_row(
-    task: str, mode: str, context: int | None, in_small_steps: bool, planned: bool, wide: bool, rng: random.Random
+    task: str,
+    mode: str,
+    context: int | None,
+    in_small_steps: bool,
+    planned: bool,
+    wide: bool,
+    in_json: float,
+    rng: random.Random,
 ) -> dict[str, Any]:
     easy = mode == "none" and rng.random() < 0.5
     options = {"context": context, "questions": rng.choice((2, 3, 4))} if task == "retrieval" else {}
@@ -180,7 +193,14 @@ def _training_row(
     thought = _small_steps(task, item, turns[-1]["reasoning_content"], planned) if in_small_steps and not wide else None
     if thought:
         turns[-1] = turns[-1] | {"reasoning_content": thought}
-    if task in ("arithmetic", "talk") and not system and rng.random() < 0.12:
+    forced = 0
+    if in_json and task in IN_JSON and len(turns) == 2 and not system and rng.random() < in_json:
+        if rng.random() < 0.6:
+            turns, system = _asked_in_json(turns, rng)
+        else:
+            answer, forced = as_json.unasked(turns[-1]["content"], rng)
+            turns[-1] = turns[-1] | {"content": answer}
+    elif task in ("arithmetic", "talk") and not system and rng.random() < 0.12:
         turns += _of_split(
             lambda: DRAW[rng.choice(("arithmetic", "talk"))](rng), False, lambda other: not other.system
         ).turns
@@ -194,7 +214,16 @@ def _training_row(
         budget = rng.choice((0, 2, 4, 8, 8, 16, 32))
     if task == "retrieval" and rng.random() < 0.5:
         gap = rng.randrange(LONGEST_GAP_WHEN_WIDE if wide else LONGEST_GAP)
-    return _row(item, task, mode, system, turns, budget, gap, rng.random() < 0.1)
+    return _row(item, task, mode, system, turns, budget, gap, rng.random() < 0.1) | {"forced": forced}
+
+
+def _asked_in_json(
+    turns: list[dict[str, Any]], rng: random.Random, unseen: bool = False
+) -> tuple[list[dict[str, Any]], str | None]:
+    """A question and its answer, asked for and given in JSON, and the system prompt that may ask for it."""
+    first, last = turns
+    question, system, answer = as_json.asked(first["content"], last["content"], rng, unseen)
+    return [first | {"content": question}, last | {"content": answer}], system
 
 
 def _small_steps(task: str, item: Item, thought: str, planned: bool) -> str | None:
@@ -206,7 +235,9 @@ def _small_steps(task: str, item: Item, thought: str, planned: bool) -> str | No
     return small_steps.program(key) if task in ("program", "hard program") else None
 
 
-def _held_out_row(task: str, mode: str, context: int | None, wide: bool, rng: random.Random) -> dict[str, Any]:
+def _held_out_row(
+    task: str, mode: str, context: int | None, wide: bool, in_json: float, rng: random.Random
+) -> dict[str, Any]:
     options: dict[str, Any] = {"context": context} if task == "retrieval" else {}
     if wide:
         options["unseen"] = True
@@ -214,6 +245,9 @@ def _held_out_row(task: str, mode: str, context: int | None, wide: bool, rng: ra
     item = _of_split(lambda: draw(rng, **options), True)
     if task == "tools":
         item = tool_use.cut(item, rng)
+    if in_json and task in IN_JSON and rng.random() < in_json:
+        turns, system = _asked_in_json(list(item.turns), rng, unseen=True)
+        item = replace(item, turns=turns, system=system, answer=turns[-1]["content"])
     return _row(item, task, mode, item.system, item.turns, -1, 0, rng.random() < 0.1)
 
 
@@ -232,7 +266,8 @@ def _row(
         calls = turn.get("tool_calls")
         thought = turn.get("reasoning_content") if mode == "high" else None
         messages.append(turn | {"reasoning_content": thought, "tool_calls": json.dumps(calls) if calls else ""})
-    about = {"task": task, "kind": item.kind, "mode": mode, "budget": budget, "gap": gap, "answer": item.answer}
+    about = {"task": task, "kind": item.kind, "mode": mode, "budget": budget, "gap": gap, "forced": 0}
+    about["answer"] = item.answer
     shown = {"images": item.images() if item.images else [], "image_last": image_last}
     complete = [dict.fromkeys(MESSAGE, None) | message for message in messages]
     return about | shown | {"tools": json.dumps(item.tools) if item.tools else "", "messages": complete}

@@ -12,8 +12,8 @@ def correct(row: dict[str, Any], reply: dict[str, Any]) -> bool:
     """Judge a parsed reply (`processor.parse_response`: content, tool_calls).
 
     Where the last message of the row calls tools, the same calls with the same arguments, in the same order, are asked
-    for. Sums, stories and codes: the last number of the answer is the result. Everything else: the same words, whatever
-    case, spacing and full stop.
+    for. JSON: the same value. Sums, stories and codes: the last number of the answer is the result. Everything else: the
+    same words, whatever case, spacing and full stop.
     """
     calls = [call["function"] for call in reply.get("tool_calls") or []]
     if row["messages"][-1]["tool_calls"]:
@@ -21,6 +21,8 @@ def correct(row: dict[str, Any], reply: dict[str, Any]) -> bool:
     content = reply.get("content") or ""
     if calls:
         return False
+    if row["answer"].startswith("{"):
+        return _json(content) == _json(row["answer"])
     if row["task"] in BY_NUMBER:
         numbers = NUMBER.findall(content)
         return bool(numbers) and int(numbers[-1].replace("\u2212", "-")) == int(row["answer"])
@@ -36,6 +38,14 @@ def _call(function: dict[str, Any]) -> tuple[str, Any]:
         except json.JSONDecodeError:
             return function["name"], arguments
     return function["name"], json.loads(json.dumps(arguments).replace(" ", ""))
+
+
+def _json(text: str) -> Any:
+    """The value, texts in small letters, or None."""
+    try:
+        return json.loads(text.lower())
+    except json.JSONDecodeError:
+        return None
 
 
 def _plain(text: str) -> str:
