@@ -4,20 +4,34 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, cast
 
 import pytest
 from PIL import Image
 
-from model_card.demo_recipe.batches import chat
+from model_card.demo_recipe.batches import chat, encode
 from model_card.demo_recipe.tasks import programs
 from model_card.demo_recipe.tasks.data import DRAW, REWORDED, TASKS, dataset, rows
 from model_card.demo_recipe.tasks.item import Item
 from model_card.demo_recipe.tasks.judge import correct
 from model_card.demo_recipe.tasks.puzzles import ORDINALS
-from model_card.demo_recipe.tasks.reworded import grammar, lookups, nouns, pictures, puzzles, stories, sums, talk, tools
+from model_card.demo_recipe.tasks.reworded import (
+    as_json,
+    grammar,
+    lookups,
+    nouns,
+    pictures,
+    puzzles,
+    stories,
+    sums,
+    talk,
+    tools,
+)
 from model_card.demo_recipe.tasks.reworded import programs as reworded_programs
 from model_card.demo_recipe.tasks.reworded.grammar import BASE, PAST, THIRD, Grammar
+from modeling_small4 import Small4DataCollator, demo_checkpoint
+from modeling_small4.processing_small4 import Small4Processor
 
 GRAMMARS = {
     "stories": stories.GRAMMAR, "puzzles": puzzles.GRAMMAR, "sums": sums.GRAMMAR, "lookups": lookups.GRAMMAR,
@@ -30,6 +44,11 @@ def items(task: str, count: int, seed: int = 4, **options: Any) -> Iterator[Item
     rng = random.Random(seed)
     for i in range(count):
         yield REWORDED[task](rng, easy=i % 3 == 0, unseen=i % 2 == 1, **options)
+
+
+@pytest.fixture(scope="module")
+def demo_processor() -> Small4Processor:
+    return Small4Processor.from_pretrained(demo_checkpoint())
 
 
 def question(item: Item) -> str:
@@ -280,6 +299,52 @@ def test_rows_in_wider_wording_are_judged_as_the_task_is(task: str) -> None:
         assert not correct(row, {"content": "I cannot say", "tool_calls": []})
 
 
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [("-3", -3), ("5, 2", [5, 2]), ("tea, milk", ["tea", "milk"]), ("t e a", "t e a"), ("at the top, left", None)],
+)
+def test_values_keep_their_types(answer: str, value: Any) -> None:
+    assert json.loads(as_json.text("x", answer)) == {"x": value or answer}
+
+
+def test_answers_in_json_are_asked_for_or_begun() -> None:
+    draw = {"tasks": {"arithmetic": 0.5, "puzzle": 0.5}, "reworded": 0.5}
+    plain, source, counts = rows("train", 3, **draw), rows("train", 3, **draw, in_json=1.0), [0, 0]  # type: ignore[arg-type]
+    assert not any(next(plain)["forced"] for _ in range(100))
+    for _ in range(200):
+        row = next(source)
+        if row["messages"][-1]["role"] == "assistant" and row["messages"][-1]["content"].startswith("{"):
+            ((key, value),) = json.loads(row["messages"][-1]["content"]).items()
+            assert json.loads(as_json.text(key, row["answer"])) == {key: value}
+            told = json.dumps(row["messages"][:-1]).lower()
+            assert ("json" in told or key in told) or row["forced"] == len(f'{{"{key}":')
+            counts[bool(row["forced"])] += 1
+    assert min(counts) > 40
+
+
+@pytest.mark.parametrize("mode", ["none", "high"])
+def test_what_a_grammar_gives_is_no_label(demo_processor: Small4Processor, mode: str) -> None:
+    collator = Small4DataCollator(demo_processor)
+    source = rows("train", 4, tasks={"word_problem": 1.0}, modes={mode: 1.0}, in_json=1.0)
+    for row in filter(lambda row: row["forced"], islice(source, 60)):
+        whole, encoded = encode(row | {"forced": 0}, collator), encode(row, collator)
+        assert encoded["input_ids"] == whole["input_ids"]
+        hidden = [a for a, b in zip(whole["labels"], encoded["labels"], strict=True) if a != b]
+        assert demo_processor.tokenizer.decode(hidden) == row["messages"][-1]["content"][: row["forced"]]
+        assert encoded["labels"][-2:] == whole["labels"][-2:]
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"), [('{"x":4}', True), ('{"x": 5}', False), ('{"y": 4}', False), ("4", False), ('{"x": 4', False)]
+)
+def test_json_is_judged_by_its_value(reply: str, right: bool) -> None:
+    row = {"task": "arithmetic", "answer": '{"x": 4}', "messages": [{"tool_calls": ""}]}
+    assert correct(row, {"content": reply}) == right
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +385,7 @@ def test_problems_are_on_the_side_of_the_split_that_they_are_on_in_the_tasks_own
 
 
 def test_without_a_share_of_wider_wording_rows_are_as_before() -> None:
-    plain, none = rows("train", 3), rows("train", 3, reworded=0.0)
+    plain, none = rows("train", 3), rows("train", 3, reworded=0.0, in_json=0.0)
     assert all(next(plain) == next(none) for _ in range(40))
     assert set(REWORDED) == set(TASKS)
     mixed = [row["messages"] for row in dataset("train", 60, 3, reworded=0.5)]

@@ -12,8 +12,8 @@ def correct(row: dict[str, Any], reply: dict[str, Any]) -> bool:
     """Judge a parsed reply (`processor.parse_response`: content, tool_calls).
 
     Where the last message of the row calls tools, the same calls with the same arguments, in the same order, are asked
-    for. JSON: the same value. Sums, stories and codes: the last number of the answer is the result. Everything else: the
-    same words, whatever case, spacing and full stop.
+    for. JSON: the same value. Sums, stories and codes: the last number of the answer is the result. All else: the same
+    words, whatever case, spacing and full stop.
     """
     calls = [call["function"] for call in reply.get("tool_calls") or []]
     if row["messages"][-1]["tool_calls"]:
