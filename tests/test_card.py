@@ -208,6 +208,7 @@ NUMBERS = [
     ("demo_eval", ["tool_calls", "high", "valid", "accuracy"]),
     ("demo_eval", ["retrieval", "4096", "high", "accuracy"]),
     ("demo_eval", ["budgets", "program", "16", "accuracy"]),
+    ("demo_eval", ["forms", "JSON under a grammar", "high", "accuracy"]),
     ("demo_eval", ["machine", "cores"]),
     ("paraphrases", ["tasks", "puzzle", "high", "accuracy"]),
     ("paraphrases", ["kinds", "retrieval", "list", "none", "interval_95"]),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, cast
 
+import jsonschema
 import pytest
 from PIL import Image
 
@@ -308,6 +309,16 @@ def test_rows_in_wider_wording_are_judged_as_the_task_is(task: str) -> None:
 )
 def test_values_keep_their_types(answer: str, value: Any) -> None:
     assert json.loads(as_json.text("x", answer)) == {"x": value or answer}
+
+
+@pytest.mark.parametrize("answer", ["4", "5, 2", "tea, milk", "t e a"])
+def test_a_schema_allows_its_answer_and_no_other_type(answer: str) -> None:
+    text = as_json.text("x", answer)
+    jsonschema.validate(json.loads(text), as_json.schema(text))
+    for other in ("4", "5, 2", "tea, milk", "t e a"):
+        if other != answer:
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(json.loads(as_json.text("x", other)), as_json.schema(text))
 
 
 def test_answers_in_json_are_asked_for_or_begun() -> None:

@@ -25,6 +25,7 @@ def measured_answers(
     batch: int,
     mode: str,
     budget: int | None = None,
+    grammars: Sequence[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """What the model says to each row's question.
 
@@ -33,6 +34,7 @@ def measured_answers(
             to the model.
         batch: most rows at once; long prompts go in smaller batches.
         mode, budget: `reasoning_mode` and `max_thinking_tokens` of `generate`.
+        grammars: Its `grammar`, one for each row.
 
     Returns:
         For each row the parsed `message`, its `content`, `prompt_tokens`, `thinking_tokens` (between the marks),
@@ -45,9 +47,10 @@ def measured_answers(
         inputs = processor(text=[prompts[i] for i in members], return_tensors="pt", padding=True)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        kept = {} if grammars is None else {"grammar": [grammars[i] for i in members]}
         begin = time.perf_counter()
         with torch.inference_mode():
-            new = new_tokens(model, inputs, reasoning_mode=mode, max_thinking_tokens=budget)
+            new = new_tokens(model, inputs, reasoning_mode=mode, max_thinking_tokens=budget, **kept)
         seconds = (time.perf_counter() - begin) / len(members)
         for i, ids in zip(members, new.tolist(), strict=True):
             said = read(ids, processor, model.generation_config)

@@ -1,5 +1,5 @@
 """Held-out results of the demo checkpoint: every task in both modes, retrieval by length, tool calls, thinking budgets,
-use of experts.
+photographed pictures, answers in JSON, use of experts.
 
     python -m model_card.evals.demo_checkpoint [--rows 200] [--tasks arithmetic ...] [--out model_card/results/demo_eval.json]
 
@@ -21,7 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from model_card.card.results import sha256
-from model_card.demo_recipe.tasks.data import TASKS, dataset
+from model_card.demo_recipe.tasks.data import IN_JSON, TASKS, dataset
+from model_card.demo_recipe.tasks.reworded import as_json
 from model_card.evals.answers import measured_answers
 from model_card.evals.expert_use import expert_use
 from model_card.evals.record import provenance, write
@@ -102,6 +103,27 @@ def by_budget(model: Small4ForCausalLM, processor: Small4Processor, args: argpar
     return out
 
 
+def by_form(model: Small4ForCausalLM, processor: Small4Processor, args: argparse.Namespace) -> dict[str, Any]:
+    """Scores by mode of what is asked or answered in another form: pictures turned and in low light; answers in JSON,
+    because the question asks for it, or because a grammar leaves no choice and the question says nothing of it.
+    """
+    out: dict[str, Any] = defaultdict(dict)
+    questions = {task: share for task, share in TASKS.items() if task in IN_JSON}
+    for mode in REASONING_MODES:
+        shots = held_out("picture", mode, args.rows, reworded=1.0)
+        out["photographs"][mode] = summary(shots, measured_answers(model, processor, shots, args.batch, mode))
+        draw = {"tasks": questions, "modes": {mode: 1.0}}
+        asked = list(dataset("held_out", args.rows, HELD_OUT_SEED, in_json=1.0, **draw))
+        out["JSON, asked for"][mode] = summary(asked, measured_answers(model, processor, asked, args.batch, mode))
+        plain = list(dataset("held_out", args.rows, HELD_OUT_SEED, **draw))
+        forced = [row | {"answer": as_json.text("answer", row["answer"])} for row in plain]
+        schemas = [as_json.schema(row["answer"]) for row in forced]
+        given = measured_answers(model, processor, forced, args.batch, mode, grammars=schemas)
+        out["JSON under a grammar"][mode] = summary(forced, given)
+        progress(f"other forms, {mode}: {[scores[mode]['accuracy'] for scores in out.values()]}")
+    return out
+
+
 def table(title: str, scores: dict[str, dict[str, Any]]) -> Iterable[str]:
     yield f"\n{title:<50}{'rows':>6}{'accuracy':>10}{'95 % interval':>17}{'thinking':>10}{'tokens/s':>10}"
     for name, score in scores.items():
@@ -165,8 +187,9 @@ def main() -> None:
     begin, (model, processor) = time.perf_counter(), load(args)
     result = by_task(model, processor, args)
     result |= {"retrieval": by_length(model, processor, args), "budgets": by_budget(model, processor, args)}
+    result["forms"] = by_form(model, processor, args)
     result["expert_use"] = {task: expert_use(model, processor, held_out(task, "high", 32)) for task in args.tasks}
-    for title in ("tasks", "kinds", "tool_calls", "retrieval", "budgets"):
+    for title in ("tasks", "kinds", "tool_calls", "retrieval", "budgets", "forms"):
         print("\n".join(table(title, flat(result[title]))))
     store("model_card.evals.demo_checkpoint", model, args, begin, result)
 

@@ -7,6 +7,7 @@ Numbers and lists keep their types. Knows nothing of tokens or models.
 import json
 import random
 import re
+from typing import Any
 
 from model_card.demo_recipe.tasks.reworded.grammar import part
 
@@ -63,3 +64,15 @@ def value(answer: str) -> int | str | list[int] | list[str]:
         numbers = [int(one) for one in parts]
         return numbers if len(numbers) > 1 else numbers[0]
     return parts if len(parts) > 1 and all(one.isalpha() for one in parts) else answer
+
+
+def schema(answer: str) -> dict[str, Any]:
+    """The JSON schema of an answer in JSON: its key, and a value of its type."""
+    ((key, found),) = json.loads(answer).items()
+    kind: dict[str, Any] = {"type": _TYPES[type(found)]}
+    if isinstance(found, list):
+        kind["items"] = {"type": _TYPES[type(found[0])]}
+    return {"type": "object", "properties": {key: kind}, "required": [key], "additionalProperties": False}
+
+
+_TYPES = {int: "integer", str: "string", list: "array"}
