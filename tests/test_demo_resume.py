@@ -28,7 +28,7 @@ short = Stage(tasks=tasks, rows=12, steps=4, rows_per_step=4, warmup_steps=1, de
 long = Stage(tasks=tasks, rows=8, steps=2, rows_per_step=4, warmup_steps=1)
 lessons = {"looking": Looking(steps=1, pictures_per_step=2), "recalling": Recalling(steps=2, rows_per_step=4)}
 wording = Stage(tasks=tasks, rows=8, steps=2, rows_per_step=4, warmup_steps=1, reworded=0.5)
-train(Path(sys.argv[1]), Recipe(**lessons, short=short, long=long, wording=wording))
+train(Path(sys.argv[1]), Recipe(**lessons, short=short, long=long, wording=wording, last=wording))
 """
 
 
@@ -50,12 +50,12 @@ def test_a_run_cut_in_the_middle_of_a_stage_ends_with_the_same_weights(tmp_path:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_training(whole)
     shutil.copytree(whole, cut)
-    for name in ("short", "long", "wording"):
+    for name in ("short", "long", "wording", "last"):
         (cut / "run" / f"{name}.safetensors").unlink()
-    for name in ("long", "wording"):
+    for name in ("long", "wording", "last"):
         shutil.rmtree(cut / "run" / name)
     shutil.rmtree(cut / "run" / "short" / "checkpoint-4")
     (cut / "model.safetensors").unlink()
     run_training(cut)
     assert digests(cut) == digests(whole)
-    assert len(set(digests(whole).values())) == 6
+    assert len(set(digests(whole).values())) == 7

@@ -63,8 +63,8 @@ class Stage(Lesson):
 @dataclass(frozen=True)
 class Recipe:
     """How the shipped checkpoint is trained: the tower on pictures, the decoder on random tokens, then everything: in
-    short rows, in longer ones while rates fall, and once more in wider wording. Few rows are very long, so that most
-    batches keep their gaps in positions."""
+    short rows, in longer ones while rates fall, and twice more in wider wording, at last with less of it. Few rows are
+    very long, so that most batches keep their gaps in positions."""
 
     looking: Looking = Looking()
     recalling: Recalling = Recalling()
@@ -95,6 +95,17 @@ class Recipe:
             "program": 0.09, "hard program": 0.04, "tools": 0.06, "hard tools": 0.02, "retrieval": 0.1,
             "picture": 0.06,
             "talk": 0.04, "drill": 0.02, "small step": 0.03,
+        },
+    )  # fmt: skip
+    last: Stage = Stage(
+        rows=78_000, steps=1200, context={128: 3, 256: 3, 384: 2, 3000: 0.1, 5500: 0.05, 8192: 0.05}, decay_steps=1170,
+        matrix_rate=2.5e-3, other_rate=1.5e-3, eye_rate=4e-4, reworded=0.5, in_json=0.05,
+        tasks={
+            "arithmetic": 0.13, "difference": 0.04, "table": 0.02, "word_problem": 0.16, "puzzle": 0.2,
+            "hard puzzle": 0.06,
+            "program": 0.13, "hard program": 0.06, "tools": 0.06, "hard tools": 0.03, "retrieval": 0.08,
+            "picture": 0.06,
+            "talk": 0.04, "drill": 0.01, "small step": 0.03,
         },
     )  # fmt: skip
     seed: int = 0

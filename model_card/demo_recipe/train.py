@@ -2,7 +2,7 @@
 
     python -m model_card.demo_recipe.train --out DIR [--seed 0] [--workers 2]
 
-The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in three stages
+The vision tower learns to look and the decoder to recall; then chats of all tasks, modes and pictures in four stages
 (`recipe.py` holds all numbers).
 Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as
 bfloat16. Run again with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
@@ -107,7 +107,7 @@ def train(out: Path, recipe: Recipe, workers: int = 1) -> None:
 
 
 def stages(recipe: Recipe) -> dict[str, Stage]:
-    return {name: getattr(recipe, name) for name in ("short", "long", "wording")}
+    return {name: getattr(recipe, name) for name in ("short", "long", "wording", "last")}
 
 
 def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None:
