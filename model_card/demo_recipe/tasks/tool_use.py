@@ -119,6 +119,8 @@ def _finish(
 ) -> Item:
     turns = [user(vary(question, rng))]
     for calls, results in rounds:
+        if len(calls) == 2 and calls[0]["id"] == calls[1]["id"]:  # drawn alike
+            calls[1]["id"] = f"call{(int(calls[0]['id'][4:]) + 1) % 100_000:05d}"
         names = "; ".join(_spelled(one["function"]) for one in calls)
         turns.append(assistant("", f"I call {names}", calls))
         for one, result in zip(calls, results, strict=True):
