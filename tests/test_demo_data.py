@@ -215,6 +215,14 @@ def test_calls_fit_the_schemas_and_answers_the_results(task: str) -> None:
             assert json.loads(item.answer) == [call["function"] for call in item.turns[-1]["tool_calls"]]
 
 
+def test_two_calls_of_a_message_have_ids_of_their_own() -> None:
+    calls = [tool_use.call("add", {"a": 1, "b": b}, 99_999) for b in (2, 3)]
+    item = tool_use._finish("two calls", 0, "What?", [(calls, ["3", "4"])], "7", [], random.Random(0))
+    _, asked, *answers, _ = item.turns
+    ids = [one["id"] for one in asked["tool_calls"]]
+    assert ids == ["call99999", "call00000"] == [turn["tool_call_id"] for turn in answers]
+
+
 def test_hard_calls_ask_for_the_words_of_the_question() -> None:
     for item in items("hard tools", 300):
         question, answer = item.turns[0]["content"].lower(), item.turns[1]
