@@ -20,6 +20,9 @@ MEASURES: dict[str, str] = {
     "finetune": "python -m model_card.bench.finetune --out model_card/results/finetune.json",
     "lora_held": "python -m model_card.bench.lora_held --threads 1 --steps 150 --share 0.75 --rows 200 --at-once 2 "
     "--out model_card/results/lora_held.json",
+    "lora_step": "python -m model_card.bench.lora_step --threads 2 --out model_card/results/lora_step.json",
+    "loss_chunks": "python -m model_card.bench.loss_chunks --threads 2 --tokens 512 --chunks 64 256 "
+    "--out model_card/results/loss_chunks.json",
     "balance": "python -m model_card.bench.balance --out model_card/results/balance.json",
     "preprocessing": "python -m model_card.bench.preprocessing --runs 7 --out model_card/results/preprocessing.json",
     "conversion": "python -m model_card.bench.conversion --layers 2 --runs 3 --out model_card/results/conversion.json",
