@@ -150,7 +150,7 @@ def test_texts_have_no_marks_of_the_grammar_left(task: str) -> None:
 
 
 def test_questions_are_hardly_ever_the_same() -> None:
-    for task in REWORDED:
+    for task in set(REWORDED) - {"picture"}:  # photographs are asked about in the task's own words
         asked = [question(item) for item in items(task, 400)]
         assert len(set(asked)) > (250 if task == "talk" else 340), task
 
