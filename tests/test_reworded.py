@@ -356,6 +356,12 @@ def test_json_is_judged_by_its_value(reply: str, right: bool) -> None:
     assert correct(row, {"content": reply}) == right
 
 
+@pytest.mark.parametrize(("reply", "right"), [("{4}", True), ("{5}", False), ("no", False)])
+def test_what_only_begins_like_json_is_judged_by_its_words(reply: str, right: bool) -> None:
+    row = {"task": "program", "answer": "{4}", "messages": [{"tool_calls": ""}]}
+    assert correct(row, {"content": reply}) == right
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 

@@ -21,8 +21,8 @@ def correct(row: dict[str, Any], reply: dict[str, Any]) -> bool:
     content = reply.get("content") or ""
     if calls:
         return False
-    if row["answer"].startswith("{"):
-        return _json(content) == _json(row["answer"])
+    if row["answer"].startswith("{") and (wanted := _json(row["answer"])) is not None:
+        return _json(content) == wanted
     if row["task"] in BY_NUMBER:
         numbers = NUMBER.findall(content)
         return bool(numbers) and int(numbers[-1].replace("\u2212", "-")) == int(row["answer"])
