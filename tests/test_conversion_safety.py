@@ -45,6 +45,7 @@ KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
+from small4_conversion.checkpoint import CheckpointError
 from small4_conversion.convert import Options, convert
 import small4_conversion.tokenizer
 torch.set_num_threads(1)
@@ -54,7 +55,10 @@ options = Options(shard_size=500_000, overwrite=sys.argv[5] == "overwrite")
 def child(target):
     pid = os.fork()
     if pid == 0:
-        convert(source, target, options)
+        try:
+            convert(source, target, options)
+        except CheckpointError:
+            os._exit(3)
         os._exit(0)
     return pid
 
@@ -81,7 +85,9 @@ for i in range(times):
         assert (target / "config.json").exists() and (target / "model.safetensors.index.json").exists()
     elif not options.overwrite:
         assert not any(e.name.startswith("model") for e in root.iterdir())
-    if options.overwrite or not target.exists():
+    if not options.overwrite and target.exists():  # killed when its folder was in place: the next run only tidies up
+        assert os.waitstatus_to_exitcode(os.waitpid(child(target), 0)[1]) == 3
+    else:
         whole(target)
 print(landed)
 """
