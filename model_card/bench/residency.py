@@ -240,11 +240,10 @@ def disk_rate(folder: Path, gigabytes: float = 1.0) -> float:
 
 def main() -> None:
     """Measure, print, store."""
-    parser = options(__doc__)
+    parser = options(__doc__, runs=3)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5, 0.75])
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: a temporary folder)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
