@@ -32,9 +32,15 @@ with quiet_imports():
 if TYPE_CHECKING:
     from .training.evaluation import AnswerCallback
     from .training.expert_load import ExpertLoadCallback
+    from .training.shared_lora import share_expert_ranks
     from .training.stored_lora import stored_lora
 
-_ON_DEMAND = {"AnswerCallback": "evaluation", "ExpertLoadCallback": "expert_load", "stored_lora": "stored_lora"}
+_ON_DEMAND = {
+    "AnswerCallback": "evaluation",
+    "ExpertLoadCallback": "expert_load",
+    "share_expert_ranks": "shared_lora",
+    "stored_lora": "stored_lora",
+}
 
 register_auto_classes()
 
@@ -70,5 +76,6 @@ __all__ = [
     "demo_draft",
     "lora_targets",
     "save_expert_profile",
+    "share_expert_ranks",
     "stored_lora",
 ]

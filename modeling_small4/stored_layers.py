@@ -32,15 +32,62 @@ TOGETHER = 16  # up to so many tokens all chosen experts are multiplied together
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to each expert's weight: `scaling * up @ down`, of `down` `[rank, in]` and `up` `[out, rank]`."""
+    """What is added to each expert's weight: `scaling * up @ down`, of `down` `[rank, in]` and `up` `[out, rank]`, by
+    expert. One matrix where all experts share it, which may be `down` of "gate_up_proj" and `up` of "down_proj".
+    """
 
-    down: Sequence[torch.Tensor]
-    up: Sequence[torch.Tensor]
+    down: Sequence[torch.Tensor] | torch.Tensor
+    up: Sequence[torch.Tensor] | torch.Tensor
     scaling: float
 
-    def product(self, expert: int, inputs: torch.Tensor) -> torch.Tensor:
-        """`[tokens, in]` to `[tokens, out]`."""
-        return linear(linear(inputs, self.down[expert]), self.up[expert]) * self.scaling
+    def low(self, experts: Sequence[int], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Each expert's `[tokens, in]` to `[tokens, rank]`, where `down` is not shared."""
+        return [linear(x, self.down[expert]) for expert, x in zip(experts, inputs, strict=True)]
+
+    def added(
+        self, outputs: Sequence[torch.Tensor], experts: Sequence[int], low: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Each expert's `[tokens, out]` with its part of this added, where `up` is not shared."""
+        pairs = zip(outputs, experts, low, strict=True)
+        return [out + linear(x, self.up[expert]) * self.scaling for out, expert, x in pairs]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which tokens go to which experts. `order`: places in the flat `[tokens * top_k]` by expert; `counts` of each
+    expert; the places behind them are of other ranks' experts. `weights` `[tokens, top_k]`. `pads`: see `padded`.
+    """
+
+    order: torch.Tensor
+    counts: Sequence[int]
+    weights: torch.Tensor
+    pads: bool
+
+    @classmethod
+    def of(cls, chosen: torch.Tensor, weights: torch.Tensor, experts: int, pads: bool) -> "Routing":
+        """chosen: experts `[tokens, top_k]`."""
+        flat = chosen.flatten()
+        counts = torch.bincount(flat, minlength=experts)[:experts].tolist()
+        return cls(flat.argsort(stable=True), counts, weights, pads)
+
+    @property
+    def elsewhere(self) -> int:
+        """Places of other ranks' experts."""
+        return len(self.order) - sum(self.counts)
+
+    def dispatch(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """`[tokens, width]` to what each expert gets of it."""
+        groups = tokens[self.order // self.weights.shape[-1]].split([*self.counts, self.elsewhere])[:-1]
+        return [padded(group) if self.pads and len(group) else group for group in groups]
+
+    def combine(self, outputs: Sequence[torch.Tensor], width: int, dtype: torch.dtype) -> torch.Tensor:
+        """What those experts that got tokens made of them, `[tokens of the expert, width]`, weighted, to
+        `[tokens, width]`.
+        """
+        mine = [out[:count] for out, count in zip(outputs, filter(None, self.counts), strict=True)]
+        mine.append(torch.zeros(self.elsewhere, width, dtype=dtype, device=self.order.device))
+        weighted = torch.cat(mine) * self.weights.flatten()[self.order, None]
+        return weighted[self.order.argsort()].unflatten(0, (-1, self.weights.shape[-1])).sum(dim=1).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -310,43 +357,54 @@ class Small4StoredExperts(StoredModule):
             raise ValueError("PEFT's own adapter does not fit experts that are held as stored: see `stored_lora`.")
         if hidden_states.is_meta:
             return torch.empty_like(hidden_states)  # which experts are chosen is not known there
-        top_k, flat = top_k_index.shape[-1], top_k_index.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=self.num_experts)[: self.num_experts].tolist()
-        groups = hidden_states[order // top_k].split([*counts, len(flat) - sum(counts)])
         trained = torch.is_grad_enabled() and hidden_states.requires_grad
-        chosen = [(e, padded(group) if trained else group) for e, group in enumerate(groups[:-1]) if len(group)]
+        routing = Routing.of(top_k_index, top_k_weights, self.num_experts, trained)
+        chosen = [(e, group) for e, group in enumerate(routing.dispatch(hidden_states)) if len(group)]
+        low_rank = _ADAPTERS.get()
+        low = [_dispatched(adapter.down, hidden_states, routing) for adapter in low_rank.get("gate_up_proj", ())]
         at_once = max(1, len(chosen) if len(hidden_states) <= TOGETHER else 1)
         pieces = [chosen[i : i + at_once] for i in range(0, len(chosen), at_once)]
-        outputs = [out for piece in pieces for out in self._some(piece)]
-        outputs = [out[: len(groups[expert])] for out, (expert, _) in zip(outputs, chosen, strict=True)]
-        outputs.append(torch.zeros_like(groups[-1]))  # tokens of other ranks' experts
-        weighted = torch.cat(outputs) * top_k_weights.flatten()[order, None]
-        return weighted[order.argsort()].unflatten(0, (-1, top_k)).sum(dim=1).to(hidden_states.dtype)
+        made = [parts for piece in pieces for parts in self._some(piece, low)]
+        output = routing.combine([parts[0] for parts in made], hidden_states.shape[-1], hidden_states.dtype)
+        shared = [(a.up, a.scaling) for a in low_rank.get("down_proj", ()) if isinstance(a.up, torch.Tensor)]
+        for place, (up, scaling) in enumerate(shared, 1):
+            summed = routing.combine([parts[place] for parts in made], up.shape[-1], hidden_states.dtype)
+            output = output + linear(summed, up) * scaling
+        return output
 
-    def _some(self, chosen: Sequence[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
+    def _some(
+        self, chosen: Sequence[tuple[int, torch.Tensor]], low: Sequence[Sequence[torch.Tensor] | None]
+    ) -> list[tuple[torch.Tensor, ...]]:
         """Some experts, each with its tokens `[tokens, hidden]`; one after the other where their products are not done
-        together.
+        together. low: see `_dispatched`, for each adapter. Returns of each expert its output, and what remains to be
+        multiplied with each `up` that is shared.
         """
         gates = [self.stored("gate_up_proj", expert, half) for expert, _ in chosen for half in (0, 1)]
         downs = [self.stored("down_proj", expert) for expert, _ in chosen]
         experts, groups = [expert for expert, _ in chosen], [group for _, group in chosen]
         if not (low_rank := _ADAPTERS.get()):
-            return gated(gates, downs, groups, self.act_fn)
+            return [(output,) for output in gated(gates, downs, groups, self.act_fn)]
         both = multiply_all(gates, [group for group in groups for _ in (0, 1)])
         joined = [torch.cat(pair, dim=-1) for pair in zip(both[::2], both[1::2], strict=True)]
-        halves = [x.chunk(2, dim=-1) for x in _added(joined, experts, groups, low_rank.get("gate_up_proj", ()))]
-        inner = [self.act_fn(gate) * up for gate, up in halves]
-        return _added(multiply_all(downs, inner), experts, inner, low_rank.get("down_proj", ()))
+        for adapter, ready in zip(low_rank.get("gate_up_proj", ()), low, strict=True):
+            thin = [ready[expert] for expert in experts] if ready else adapter.low(experts, groups)
+            joined = adapter.added(joined, experts, thin)
+        inner = [self.act_fn(gate) * up for gate, up in (x.chunk(2, dim=-1) for x in joined)]
+        outputs, kept = multiply_all(downs, inner), []
+        for adapter in low_rank.get("down_proj", ()):
+            thin = adapter.low(experts, inner)
+            if isinstance(adapter.up, torch.Tensor):
+                kept.append(thin)
+            else:
+                outputs = adapter.added(outputs, experts, thin)
+        return list(zip(outputs, *kept, strict=True))
 
 
-def _added(
-    outputs: Sequence[torch.Tensor], experts: Sequence[int], inputs: Sequence[torch.Tensor], low_rank: Sequence[LowRank]
-) -> list[torch.Tensor]:
-    """Each expert's output `[tokens, out]` and what adapters make of its input."""
-    for adapter in low_rank:
-        outputs = [out + adapter.product(e, x) for out, e, x in zip(outputs, experts, inputs, strict=True)]
-    return list(outputs)
+def _dispatched(
+    down: torch.Tensor | Sequence[torch.Tensor], tokens: torch.Tensor, routing: Routing
+) -> list[torch.Tensor] | None:
+    """A shared `down` of all tokens, once for each, `[tokens, rank]` by expert; None for one that is not shared."""
+    return routing.dispatch(linear(tokens, down)) if isinstance(down, torch.Tensor) else None
 
 
 def gated(

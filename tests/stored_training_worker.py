@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 from transformers.distributed import DistributedConfig
 
-from modeling_small4 import Small4ForCausalLM, lora_targets, stored_lora
+from modeling_small4 import Small4ForCausalLM, lora_targets, share_expert_ranks, stored_lora
 
 STEPS, ROWS, RATE = 2, 4, 0.5
 LOADED = {"loaded fsdp": {"fsdp_size": 2}, "loaded fsdp and expert": {"fsdp_size": 2, "ep_size": 2}}
@@ -31,10 +31,14 @@ def rows() -> list[dict[str, torch.Tensor]]:
 
 
 def adapted(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """LoRA on everything, with the same random numbers in every process."""
+    """LoRA on everything, with the same random numbers in every process. Experts of a folder named "... shared" share
+    a side.
+    """
     model = Small4ForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     config = LoraConfig(r=3, lora_alpha=6, **lora_targets("all+experts", model=model))
     tuned = get_peft_model(model, stored_lora(config, model))
+    if folder.name.endswith("shared"):
+        share_expert_ranks(tuned)
     generator = torch.Generator().manual_seed(7)
     for _, parameter in sorted((n, p) for n, p in tuned.named_parameters() if ".lora_" in n):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1

@@ -57,12 +57,16 @@ def test_the_loss_in_chunks() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is read from /proc")
 def test_learning_on_held_weights(tmp_path: Path) -> None:
-    args = Namespace(model=demo_checkpoint(), steps=2, batch=4, share=0.5, rows=2, forms=["int4"], threads=1, at_once=1)
-    row = lora_held.measured(args)["rows"]["int4"]
+    args = Namespace(
+        model=demo_checkpoint(), steps=2, batch=4, share=0.5, rows=2, forms=["int4", "fp8_shared"], threads=1, at_once=1
+    )
+    row, shared = lora_held.measured(args)["rows"].values()
     convert(demo_checkpoint(), tmp_path / "int4", Options(dtype="int4"))
     header = 8 + int.from_bytes((tmp_path / "int4" / "model.safetensors").read_bytes()[:8], "little")
     assert row["stored_bytes"] == (tmp_path / "int4" / "model.safetensors").stat().st_size - header
-    assert row["adapter_bytes"] == 4 * row["trained_parameters"]
+    for found in (row, shared):
+        assert found["adapter_bytes"] == 4 * found["trained_parameters"]
+    assert shared["adapter_bytes"] < row["adapter_bytes"]
     assert set(row["before"]) == set(row["after"]) == {lora_held.NEW, lora_held.KNOWN}
     assert row["peak_bytes"] > 0
     assert json.dumps(row)

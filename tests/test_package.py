@@ -28,7 +28,7 @@ PUBLIC = {
     "demo_checkpoint",
     "demo_draft",
     "AnswerCallback", "ExpertLoadCallback", "Grammar", "Small4DataCollator", "lora_targets",
-    "save_expert_profile", "stored_lora",
+    "save_expert_profile", "share_expert_ranks", "stored_lora",
 }  # fmt: skip
 BUILT = ("build", "dist", "*.egg-info", ".*", "__pycache__", "results")
 

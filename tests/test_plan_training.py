@@ -15,7 +15,14 @@ from small4_conversion.convert import Options, convert
 
 from model_card.bench.lora_step import layer
 from model_card.bench.stored_memory import write
-from modeling_small4 import Small4Config, Small4ForCausalLM, demo_checkpoint, lora_targets, stored_lora
+from modeling_small4 import (
+    Small4Config,
+    Small4ForCausalLM,
+    demo_checkpoint,
+    lora_targets,
+    share_expert_ranks,
+    stored_lora,
+)
 from modeling_small4.commands import cli
 from modeling_small4.planner.training import Training, train_bytes
 
@@ -39,6 +46,7 @@ def measured(folder: Path, training: Training) -> tuple[dict[str, int], Small4Co
     if training.kind == "lora":
         options = LoraConfig(r=training.rank, **lora_targets(training.targets))
         model = get_peft_model(model, stored_lora(options, model))
+        model = share_expert_ranks(model) if training.shared_ranks else model
     if training.checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -83,7 +91,8 @@ CASES: list[dict[str, Any]] = [
     {}, {"checkpointing": True}, {"checkpointing": True, "loss_chunk": 64}, {"targets": "attention+shared"},
     {"kind": "full", "precision": "bfloat16"}, {"kind": "full", "precision": "float32"},
     {"kind": "full", "precision": "bfloat16", "checkpointing": True}, {"precision": "bfloat16"},
-    {"precision": "bfloat16", "checkpointing": True},
+    {"precision": "bfloat16", "checkpointing": True}, {"shared_ranks": True},
+    {"shared_ranks": True, "checkpointing": True}, {"shared_ranks": True, "precision": "bfloat16"},
 ]  # fmt: skip
 
 
@@ -102,7 +111,11 @@ def test_the_demo(precision: str, checkpointing: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"checkpointing": True, "loss_chunk": 128}], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"checkpointing": True, "loss_chunk": 128}, {"shared_ranks": True}],
+    ids=["plain", "checkpointed", "shared"],
+)
 @pytest.mark.parametrize("sizes", [WIDE, {}], ids=["three layers", "one full-width layer"])
 def test_wide_layers(sizes: dict[str, int], options: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path / "wide", layer(8, sizes), "fp8")
@@ -115,7 +128,7 @@ def test_what_saves_memory_does() -> None:
     for better in (
         Training(checkpointing=True), Training(loss_chunk=256), Training(targets="attention"), Training(rank=4),
         Training(optimizer="adamw8bit"), Training(optimizer="muon"), Training(precision="nvfp4"),
-        Training(sharding="expert", ranks=4), Training(length=1024),
+        Training(sharding="expert", ranks=4), Training(length=1024), Training(shared_ranks=True),
     ):  # fmt: skip
         assert sum(train_bytes(config, better).values()) < whole, better
     full = Training("full", "bfloat16")

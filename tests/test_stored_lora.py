@@ -280,12 +280,12 @@ def test_a_thread_keeps_its_adapters_while_another_one_ends(folders: Folders, mo
             with torch.no_grad():
                 found[seed] = model(**batch(seed=seed)).logits
 
-        def interrupted(self: Small4StoredExperts, chosen: Any) -> list[torch.Tensor]:
+        def interrupted(self: Small4StoredExperts, *given: Any) -> list[tuple[torch.Tensor, ...]]:
             if not others:  # a whole forward pass of another thread, inside this one's first layer
                 others.append(Thread(target=run, args=(2,)))
                 others[0].start()
                 others[0].join()
-            return some(self, chosen)
+            return some(self, *given)
 
         monkeypatch.setattr(Small4StoredExperts, "_some", interrupted)
         run(1)

@@ -13,7 +13,14 @@ from PIL import Image
 from small4_conversion.convert import Options, convert
 from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from modeling_small4 import Small4DataCollator, Small4ForCausalLM, demo_checkpoint, lora_targets, stored_lora
+from modeling_small4 import (
+    Small4DataCollator,
+    Small4ForCausalLM,
+    demo_checkpoint,
+    lora_targets,
+    share_expert_ranks,
+    stored_lora,
+)
 from modeling_small4.stored_layers import StoredModule
 
 trl = pytest.importorskip("trl")
@@ -78,26 +85,34 @@ class Kill(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def trainer(base: Path, out: Path, lora: dict[str, Any], **options: Any) -> Trainer:
+def trainer(base: Path, out: Path, lora: dict[str, Any], shared: bool = False, **options: Any) -> Trainer:
     model = loaded(base)
+    tuned = get_peft_model(model, config(model, **lora))
+    tuned = share_expert_ranks(tuned) if shared else tuned
     collator = Small4DataCollator(AutoProcessor.from_pretrained(base), packing=options.pop("packing", False))
     usual = COMMON | {"remove_unused_columns": False, "max_steps": 6, "train_sampling_strategy": "random"}
     arguments = TrainingArguments(str(out), **usual | {"lr_scheduler_type": "cosine"} | options)
-    return Trainer(get_peft_model(model, config(model, **lora)), arguments, collator, train_dataset=rows())
+    return Trainer(tuned, arguments, collator, train_dataset=rows())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [{}, {"targets": "attention+shared", "lora_dropout": 0.2}], ids=["experts", "dropout"])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(base: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("lora", "shared"),
+    [({}, False), ({"targets": "attention+shared", "lora_dropout": 0.2}, False), ({}, True)],
+    ids=["experts", "dropout", "shared ranks"],
+)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    base: Path, tmp_path: Path, lora: dict[str, Any], shared: bool
+) -> None:
     """Adapters, optimizer, schedule, order of rows and the random numbers of dropout: to the last bit."""
-    through = trainer(base, tmp_path / "through", lora)
+    through = trainer(base, tmp_path / "through", lora, shared)
     through.train()
-    killed = trainer(base, tmp_path / "killed", lora, save_strategy="steps", save_steps=3)
+    killed = trainer(base, tmp_path / "killed", lora, shared, save_strategy="steps", save_steps=3)
     killed.add_callback(Kill(5))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     set_seed(77)
-    again = trainer(base, tmp_path / "killed", lora)
+    again = trainer(base, tmp_path / "killed", lora, shared)
     for parameter in again.model.parameters():
         if parameter.requires_grad:
             parameter.data.fill_(0.3)  # everything comes from the files

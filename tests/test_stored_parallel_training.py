@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import stored_folder
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from stored_training_worker import FSDP, LOADED, WAYS, adapted, base_logits, by_trainer, rows
 from transformers.integrations import deepspeed
@@ -24,7 +24,8 @@ from modeling_small4 import Small4ForCausalLM, lora_targets, stored_lora
 from modeling_small4.stored_layers import StoredModule
 
 TESTS = Path(__file__).resolve().parent
-FORMS = ("fp8", "nvfp4 all", "int4 zeros")  # with scalars; with scales in float32; with packed zeros
+# With scalars; with scales in float32; with packed zeros; with adapters whose experts share a side.
+FORMS = ("fp8", "nvfp4 all", "int4 zeros", "fp8 rows, shared")
 slow = pytest.mark.slow
 torch.set_num_threads(1)
 
@@ -37,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "out").mkdir()
     for seed, form in enumerate(FORMS):
         (root / form).mkdir()
-        stored_folder.write(root / form, form, seed).stored.rename(root / "folders" / form)
+        stored_folder.write(root / form, form.removesuffix(", shared"), seed).stored.rename(root / "folders" / form)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,7 +61,7 @@ def alone(run: Path) -> dict[str, tuple[list[float], dict[str, torch.Tensor], di
     out = {}
     for form in FORMS:
         tuned = adapted(run / "folders" / form)
-        before = {n.replace(".default", ""): p.detach().clone() for n, p in tuned.named_parameters() if ".lora_" in n}
+        before = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(tuned).items()}
         losses = by_trainer(tuned, run / "alone" / form)
         out[form] = (losses, before, load_file(run / "alone" / form / "adapter_model.safetensors"))
     return out

@@ -1,5 +1,6 @@
 """LoRA on the demo checkpoint held in FP8, NVFP4 and 4 bits, on all experts, beside LoRA on it in bfloat16: how well
-each learns an operation that the demo cannot do (`lunar`), and at which memory.
+each learns an operation that the demo cannot do (`lunar`), and at which memory. In FP8 also with experts' adapters that
+share a side (`share_expert_ranks`).
 
     python -m model_card.bench.lora_held [--steps 400] [--rows 300] [--out model_card/results/lora_held.json]
 
@@ -37,9 +38,10 @@ from model_card.bench.finetune import (
 from model_card.bench.harness import child, peak_bytes, store
 from model_card.demo_recipe.tasks import data
 from model_card.evals.scores import share
-from modeling_small4 import Small4DataCollator, demo_checkpoint, lora_targets, stored_lora
+from modeling_small4 import Small4DataCollator, demo_checkpoint, lora_targets, share_expert_ranks, stored_lora
 
-FORMS = ("bfloat16", "fp8", "nvfp4", "int4")
+SHARED = "_shared"
+FORMS = ("bfloat16", "fp8", "nvfp4", "int4", "fp8" + SHARED)
 KNOWN, KINDS = "arithmetic/high", {"sum", "difference"}  # what the demo can do, and should still do afterwards
 
 
@@ -54,7 +56,7 @@ def held_out(count: int) -> dict[str, list[dict[str, Any]]]:
 
 def one(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Convert, ask, train and ask again, in this process. `stored_bytes` are what the weights take after training."""
-    convert(args.model, folder / args.one, Options(dtype=args.one))
+    convert(args.model, folder / args.one, Options(dtype=args.one.removesuffix(SHARED)))
     collator = Small4DataCollator(AutoProcessor.from_pretrained(folder / args.one), max_length=LONGEST)
     rows, asked = training_rows(collator, args, KINDS, seed=0), held_out(args.rows)
     set_seed(0)
@@ -62,6 +64,8 @@ def one(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     before = {name: share(verdicts(model, collator, of_task)) for name, of_task in asked.items()}
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, **lora_targets("all+experts", model=model))
     tuned = get_peft_model(model, stored_lora(config, model))
+    if args.one.endswith(SHARED):
+        share_expert_ranks(tuned)
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     seconds: list[float] = []
 
@@ -96,11 +100,11 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Accuracy of both tasks before and after, bytes and seconds."""
-    lines = [f"{'':<10}{'lunar before':>14}{'after':>8}{'known before':>14}{'after':>8}{'stored':>12}{'seconds':>9}"]
+    lines = [f"{'':<12}{'lunar before':>14}{'after':>8}{'known before':>14}{'after':>8}{'stored':>12}{'seconds':>9}"]
     for form, row in rows.items():
         cells = [row[when][task]["accuracy"] for task in (NEW, KNOWN) for when in ("before", "after")]
         lines.append(
-            f"{form:<10}{cells[0]:>14.3f}{cells[1]:>8.3f}{cells[2]:>14.3f}{cells[3]:>8.3f}"
+            f"{form:<12}{cells[0]:>14.3f}{cells[1]:>8.3f}{cells[2]:>14.3f}{cells[3]:>8.3f}"
             f"{row['stored_bytes']:>12,}{row['seconds']:>9.0f}"
         )
     return "\n".join(lines)

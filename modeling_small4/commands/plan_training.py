@@ -19,6 +19,7 @@ SAVING: dict[str, dict[str, Any]] = {
     "--dtype nvfp4": {"precision": "nvfp4"},
     "--targets attention+shared": {"targets": "attention+shared"},
     "--optimizer adamw8bit": {"optimizer": "adamw8bit"},
+    "--shared-ranks": {"shared_ranks": True},
 }
 CASES = (("lora", "fp8"), ("lora", "nvfp4"), ("lora", "int4"), ("lora", "bfloat16"), ("full", "bfloat16"))
 
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="(default: adamw)")
     group.add_argument("--targets", choices=tuple(TARGETS), default="all+experts", help="what LoRA adapts")
     group.add_argument("--rank", metavar="N", type=int, default=16, help="of the adapters (default: 16)")
+    group.add_argument(
+        "--shared-ranks", action="store_true", help="routed experts share a side of their adapters: share_expert_ranks"
+    )
     group.add_argument("--loss-chunk", metavar="N", type=int, help="tokens whose logits are there at once")
     group.add_argument(
         "--sharding",
@@ -48,7 +52,7 @@ def run(config: Small4Config, args: argparse.Namespace, precision: str) -> None:
     machine = parse_machine(args.devices) if args.devices else this_machine()
     training = Training(
         args.train, precision, args.batch, args.length, args.checkpointing, args.optimizer, args.targets, args.rank,
-        args.loss_chunk,
+        args.loss_chunk, shared_ranks=args.shared_ranks,
     )  # fmt: skip
     found = planned(config, machine, training, args.sharding)
 
@@ -80,7 +84,8 @@ def planned(config: Small4Config, machine: Machine, training: Training, sharding
 
 def _text(machine: Machine, found: dict[str, Any], used: Callable[[Training], int]) -> str:
     training = found["training"]
-    what = "all weights" if training["kind"] == "full" else f"LoRA on {training['targets']}, rank {training['rank']}"
+    ranks = f"{'shared ' if training['shared_ranks'] else ''}rank {training['rank']}"
+    what = "all weights" if training["kind"] == "full" else f"LoRA on {training['targets']}, {ranks}"
     lines = [
         f"{machine.name}: {what}, {training['precision']} weights, {training['batch']} x {training['length']:,} tokens"
         f"{', checkpointed' if training['checkpointing'] else ''}, {training['optimizer']}",

@@ -30,7 +30,8 @@ class Training:
     """What is trained, and how. `precision`: of the weights, one of `PRECISIONS`; all but float32 compute in bfloat16.
     `batch` rows of `length` tokens on each device in one forward pass. `loss_chunk`: see `modeling_small4.loss`.
     `sharding`: over `ranks` devices, "expert": routed experts dealt, "fsdp": all weights in pieces, "fsdp+expert": both;
-    adapters are in pieces with "fsdp" alone, and otherwise whole on each device.
+    adapters are in pieces with "fsdp" alone, and otherwise whole on each device. `shared_ranks`: see
+    `share_expert_ranks`.
     """  # noqa: E501
 
     kind: str = "lora"
@@ -44,6 +45,7 @@ class Training:
     loss_chunk: int | None = None
     sharding: str = "none"
     ranks: int = 1
+    shared_ranks: bool = False
 
     @property
     def held(self) -> bool:
@@ -111,11 +113,14 @@ def train_bytes(config: Small4Config, training: Training) -> dict[str, int]:
 
 
 def adapter_count(tensor: Tensor, training: Training) -> int:
-    """Numbers of the adapter of a weight; each expert has its own."""
+    """Numbers of the adapter of a weight; each expert has its own, or all share the side of the hidden state."""
     if tensor.kind == "plain" or tensor.part not in TARGETS[training.targets]:
         return 0
     *experts, rows, columns = tensor.shape
-    return (experts[0] if experts else 1) * training.rank * (rows + columns)
+    if not experts:
+        return training.rank * (rows + columns)
+    hidden, inner = (columns, rows) if tensor.name.endswith("gate_up_proj") else (rows, columns)
+    return training.rank * (experts[0] * inner + (1 if training.shared_ranks else experts[0]) * hidden)
 
 
 def _state_bytes(tensor: Tensor, training: Training, number: int) -> float:
@@ -216,6 +221,8 @@ def _feed_forward(text: Small4TextConfig, index: int, training: Training) -> Ite
         yield e * width
     elif training.targets == "all+experts":
         yield e * top * 2 * training.rank
+        if training.held and training.shared_ranks:  # what the shared sides are multiplied with, once for each token
+            yield e * (width + training.rank)
     if text.n_shared_experts:
         inner = text.moe_intermediate_size * text.n_shared_experts
         yield from _gated(inner, width, training, "attention+shared")
@@ -241,8 +248,10 @@ def _of_experts(text: Small4TextConfig, index: int, training: Training) -> float
         return 0
     inner, width = text.moe_intermediate_size, text.hidden_size
     share = training.ranks if "expert" in training.sharding else 1
-    numbers = training.rank * (3 * inner + 2 * width) + (0 if training.held else 3 * inner * width)
-    return training.element * text.n_routed_experts * numbers / share
+    experts = text.n_routed_experts / share
+    numbers = experts * training.rank * 3 * inner + (0 if training.held else experts * 3 * inner * width)
+    alike = 1 if training.held and training.shared_ranks else experts  # PEFT copies a shared side for each expert
+    return training.element * (numbers + alike * training.rank * 2 * width)
 
 
 def _passing(text: Small4TextConfig, training: Training) -> float:

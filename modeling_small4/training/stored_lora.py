@@ -21,6 +21,7 @@ from ..loading_cuts import refuse_zero3
 from ..loading_stored import expanded_module
 from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule, adapted
 from .lora import EXPERTS
+from .shared_lora import SharedSide, by_expert
 from .stored_lora_config import Config, find_stored, refuse_settings
 
 
@@ -207,15 +208,16 @@ class ParamWrapper(_OnStored, peft_layer.ParamWrapper):
             return self.base_layer(x, *args, **kwargs)
 
     def _factors(self, adapter: str, dtype: torch.dtype, count: int) -> LowRank:
-        """Those of this process's `count` experts. As PEFT lays them out: rows of A by expert, columns of B by rank
-        first; in the dtype of the tokens, as PEFT takes that of the weight.
-        """
+        """Those of this process's `count` experts, in the dtype of the tokens, as PEFT takes that of the weight."""
         here = slice(self._expert_rank * count, (self._expert_rank + 1) * count)
-        weights: Any = (layers[adapter].weight for layers in (self.lora_A, self.lora_B))
-        below, above = (weight.to(dtype) for weight in weights)
-        down = below.unflatten(0, (self.num_experts, -1))[here]
-        up = above.unflatten(1, (-1, self.num_experts)).permute(2, 0, 1)[here].contiguous()
-        return LowRank(down.unbind(), up.unbind(), self.scaling[adapter])
+
+        def factor(side: str) -> torch.Tensor | tuple[torch.Tensor, ...]:
+            layer: Any = getattr(self, side)[adapter]
+            if isinstance(layer, SharedSide):
+                return layer.shared.to(dtype)
+            return by_expert(layer.weight.to(dtype), self.num_experts, side)[here].contiguous().unbind()
+
+        return LowRank(factor("lora_A"), factor("lora_B"), self.scaling[adapter])
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
