@@ -12,7 +12,7 @@ import pytest
 import transformers
 
 from model_card.evals.fuzz import __main__ as command
-from model_card.evals.fuzz import kills
+from model_card.evals.fuzz import kills, processes
 from model_card.evals.fuzz.cases import ACCEPTED, HOST, REFUSED, Bench, Case, Tally, run
 from model_card.evals.fuzz.damage import NEAR, VALUES, changed, dump
 from model_card.evals.fuzz.folders import write_sound
@@ -69,20 +69,30 @@ def test_failures_are_found(sound: Path, tmp_path: Path) -> None:
     assert "KeyError afterwards" in fault(lambda: {}, check=lambda result: str(result["a"]))  # type: ignore[index]
 
 
-def test_a_crash_and_a_hang_are_one_failed_case_each(sound: Path) -> None:
+def spin() -> None:
+    while True:
+        pass
+
+
+def test_a_crash_and_a_hang_are_one_failed_case_each(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case hangs that computes without end, or waits without end."""
+
     def make(bench: Bench, draw: random.Random) -> Case:
-        number = draw.randrange(3)
-        act = (lambda: os.kill(os.getpid(), signal.SIGSEGV), lambda: signal.pause(), lambda: None)[number]
+        number = draw.randrange(4)
+        act = (lambda: os.kill(os.getpid(), signal.SIGSEGV), lambda: None, spin, lambda: signal.pause())[number]
         return Case(str(number), act)
 
-    numbers = [random.Random(f"x {seed}").randrange(3) for seed in range(8)]
+    monkeypatch.setattr(processes, "ASLEEP", 2)
+    numbers = [random.Random(f"x {seed}").randrange(4) for seed in range(9)]
+    assert {*numbers} == {0, 1, 2, 3}
     found = Tally()
-    for _, tally in run_blocks({"x": (make, 8)}, sound, 0, 2, 1, 4):
+    for _, tally in run_blocks({"x": (make, 9)}, sound, 0, 2, 1, 4):
         found.counts += tally.counts
         found.faults += tally.faults
-    assert found.counts == Counter({"crashed": 8 - numbers.count(2), "accepted": numbers.count(2)})
+    assert found.counts == Counter({"crashed": 9 - numbers.count(1), "accepted": numbers.count(1)})
     assert sum("SIGSEGV" in fault for fault in found.faults) == numbers.count(0)
-    assert sum("no end within the time" in fault for fault in found.faults) == numbers.count(1)
+    assert sum("SIGPROF: no end within the time" in fault for fault in found.faults) == numbers.count(2)
+    assert sum("SIGALRM: no end within the time" in fault for fault in found.faults) == numbers.count(3)
 
 
 def test_damage_is_repeatable_and_of_every_way() -> None:

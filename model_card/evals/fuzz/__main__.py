@@ -23,7 +23,7 @@ from .folders import write_sound
 from .processes import run_blocks
 
 RESULT = Path("model_card/results/fuzz.json")
-SECONDS = 60  # after which a case hangs
+SECONDS = 60  # of the processor, after which a case hangs
 SHOWN = 100  # failures that are stored
 
 
@@ -88,7 +88,7 @@ def main() -> int:
     args = parser.parse_args()
     quiet()
     origin = provenance(["python", "-m", "model_card.evals.fuzz", *sys.argv[1:]])
-    result: dict[str, Any] = {"seeds_from": args.first, "seconds_until_a_case_hangs": SECONDS}
+    result: dict[str, Any] = {"seeds_from": args.first, "processor_seconds_until_a_case_hangs": SECONDS}
     tables: list[tuple[str, dict[str, tuple[Kind, int]], int, int, float]] = [  # and until when, of the minutes
         ("kills", kinds.KILLS, args.kills, 10, 0.25),
         ("whole", kinds.WHOLE, args.whole, 50, 0.55),

@@ -20,6 +20,7 @@ from pathlib import Path
 from .cases import Bench, Kind, Outcome, Tally, run
 
 MEMORY = 3 << 30  # bytes that a process may map beyond what it has when it starts
+ASLEEP = 15  # times the seconds of the processor that a case may take, on the clock: for one that only waits
 
 
 @dataclass(order=True)
@@ -45,7 +46,7 @@ def run_blocks(
     Args:
         kinds: name -> (what makes a case, how many cases).
         first: seed of the first case of each kind.
-        seconds: after which a case counts as hanging.
+        seconds: of the processor, after which a case counts as hanging; or `ASLEEP` times as long on the clock.
         block: cases of one process.
         until: when no more blocks are begun, on the monotonic clock. Blocks of all kinds take turns.
     """
@@ -94,7 +95,7 @@ def _signal(status: int | None) -> str:
     if status is None or status >= 0:
         return f"exit status {status}"
     name = signal.Signals(-status).name
-    return f"{name}: no end within the time" if name == "SIGALRM" else name
+    return f"{name}: no end within the time" if name in ("SIGALRM", "SIGPROF") else name
 
 
 def _work(part: _Block, make: Kind, sound: Path, seconds: int, out: Connection, current: "Synchronized[int]") -> None:
@@ -103,13 +104,16 @@ def _work(part: _Block, make: Kind, sound: Path, seconds: int, out: Connection, 
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for limit in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(limit, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(sound, Path(name) / "work")
         for seed in range(part.first, part.last):
             current.value = seed
-            signal.alarm(seconds)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            signal.alarm(ASLEEP * seconds)
             outcome = run(part.kind, make, seed, bench)
             out.send_bytes(json.dumps([seed, outcome.how, outcome.fault]).encode())
+    signal.setitimer(signal.ITIMER_PROF, 0)
     signal.alarm(0)
     out.send_bytes(b"null")
