@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from model_card.demo_recipe.batches import chat, encode
-from model_card.demo_recipe.tasks import programs
+from model_card.demo_recipe.tasks import programs, words
 from model_card.demo_recipe.tasks.data import DRAW, REWORDED, TASKS, dataset, rows
 from model_card.demo_recipe.tasks.item import Item
 from model_card.demo_recipe.tasks.judge import correct
@@ -24,6 +24,7 @@ from model_card.demo_recipe.tasks.reworded import (
     nouns,
     pictures,
     puzzles,
+    relations,
     stories,
     sums,
     talk,
@@ -112,7 +113,7 @@ def test_training_never_draws_what_is_kept_for_evaluation(task: str, monkeypatch
         drawn.append(original(alternatives, rng, unseen))
         return drawn[-1]
 
-    for module in (grammar, lookups):
+    for module in (grammar, lookups, relations):
         monkeypatch.setattr(module, "choose", choose)
     source = rows("train", 1, tasks={task: 1.0}, reworded=1.0)
     for _ in range(150):
@@ -280,15 +281,79 @@ def test_facts_are_told_once_and_the_thought_is_the_fact() -> None:
     assert len(long.turns) == 6
 
 
+@pytest.mark.parametrize("name", relations.RELATIONS)
+def test_relations_name_the_owner_and_the_number_once_and_ask_without_it(name: str) -> None:
+    relation = relations.RELATIONS[name]
+    for text in (*relation.told, *relation.brief):
+        assert text.count("{who}") == text.count("{v}") == 1, text
+        assert not set(re.findall("[a-z]+", text)) & set(grammar.MISTYPED), text  # facts are copied, letter by letter
+    for text in relation.ask:
+        assert "{who}" in text
+        assert "{v}" not in text
+    for texts in (relation.told, relation.brief, relation.ask):
+        assert any(text.startswith("~") for text in texts), texts
+    assert all(pool == "names" or len(relations.POOLS[pool]) > 7 for pool in relation.pools.split())
+
+
+def test_the_question_decides_between_a_lookup_a_sum_a_comparison_and_the_best_of_the_same_facts() -> None:
+    fact, asked = re.compile(r"(?:weighs|costs|earns|scores|owes|measures|lasts|owns) (\d+)"), set[str]()
+    for task in ("retrieval", "word_problem", "puzzle"):
+        for item in items(task, 5000):
+            numbers = told(question(item))
+            if len(numbers) == 2 and list(map(int, fact.findall(question(item)))) == numbers:
+                low, high = sorted(numbers)
+                answers = {"retrieval": (low, high), "puzzle": (low, high), "word_problem": (low + high, high - low)}
+                assert int(item.answer) in answers[task], item
+                asked.add(task)
+    assert len(asked) == 3
+
+
+def test_short_texts_have_two_facts_and_small_numbers_too() -> None:
+    drawn = list(items("retrieval", 1500, questions=3))
+    single = [item for item in drawn if len(item.turns) == 2]
+    assert len(single) > 600
+    assert sum(len(re.findall(r"\d+", question(item))) == 2 for item in single) > 100
+    assert sum(len(item.answer) < 3 for item in single) > 300
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sign"),
+    [
+        (r"(?:subtract|deduct|remove|take away|take|drop) (\d+) (?:away )?from (\d+)", -1),
+        (r"(\d+) (?:less|fewer|smaller) than (\d+)", -1), (r"(\d+) (?:subtracted|taken) from (\d+)", -1),
+        (r"(?:from|start with) (\d+),? (?:and )?(?:subtract|take) (\d+)", 1), (r"reduce (\d+) by (\d+)", 1),
+        (r"(\d+) (?:minus|take away|without|reduced by|decreased by) (\d+)", 1),
+    ],
+)  # fmt: skip
+def test_differences_are_in_the_order_of_their_words(pattern: str, sign: int) -> None:
+    read = 0
+    for item in items("arithmetic", 6000):
+        if found := re.search(pattern, question(item), re.IGNORECASE):
+            assert int(item.answer) == sign * (int(found[1]) - int(found[2])), item
+            read += 1
+    assert read > 5
+
+
+def test_typing_errors_leave_lists_and_words_alone() -> None:
+    assert not set(grammar.MISTYPED) & {*words.WORDS, *words.OBJECTS, *nouns.THINGS}
+    rng = random.Random(3)
+    for _ in range(300):
+        listed = ",".join(rng.sample(words.OBJECTS, 4))
+        assert listed in grammar.typed(f"Which is first: {listed}", rng)
+    assert {grammar.mistyped("how many?", rng) for _ in range(300)} == {
+        *(f"{how} many?" for how in grammar.MISTYPED["how"]), *(f"how {many}?" for many in grammar.MISTYPED["many"]),
+    }  # fmt: skip
+
+
 def test_tools_are_called_with_words_of_the_question() -> None:
     for item in items("tools", 400):
         called = item.turns[1].get("tool_calls") or []
         assert bool(called) == (item.kind != "no call")
         for call in called:
             for value in call["function"]["arguments"].values():
-                assert set(re.findall(r"\w+", str(value).lower())) <= set(
-                    re.findall(r"\w+", question(item).lower())
-                ) | {"2", "3"}
+                asked = question(item).lower()
+                words = set(re.findall(r"\w+", asked) + re.findall(r"(\w+)s age", asked))  # also "Adams age"
+                assert set(re.findall(r"\w+", str(value).lower())) <= words | {"2", "3"}
 
 
 @pytest.mark.parametrize("task", REWORDED)

@@ -185,7 +185,7 @@ def _training_row(
 ) -> dict[str, Any]:
     easy = mode == "none" and rng.random() < 0.5
     options = {"context": context, "questions": rng.choice((2, 3, 4))} if task == "retrieval" else {}
-    if wide and options and rng.random() < 0.6:
+    if wide and options and rng.random() < 0.75:
         options["context"] = None
     draw = REWORDED[task] if wide else DRAW[task]
     item = _of_split(lambda: draw(rng, easy=easy, **options), False)

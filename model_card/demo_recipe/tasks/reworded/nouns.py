@@ -17,6 +17,12 @@ Jasper Jenny Joan Joe John Jonas Jose Josh Judy Julia Kai Karim Karl Kenji Kim K
 Lola Louis Luca Luis Maja Malik Marco Mark Mary Maya Megan Mei Mika Mike Milan Mina Mohamed Mona Nadia Naomi Nick Nils Noah Nora Olga
 Olivia Omar Owen Pablo Pam Patrick Pedro Peter Petra Priya Quinn Rachel Raj Ravi Rita Robert Robin Rohan Ruby Ruth Sally Samir Sandra
 Sara Simon Sofia Stella Steve Sven Tara Theo Tim Tina Tomas Uma Ursula Victor Viktor Wanda Wei Yara Yuki Yusuf Zack Zara
+Ada Agnes Aisha Alba Albert Alma Anders Andy Anita Anton April Arno Ava Basil Beth Bill Bruno Callum Cathy Celia Charlie Cindy Colin
+Connor Dan Danny Dean Della Dennis Derek Dina Don Donna Doris Earl Edgar Elena Eli Elias Eliza Emily Enzo Erik Erin Eve Farah
+Finn Flora Gabe Gail Gary George Gerda Gita Glen Greta Gwen Hank Hilda Holly Hope Ilse Imran Iris Isla Jacob Jan Jason Jean Jeff Jill
+Jim Joel Joy Juan June Karen Karin Katie Keith Ken Kevin Kira Kurt Kyle Lara Lea Leah Lewis Lina Lisa Logan Lou Luke Lydia Mabel Mae
+Magda Marie Martha Mason Mateo Matt Mia Miguel Mila Miriam Molly Moses Nancy Ned Nell Neil Norman Otto Paula Pearl Penny
+Phil Pia Ralph Ray Rex Rhea Rick Rob Roger Ron Ross Roy Rufus Sean Seth Silas Sid Sue Susan Tanya Ted Teo Tess Toby Tony Troy Vic
 """.split()  # noqa: SIM905
 )
 THINGS = tuple(
@@ -30,6 +36,10 @@ cars trucks bikes buses trains boats planes wheels tires bricks tiles nails scre
 dogs cats birds hens ducks geese cows sheep goats pigs horses rabbits fish frogs bees ants spiders mice
 cakes cookies muffins rolls loaves pies sandwiches pizzas sweets candies chocolates donuts eggs pancakes lollipops
 children students pupils players guests visitors passengers people kids friends workers soldiers singers dancers
+brothers fans chickens lambs turtles penguins monkeys dinosaurs robots lions kittens puppies butterflies snails
+mangoes limes kiwis figs olives beans peas mushrooms cabbages lettuces biscuits crackers waffles bagels scones
+mugs glasses lids pans pots ribbons magnets darts crystals diamonds pearls pebbles bulbs cubes blocks chips
+tents ladders ropes drums guitars helmets jackets dresses skirts boots mittens umbrellas backpacks notebooks folders
 songs videos films messages emails points goals badges medals trophies keys locks rooms houses seats desks windows doors flags
 """.split()  # noqa: SIM905
 )
@@ -38,6 +48,9 @@ ADJECTIVES = ("big", "small", "old", "new", "cheap", "broken", "ripe", "plastic"
 PLACES = (
     "in the box", "on the table", "in the room", "in the garden", "at the park", "in the basket", "on the shelf",
     "in the kitchen", "in the drawer", "at school", "in the shop", "on the floor", "in the yard", "on the bus",
+    "in the car", "in the bag", "on the desk", "under the bed", "in the cellar", "on the roof", "in the attic", "by the door",
+    "in the shed", "on the boat", "in the classroom", "at the market", "in the office", "on the beach", "in the bowl",
+    "on the wall", "in the tent", "in the bucket", "behind the house", "near the river", "in the street", "at home",
     "in the field", "in the hall", "in the library", "in the jar", "on the train", "in the pond", "on the farm",
 )  # fmt: skip
 CONTAINERS = (
@@ -46,11 +59,24 @@ CONTAINERS = (
     ("drawer", "drawers"), ("carton", "cartons"), ("bucket", "buckets"), ("page", "pages"), ("team", "teams"),
     ("class", "classes"), ("bus", "buses"), ("car", "cars"), ("room", "rooms"), ("house", "houses"),
     ("garden", "gardens"), ("tin", "tins"), ("bundle", "bundles"), ("pile", "piles"), ("sack", "sacks"),
+    ("case", "cases"), ("folder", "folders"), ("album", "albums"), ("bowl", "bowls"), ("tank", "tanks"), ("tower", "towers"),
+    ("group", "groups"), ("cage", "cages"), ("envelope", "envelopes"), ("bottle", "bottles"), ("wagon", "wagons"),
+    ("plate", "plates"), ("field", "fields"), ("train", "trains"), ("boat", "boats"), ("stack", "stacks"), ("tent", "tents"),
 )  # fmt: skip
-UNITS = (
-    ("m", "metres"), ("cm", "centimetres"), ("km", "kilometres"), ("kg", "kilograms"), ("g", "grams"), ("l", "litres"),
-    ("min", "minutes"), ("h", "hours"), ("miles", "miles"), ("feet", "feet"), ("pounds", "pounds"),
-)  # fmt: skip
+LENGTHS = (
+    "m",
+    "metres",
+    "cm",
+    "centimetres",
+    "km",
+    "kilometres",
+    "miles",
+    "feet",
+    "inches",
+    "yards",
+    "steps",
+    "meters",
+)
 ONES = [
     "zero",
     "one",
@@ -138,12 +164,23 @@ def spell(value: int) -> str:
 
 def listed(words: Sequence[str], rng: random.Random) -> str:
     """The words as a list, as different people write one."""
-    how = rng.choice((", ", ", ", ",", " ", "; ", " and ", "[", "[,", "(", "\n", "and", "and", "-"))
+    how = rng.choice(
+        (", ", ", ", ", ", ",", ",", " ", "  ", "; ", ";", " and ", " / ", "/", " | ", " , ", "[", "[,", "[ ", "(", "\n", "and", "and",
+         ", and", "-", "*", '"', "'")
+    )  # fmt: skip
     match how:
         case "[":
             return f"[{', '.join(words)}]"
         case "[,":
             return f"[{','.join(words)}]"
+        case "[ ":
+            return f"[{' '.join(words)}]"
+        case '"' | "'":
+            return ", ".join(f"{how}{word}{how}" for word in words)
+        case ", and":
+            return f"{', '.join(words[:-1])}, and {words[-1]}"
+        case "*":
+            return "\n" + "\n".join(f"* {word}" for word in words)
         case "(":
             return f"({', '.join(words)})"
         case "and":

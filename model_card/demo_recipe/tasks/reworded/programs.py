@@ -12,8 +12,8 @@ from model_card.demo_recipe.tasks.reworded import nouns
 from model_card.demo_recipe.tasks.reworded.grammar import Grammar, part, typed
 
 GRAMMAR = Grammar({
-    "code": ("code", "program", "script", "Python", "snippet", "python code", "program here", "~listing"),
-    "print": ("print", "print", "output", "show", "display", "write", "give", "~emit"),
+    "code": ("code", "program", "script", "Python", "snippet", "python code", "program here", "Python program", "python script", "piece of code", "bit of code", "example", "thing", "few lines", "code snippet", "small program", "~listing"),
+    "print": ("print", "print", "output", "show", "display", "write", "give", "return", "produce", "put out", "say", "~emit"),
     "ask": (
         "what does the {code} {print}?", "what does this {code} {print}?", "what will the {code} {print}?", "what is the result?", "what is the output?", "what do i see?",
         "what's the output of this {code}?", "what is printed by this {code}?", "run this", "run this {code} for me", "what happens when i run this?", "output?", "result?",
@@ -21,6 +21,15 @@ GRAMMAR = Grammar({
         "please tell me what it prints", "what comes out?", "what would Python {print}?", "what number comes out?", "what is the value at the end?", "execute this {code}",
         "i have this {code}. what does it {print}?", "look at this {code}. what does it {print}?", "go through this {code} and say what it prints", "guess the output",
         "can you say what this prints?", "what will be printed?", "what should it {print}?", "find the output", "what is the answer of this {code}?", "step through this {code}",
+        "what does it {print}?", "what does it {print} in the end?", "what does that {print}?", "what does the following {code} {print}?", "what is the output of the following {code}?", "what is the output of this {code}?", "what is the result of this {code}?", "what's the result?", "what's the output?",
+        "what is printed?", "what is printed here?", "what is printed at the end?", "what gets printed?", "what will it {print}?", "what will this {code} {print}?", "what will be the output?", "what would this {code} {print}?", "what would the output be?", "what would be printed?", "what should i see?",
+        "what does Python say?", "what does Python {print} here?", "what does my {code} {print}?", "what is my {code} going to {print}?", "what will i see on the screen?", "what appears on the screen?", "what is shown?", "what is shown on the screen?", "what do we get?", "what do you get?", "what do i get?",
+        "which output do i get?", "which number is printed?", "which value is printed?", "what value comes out?", "what is the final output?", "what is the last line printed?", "please run this {code}", "please run it", "run it", "run the {code}", "run the following {code}", "can you run this {code}?",
+        "could you run this {code} for me?", "could you tell me the output?", "can you tell me what this prints?", "tell me what it prints", "tell me what is printed", "tell me what this {code} prints", "tell me the result of this {code}", "say what it prints", "say what comes out", "give me the output", "give the output",
+        "show me the output", "show the output of this {code}", "write the output", "write down what it prints", "output please", "the output?", "the result?", "execute this", "execute it and tell me the output", "trace this {code}", "read this {code} and tell me the output", "read the {code} and say what it prints",
+        "follow this {code}. what does it {print}?", "work out what this prints", "work out the output", "figure out the output", "find out what it prints", "find what this {code} prints", "help me: what does it {print}?", "i don't understand this {code}. what does it {print}?", "i wrote this {code}. what will it {print}?",
+        "my teacher gave me this {code}. what is the output?", "here is a {code}. what does it {print}?", "here is some {code}. what is printed?", "here is Python. what comes out?", "given this {code}, what is printed?", "if i run this {code}, what do i see?", "if i run this, what is printed?", "when this runs, what is printed?",
+        "when i run this {code}, what comes out?", "suppose i run this. what is the output?", "this {code} prints what?", "it prints what?", "prints?", "prints what?", "so what does it {print}?", "and what is printed?", "do you know what this prints?", "what happens here?", "what happens in this {code}?", "what is the answer?",
         "~evaluate this {code}", "~what ends up on the console?", "~predict what it will {print}", "~which line of text do i see after running it?",
     ),
 })  # fmt: skip

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from model_card.demo_recipe.tasks import small_steps, words
 from model_card.demo_recipe.tasks.item import Item, question_and_answer
 from model_card.demo_recipe.tasks.puzzles import ORDINALS, Puzzle, a_word, counted, numbered, sorting
-from model_card.demo_recipe.tasks.reworded import nouns
-from model_card.demo_recipe.tasks.reworded.grammar import Grammar, typed
+from model_card.demo_recipe.tasks.reworded import nouns, relations
+from model_card.demo_recipe.tasks.reworded.grammar import Grammar, tidy, typed
 from model_card.demo_recipe.tasks.reworded.puzzle_rules import RULES
 
-GRAMMAR = Grammar(RULES)
+GRAMMAR = Grammar(RULES | relations.RULES)
 SHORT = ("1st", "2nd", "3rd", "4th", "5th")
 Say = Callable[..., str]
 
@@ -25,7 +25,7 @@ def draw(rng: random.Random, easy: bool = False, unseen: bool = False) -> Item:
         return GRAMMAR.say(f"{{{start}}}", rng, slots, unseen=unseen)
 
     kind, question, answer, thought, what = rng.choice(PUZZLES)(rng, say)
-    if question[-1] not in ".?:\n" and rng.random() < 0.6:
+    if question[-1].isalnum() and rng.random() < 0.6:
         question += "."
     return Item(kind, what, question_and_answer(typed(question, rng), answer, thought), answer)
 
@@ -73,18 +73,38 @@ def _letter(rng: random.Random, say: Say) -> Puzzle:
 
 
 def _best(rng: random.Random, say: Say) -> Puzzle:
-    numbers = rng.sample(range(1, 100), rng.randint(3, 5))
-    largest = rng.random() < 0.5
-    word = say("largest" if largest else "smallest").lower()
-    question = say("best", best_word=word, n=nouns.listed(list(map(str, numbers)), rng))
+    numbers, largest = _numbers(rng, rng.choice((2, 3, 3, 4, 4, 5, 5, 6))), rng.random() < 0.5
+    word, said = say("largest" if largest else "smallest").lower(), list(map(str, numbers))
+    either = f"{', '.join(said[:-1])} or {said[-1]}"
+    return _best_of(numbers, largest, say("best", best_word=word, n=nouns.listed(said, rng), n_or=either))
+
+
+def _best_fact(rng: random.Random, say: Say) -> Puzzle:
+    """The largest or smallest of the numbers that facts tell."""
+    largest, name = rng.random() < 0.5, rng.choice(relations.COMPARED)
+    relation, numbers = relations.RELATIONS[name], rng.sample(range(1, 100), rng.choice((2, 2, 3, 3, 4)))
+    unit = rng.choice(relation.units)
+    people = relations.owners(relation, len(numbers), rng)
+    told = relations.tell(name, list(zip(people, map(str, numbers), strict=True)), unit, rng)
+    word, noun = say("largest" if largest else "smallest").lower(), relation.noun.replace("{u}", unit)
+    ask, text = say("best_fact", best_word=word, noun=noun), relations.joined(told, rng)
+    return _best_of(numbers, largest, f"{ask}\n{text}" if rng.random() < 0.2 else f"{tidy(text)}. {ask}")
+
+
+def _best_of(numbers: list[int], largest: bool, question: str) -> Puzzle:
     best = max if largest else min
     thought = small_steps.best(numbers, largest)
     return "largest or smallest", question, str(best(numbers)), thought, (best.__name__, numbers)
 
 
+def _numbers(rng: random.Random, count: int) -> list[int]:
+    """Different numbers, most of them below 100."""
+    return rng.sample(range(1, rng.choice((10, 30, 100, 100, 100, 100, 1000))), count)
+
+
 def _sort(rng: random.Random, say: Say) -> Puzzle:
-    numbers = rng.sample(range(1, 100) if rng.random() < 0.6 else range(1, 10), rng.randint(3, 5))
-    down, n = rng.random() < 0.4, nouns.listed(list(map(str, numbers)), rng)
+    numbers = _numbers(rng, rng.choice((3, 3, 4, 4, 5, 5, 6)))
+    down, n = rng.random() < 0.45, nouns.listed(list(map(str, numbers)), rng)
     if not down and rng.random() < 0.35:
         question = say("sort_up", n=n)
     else:
@@ -140,6 +160,7 @@ PUZZLES = (
     _letter,
     _best,
     _best,
+    _best_fact,
     _sort,
     _sort,
     _reverse_list,

@@ -1,4 +1,5 @@
-"""Word problems in wider wording: who has, gets, loses, compares and repeats what, in many forms and orders.
+"""Word problems in wider wording: who has, gets, loses, compares and repeats what, in many forms and orders; what comes
+and goes in a bus, a tank or a shop; numbers that `relations` has too, asked about together.
 
 The thought is the arithmetic, as in `word_problems`, numbers in the order in which they are told. Where two are
 compared, it first says which is the larger:
@@ -19,13 +20,13 @@ from dataclasses import dataclass, field
 from model_card.demo_recipe.tasks import arithmetic
 from model_card.demo_recipe.tasks.arithmetic import Problem
 from model_card.demo_recipe.tasks.item import Item, question_and_answer
-from model_card.demo_recipe.tasks.reworded import nouns
+from model_card.demo_recipe.tasks.reworded import nouns, relations, story_places, story_unknowns
 from model_card.demo_recipe.tasks.reworded.grammar import BASE, PAST, THIRD, Grammar, typed
 from model_card.demo_recipe.tasks.reworded.story_rules import EVENTS, RULES
 from model_card.demo_recipe.tasks.word_problems import draw_numbers
 
-GRAMMAR = Grammar(RULES | EVENTS)
-SIGNS = ("+", "+", "-", "-", "-", "x", "x", "++", "+-", "-+", "--", "x+", "x-")
+GRAMMAR = Grammar(RULES | EVENTS | relations.RULES | story_places.RULES | story_unknowns.RULES)
+SIGNS = ("+", "+", "+", "-", "-", "-", "-", "x", "x", "++", "+-", "-+", "--", "x+", "x-")
 # First mention, later mention, whose, whom, and whether the verb is in its base form.
 PEOPLE = (
     ("I", "I", "my", "me", True), ("we", "we", "our", "us", True), ("my brother", "he", "his", "him", False),
@@ -33,12 +34,22 @@ PEOPLE = (
     ("a farmer", "he", "his", "him", False), ("the shop", "it", "its", "it", False),
     ("grandma", "she", "her", "her", False), ("our class", "it", "its", "it", False), ("a baker", "he", "his", "him", False),
     ("Mr Jones", "he", "his", "him", False), ("Mrs Smith", "she", "her", "her", False), ("mum", "she", "her", "her", False),
-    ("the library", "it", "its", "it", False), ("they", "they", "their", "them", True), ("my uncle", "he", "his", "him", False),
+    ("the library", "it", "its", "it", False), ("a boy", "he", "his", "him", False), ("a girl", "she", "her", "her", False),
+    ("my friend", "she", "her", "her", False), ("dad", "he", "his", "him", False), ("grandpa", "he", "his", "him", False),
+    ("my cousin", "he", "his", "him", False), ("my aunt", "she", "her", "her", False), ("the museum", "it", "its", "it", False),
+    ("our team", "it", "its", "it", False), ("a gardener", "she", "her", "her", False), ("the school", "it", "its", "it", False),
+    ("a pirate", "he", "his", "him", False), ("the club", "it", "its", "it", False), ("a witch", "she", "her", "her", False),
+    ("my neighbour", "he", "his", "him", False), ("the cook", "he", "his", "him", False), ("two friends", "they", "their", "them", True),
+    ("the twins", "they", "their", "them", True), ("our parents", "they", "their", "them", True), ("the children", "they", "their", "them", True), ("they", "they", "their", "them", True), ("my uncle", "he", "his", "him", False),
 )  # fmt: skip
+MONEY = ("euros", "dollars", "pounds", "cents", "francs", "crowns")  # the last two only in evaluation
 SIZES = (("long", "longer"), ("tall", "taller"), ("wide", "wider"), ("high", "higher"), ("deep", "deeper"))
 ITEMS = (
-    "book", "pen", "bike", "lamp", "coat", "game", "cake", "ticket", "phone", "table", "chair", "shirt", "rope", "box",
+    "book", "pen", "bike", "coat", "game", "cake", "ticket", "phone", "table", "chair", "shirt", "rope", "box",
     "parcel", "ball", "pizza", "drink", "train", "tower", "tree", "stick", "wall", "river", "road", "board", "ribbon",
+    "lamp", "candle", "drum", "kite", "knife", "ladder", "mirror", "radio", "sofa", "spoon", "clock", "camera", "carpet",
+    "comic", "doll", "guitar", "jacket", "mug", "notebook", "poster", "puzzle", "racket", "scarf", "shelf", "skirt",
+    "sandwich", "tent", "towel", "vase", "watch", "pan", "pencil", "present", "salad", "scooter", "soup", "sweater",
     "tea", "coffee", "hat", "bag", "cup", "toy", "magazine", "meal", "plant", "bottle", "stone", "melon", "pipe",
 )  # fmt: skip
 
@@ -66,9 +77,14 @@ class Story:
         self.form = PAST if rng.random() < 0.5 else BASE if who[4] else THIRD
         am = "am" if who[1] == "I" else "are" if who[4] else "is"
         self.slots |= dict(zip(("S", "s", "his", "him"), who[:4], strict=True))
-        self.slots |= {"do": "do" if who[4] else "does", "has": "have" if who[4] else "has", "is": am}
+        self.slots |= {
+            "was": "were" if who[1] in ("we", "they") else "was",
+            "do": "do" if who[4] else "does",
+            "has": "have" if who[4] else "has",
+            "is": am,
+        }
         (box, boxes), (color, color2) = rng.choice(nouns.CONTAINERS), rng.sample(nouns.COLORS, 2)
-        (long, longer), unit = rng.choice(SIZES), rng.choice(rng.choice(nouns.UNITS))
+        (long, longer), unit = rng.choice(SIZES), rng.choice(nouns.LENGTHS)
         (place, place2), (item, item2) = rng.sample(nouns.PLACES, 2), rng.sample(ITEMS, 2)
         big, small = (m, n) if self.second else (n, m)
         dear, cheap = (color2, color) if self.second else (color, color2)
@@ -77,7 +93,7 @@ class Story:
             "M": m, "K": k, "o": thing, "o1": nouns.invented(rng), "box": box, "boxes": boxes, "color": color,
             "color2": color2, "long": long, "longer": longer, "unit": unit, "place": place, "place2": place2,
             "item": item, "item2": item2, "big": big, "small": small, "dear": dear, "cheap": cheap,
-            "n": str(rng.randint(2, 12)),
+            "n": str(rng.randint(2, 12)), "money": rng.choice(MONEY[4:] if self.unseen else MONEY[:4]),
         }  # fmt: skip
 
 
@@ -92,12 +108,16 @@ def draw(rng: random.Random, easy: bool = False, unseen: bool = False) -> Item:
     compared = kind == "compare"
     if compared and story.second:
         numbers.reverse()
+    if kind == "more and both":
+        numbers = numbers[:2]
     values = dict(zip("abc", numbers, strict=False))
     told = [values[mark] for mark in re.findall("@([abc])", text)]
     text = re.sub("@([abc])", lambda mark: nouns.number(values[mark[1]], rng), text)
     lines = [f"{told[0]},{told[1]}:{max(told)}"] if compared else []
     if compared:
         numbers = sorted(told, reverse=True)
+    elif kind == "more and both":
+        numbers = [*told, told[0]]
     elif signs in ("+", "x", "++"):
         numbers = told
     elif signs[0] == "x" and told.index(numbers[0]) > told.index(numbers[1]):
@@ -158,8 +178,54 @@ def _change(story: Story, signs: str) -> tuple[str, str]:
         f"{{then}}{{{'gain' if sign == '+' else 'lose'}_{letter}}}" for sign, letter in zip(signs, "bc", strict=False)
     )
     asks = {"+": ("{now_asked}", "{total_asked}"), "-": ("{left_asked}", "{left_asked}", "{now_asked}")}
+    told = story.say(("{there}" if there else "{start}") + events)
+    ask = story.rng.choice(asks[signs[-1]])
+    while there and re.search(rf"\b{story.slots['S']}\b", said := story.say(ask)):
+        pass  # who was not named is not asked about
+    return "change" if len(signs) == 1 else "two changes", _laid_out(story, told, said if there else ask)
+
+
+def _place(story: Story, signs: str) -> tuple[str, str]:
+    story.fill(people=False)
+    place = story.rng.choice(list(story_places.PLACES))
+    events = "".join(
+        f"{{then}}{{{place}_{'gain' if sign == '+' else 'lose'}_{letter}}}"
+        for sign, letter in zip(signs, "bc", strict=False)
+    )
     kind = "change" if len(signs) == 1 else "two changes"
-    return kind, _laid_out(story, ("{there}" if there else "{start}") + events, story.rng.choice(asks[signs[-1]]))
+    return kind, _laid_out(story, f"{{{place}_start}}{events}", f"{{{place}_asked}}")
+
+
+def _facts(story: Story, signs: str) -> tuple[str, str]:
+    """Two facts as look-ups have them, to be added or compared."""
+    story.fill(people=False)
+    rng, name = story.rng, story.rng.choice(relations.ADDED if signs == "+" else relations.COMPARED)
+    relation = relations.RELATIONS[name]
+    pair = relations.owners(relation, 2, rng, story.unseen)
+    told = relations.tell(
+        name, list(zip(pair, ("@a", "@b"), strict=True)), rng.choice(relation.units), rng, story.unseen
+    )
+    big, small = (owner.who for owner in (pair[::-1] if story.second else pair))
+    story.form = pair[0].form
+    story.slots |= {"big": big, "small": small, "more": relation.more, "less": relation.less}
+    compared = "{gap_compared}" if relation.more and rng.random() < 0.6 else "{gap_of_two}"
+    ask = "{both}" if signs == "+" else compared
+    return "parts" if signs == "+" else "compare", _laid_out(story, relations.joined(told, rng), ask)
+
+
+def _unknown(story: Story, signs: str) -> tuple[str, str]:
+    """What was at first, what changed, or a number that is told by another."""
+    story.fill(people=False)
+    if signs == "-":
+        return "unknown", story.say(story.rng.choice(("{unknown_less}", "{unknown_less}", "{rel_less}")))
+    if story.rng.random() < 0.5:
+        return "unknown", story.say("{rel_more}")
+    return "unknown", _laid_out(story, "{lost_a}{keeps_b}", "{before_asked}")
+
+
+def _more_and_both(story: Story, signs: str) -> tuple[str, str]:
+    story.fill(people=False)
+    return "more and both", story.say("{more_and_both}")
 
 
 def _parts(story: Story, signs: str) -> tuple[str, str]:
@@ -195,11 +261,15 @@ def _groups(story: Story, signs: str) -> tuple[str, str]:
 
 def _rate(story: Story, signs: str) -> tuple[str, str]:
     story.fill(people=False)
-    return ("rate", story.say("{rates}")) if signs == "x" else ("groups and a change", story.say("{wages}"))
+    if signs == "x":
+        return "rate", story.say("{rates}")
+    return "groups and a change", story.say("{wages}" if signs == "x-" else "{more_wages}")
 
 
 TOLD: dict[str, tuple[Callable[[Story, str], tuple[str, str]], ...]] = {
-    "+": (_change, _change, _parts, _quantity), "-": (_change, _change, _compare, _compare, _part_of, _quantity),
-    "x": (_groups, _rate), "++": (_change, _parts), "+-": (_change,), "-+": (_change,), "--": (_change,),
-    "x+": (_groups,), "x-": (_groups, _groups, _rate),
+    "+": (_change, _change, _place, _parts, _parts, _quantity, _quantity, _facts, _facts, _unknown),
+    "-": (_change, _change, _place, _compare, _compare, _part_of, _quantity, _quantity, _facts, _facts, _unknown, _unknown),
+    "x": (_groups, _groups, _rate, _rate, _rate), "++": (_change, _place, _parts, _more_and_both),
+    "+-": (_change, _place), "-+": (_change, _place), "--": (_change, _place), "x+": (_groups, _groups, _rate),
+    "x-": (_groups, _groups, _rate),
 }  # fmt: skip
