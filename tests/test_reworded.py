@@ -308,6 +308,19 @@ def test_the_question_decides_between_a_lookup_a_sum_a_comparison_and_the_best_o
     assert len(asked) == 3
 
 
+def test_a_fact_that_names_nobody_stands_behind_one_about_the_same_owner() -> None:
+    seen = 0
+    for item in items("retrieval", 3000):
+        (key, *_), thought, text = cast(Any, item.key), item.turns[1]["reasoning_content"], question(item).lower()
+        if key[0] not in thought and (
+            found := re.search(rf"([^\n]*[ \n;|/,.]){re.escape(thought.lower())}(?!\d)", text)
+        ):
+            before = re.split(r"\. |\n|; | \| | / |, | and | but ", found[1].rstrip(" .\n;|/,"))
+            assert any(key[0].lower() in part for part in before[-3:]), item
+            seen += 1
+    assert seen > 10
+
+
 def test_short_texts_have_two_facts_and_small_numbers_too() -> None:
     drawn = list(items("retrieval", 1500, questions=3))
     single = [item for item in drawn if len(item.turns) == 2]

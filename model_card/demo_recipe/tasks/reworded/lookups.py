@@ -5,7 +5,8 @@ Knows nothing of tokens or models.
 """
 
 import random
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from model_card.demo_recipe.tasks import words
 from model_card.demo_recipe.tasks.item import Item, assistant, user
@@ -21,7 +22,7 @@ GRAMMAR = Grammar(relations.RULES | {
         "and {who}?", "{who}?", "which number goes with {who}?", "what number does {who} have?", "look up {who}", "the number for {who}?", "i am looking for {its}",
         "where is {who}?", "what is the value of {who}?", "what is written next to {who}?", "which one is {its}?", "which {attr} is for {who}?",
         "look for {its}", "say {its}", "read me {its}", "how does {its} read?", "what do i type in for {who}?", "which {attr} do i need for {who}?",
-        "what number is {its}?", "show me {its}", "please give me {its}", "i forgot {its}", "i can't find {its}", "{its}, please", "{its} is what?", "{its} =", "{its}:", "any idea what {its} is?", "which number is {its}?", "what does it say for {who}?",
+        "what number is {its}?", "show me {its}", "please give me {its}", "i forgot {its}", "i can't find {its}", "{its}, please", "{its} is what?", "{its} =", "{its}:", "any idea what {its} is?", "which number is {its}?",
         "what have you got for {who}?", "what is noted for {who}?", "what do you have on {who}?", "{who}'s number?", "{attr} of {who}?", "{attr} for {who}?", "what is the {attr} for {who}?", "what's the {attr} of {who}?", "get {its}", "search for {its}",
         "extract {its}", "copy {its}", "write down {its}", "repeat {its}", "what did i say {its} was?", "what did it say about {its}?", "how many is {its}?", "i want {its}", "need {its}", "do you see {its}?", "what about {who}?", "and what about {who}?",
         "just {its}", "just give me {its}", "according to the text, what is {its}?", "in the text, what is {its}?", "what is {its} according to this?", "~remind me of {its}", "~spit out {its}", "~my memory fails me: {its}?", "~what should i write down as {its}?", "~under which number do i find {who}?", "~state {its}", "~does anyone know {its}?",
@@ -59,8 +60,12 @@ ATTRIBUTES = (
 KINDS = ("blue", "red", "green", "old", "new", "big", "small", "left", "right", "first", "second", "upper", "lower")
 JOINTS = (". ", ". ", ", ", "; ", "\n", "\n", " and ", " | ", " / ", ", but ")
 
-
-GRID = ("age", "house", "weight", "score", "earns", "size", "sleeps", "height")  # told of one person, none mistaken
+# Relations told of one owner together, none of them asked for in another's words.
+TOGETHER = {
+    "names": ("age", "house", "weight", "score", "earns", "size", "sleeps", "height"), "offices": ("opens", "closes", "floor"),
+    "events": ("starts", "lasts", "room"), "cities": ("distance", "leaves", "line", "warm"), "animals": ("age", "weight", "speed", "sleeps"),
+}  # fmt: skip
+PRONOUNS = {"names": ("he", "she"), "animals": ("it", "he", "she")}
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class Fact:
 def draw(
     rng: random.Random, easy: bool = False, unseen: bool = False, context: int | None = None, questions: int = 1
 ) -> Item:
-    """Two to seven facts, with other sentences between them up to `context` tokens, and `questions` about them; short
-    texts are asked about once or twice.
+    """Two to seven facts, with other sentences between them up to `context` tokens, and `questions` about them; most
+    short texts are asked about once.
     """
     count = rng.choice((2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7))
     if context is None:
@@ -94,6 +99,8 @@ def draw(
     fillers = (
         rng.choice((0, 0, 0, 0, 1, 2, 3)) if context is None else max(0, context // TOKENS_PER_SENTENCE - len(told))
     )
+    if fillers:
+        told = _kept_together(facts)
     for _ in range(fillers):
         told.insert(rng.randint(0, len(told)), _filler(facts, rng))
     if fillers:
@@ -114,6 +121,17 @@ def draw(
             question = _together(text, question, rng)
         turns += [user(typed(question, rng)), assistant(fact.value, fact.text)]
     return Item("retrieval", tuple((fact.who, fact.value) for fact in asked), turns, asked[-1].value)
+
+
+def _kept_together(facts: list[Fact]) -> list[str]:
+    """The facts; one that says "it" or "she" stays behind the one before it."""
+    told = list[str]()
+    for fact in facts:
+        if fact.who in fact.text:
+            told.append(fact.text)
+        else:
+            told[-1] += f". {fact.text}"
+    return told
 
 
 def _filler(facts: list[Fact], rng: random.Random) -> str:
@@ -138,7 +156,7 @@ def _between(text: str) -> tuple[str, ...]:
 
 def _ask(fact: Fact, facts: list[Fact], rng: random.Random, unseen: bool) -> str:
     slots = {"who": fact.who, "its": fact.its, "attr": fact.attribute, "noun": fact.attribute, "u": fact.unit}
-    same = [other for other in facts if other.attribute == fact.attribute]
+    same = [other for other in facts if fact.attribute in other.attribute]
     alone = sum(other.who == fact.who for other in facts) == 1
     if fact.relation:
         start, chance = f"{{lead}}{{{fact.relation}_ask}}", rng.random()
@@ -153,22 +171,28 @@ def _ask(fact: Fact, facts: list[Fact], rng: random.Random, unseen: bool) -> str
 
 
 def _related(rng: random.Random, count: int, unseen: bool) -> list[Fact]:
-    """Facts of one relation, or of two about the same people."""
-    if count > 3 and rng.random() < 0.25:
-        first, second = rng.sample(GRID, 2)
-        people = relations.owners(relations.RELATIONS[first], count // 2, rng, unseen, pool="names")
-        facts = [*_of(first, people, rng, unseen, whole=True), *_of(second, people, rng, unseen, whole=True)]
-        others = [fact.value for fact in facts]
-        if len(set(others)) < len(others):
-            return _related(rng, count, unseen)
-        return facts if rng.random() < 0.5 else [fact for pair in zip(*_halves(facts), strict=True) for fact in pair]
+    """Facts of one relation, or of two about the same owners."""
+    if rng.random() < 0.25:
+        return _two_of_each(rng, (count + 1) // 2, unseen)
     name = rng.choice(list(relations.RELATIONS))
     people = relations.owners(relations.RELATIONS[name], count, rng, unseen)
     return _of(name, people, rng, unseen)
 
 
-def _halves(facts: list[Fact]) -> tuple[list[Fact], list[Fact]]:
-    return facts[: len(facts) // 2], facts[len(facts) // 2 :]
+def _two_of_each(rng: random.Random, count: int, unseen: bool) -> list[Fact]:
+    """Two facts about each of `count` owners, one owner after the other or one relation after the other."""
+    pool = rng.choice(("names", *TOGETHER))
+    first, second = rng.sample(TOGETHER[pool], 2)
+    people = relations.owners(relations.RELATIONS[first], count, rng, unseen, pool)
+    pairs = list(zip(*(_of(name, people, rng, unseen, whole=True) for name in (first, second)), strict=True))
+    if len({fact.value for pair in pairs for fact in pair}) < 2 * count:
+        return _two_of_each(rng, count, unseen)
+    if count > 1 and rng.random() < 0.4:
+        return [pair[i] for i in (0, 1) for pair in pairs]
+    pronoun = rng.choice(PRONOUNS.get(pool, ("it",)))
+    if rng.random() < 0.6:
+        pairs = [(one, replace(two, text=re.sub(f"^{two.who} ", f"{pronoun} ", two.text))) for one, two in pairs]
+    return [fact for pair in pairs for fact in pair]
 
 
 def _of(name: str, people: list[relations.Owner], rng: random.Random, unseen: bool, whole: bool = False) -> list[Fact]:

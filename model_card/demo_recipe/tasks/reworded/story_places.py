@@ -48,7 +48,7 @@ PLACES: dict[str, tuple[Words, Words, Words, Words]] = {
         ("a class <have|has|had> {a} pupils", "there <are|are|were> {a} children in class", "a school <have|has|had> {a} students", "a club <have|has|had> {a} members", "{a} kids <are|are|were> in the group", "a choir <have|has|had> {a} singers", "a course <begin|begins|began> with {a} people", "~a troop of {a} scouts <meet|meets|met>"),
         ("{x} <join|join|joined>", "{x} new ones <come|come|came>", "{x} more <join|join|joined>", "{x} <move|move|moved> in from another town", "{x} others <sign|sign|signed> up", "~{x} newcomers <appear|appear|appeared>"),
         ("{x} <leave|leave|left>", "{x} <move|move|moved> away", "{x} <quit|quit|quit>", "{x} <fall|fall|fell> ill and <go|go|went> home", "{x} <change|change|changed> to another one", "~{x} <drop|drop|dropped> out"),
-        ("how many are there now?", "how many people are in it now?", "how many does it have now?", "how many are in it then?", "how many is that?", "what is its size now?", "~what is the headcount?"),
+        ("how many are there now?", "how many does it have now?", "how many are in it then?", "how many is that?", "what is its size now?", "~what is the headcount?"),
     ),
     "parking": (
         ("there <are|are|were> {a} cars in the car park", "{a} cars <stand|stand|stood> in a parking lot", "a garage <have|has|had> {a} cars in it", "{a} ships <lie|lie|lay> in the harbour", "{a} planes <stand|stand|stood> at the airport", "~a depot <shelter|shelters|sheltered> {a} trams"),
@@ -75,7 +75,7 @@ PLACES: dict[str, tuple[Words, Words, Words, Words]] = {
         ("how many are there now?", "how many does it have now?", "how many are in it now?", "how many is that?", "how many are there in the end?", "~what is the count at last?"),
     ),
     "scale": (
-        ("the temperature <is|is|was> {a} degrees", "it <is|is|was> {a} degrees", "the number on the screen <is|is|was> {a}", "a plant <is|is|was> {a} cm high", "a rope <is|is|was> {a} m long", "a parcel <weigh|weighs|weighed> {a} kg", "{S} <weigh|weighs|weighed> {a} kg", "a lift <is|is|was> on floor {a}", "the battery <is|is|was> at {a}", "~a dial <point|points|pointed> to {a}"),
+        ("the temperature <is|is|was> {a} degrees", "it <is|is|was> {a} degrees", "the number on the screen <is|is|was> {a}", "a plant <is|is|was> {a} cm high", "a rope <is|is|was> {a} m long", "the parcel <weigh|weighs|weighed> {a} kg", "{S} <weigh|weighs|weighed> {a} kg", "a lift <is|is|was> on floor {a}", "the battery <is|is|was> at {a}", "~a dial <point|points|pointed> to {a}"),
         ("it <go|goes|went> up by {x}", "it <grow|grows|grew> by {x}", "it <rise|rises|rose> by {x}", "it <increase|increases|increased> by {x}", "{x} <are|are|were> added", "~it <climb|climbs|climbed> by {x}"),
         ("it <go|goes|went> down by {x}", "it <fall|falls|fell> by {x}", "it <drop|drops|dropped> by {x}", "it <shrink|shrinks|shrank> by {x}", "it <decrease|decreases|decreased> by {x}", "~it <sink|sinks|sank> by {x}"),
         ("what is it now?", "how much is it now?", "what is the number now?", "how much is that now?", "where is it now?", "what is the new value?", "what is it in the end?", "~where does it stand then?"),

@@ -6,7 +6,7 @@ A result has names ("the sum of {a} and {b}") and commands ("add {a} and {b}"), 
 
 # What stands around a name of the result, and around a command.
 NAMED = (
-    "{what} {name}", "{what} {name}", "{what} {name}?", "{name}", "{name}?", "{name} =", "{name} = ?", "{name} is", "{name} is what?", "{name} is how much?", "{name} equals", "{name} equals what?", "{name}, please", "what number is {name}?",
+    "{what} {name}", "{what} {name}", "{what} {name}?", "{name}", "{name}?", "{name} =", "{name} = ?", "{name} is", "{name} is what?", "{name} is how much?", "{name} equals", "{name} equals what?", "{name}, please",
     "what does {name} equal?", "i want to know {name}", "i need {name}", "do you know {name}?", "could you tell me {name}?", "can you give me {name}?", "can you calculate {name}?", "the answer of {name}?", "please find {name}", "{name} makes?",
     "{name} gives?", "{name} is equal to", "so {name} is?", "what will {name} be?", "what would {name} be?", "quickly: {name}", "the result of {name}?", "{what} the result of {name}", "please tell me {name}", "{name}: how much is it?",
     "how much would {name} be?", "let me know {name}", "determine {name}", "solve {name}", "work out {name} for me", "how much does {name} come to?", "what do i get for {name}?", "which number is {name}?",
@@ -14,7 +14,7 @@ NAMED = (
 )  # fmt: skip
 COMMANDED = (
     "{command}", "{command}", "{command}", "please {command}", "can you {command}?", "could you {command}?", "could you please {command}?", "i need you to {command}", "{command} for me", "{command} and tell me the result", "{command}, what do you get?",
-    "if i {command}, what do i get?", "if you {command}, what is the result?", "what do you get if you {command}?", "what do i get when i {command}?", "what happens if i {command}?", "what is the result if we {command}?", "help me {command}",
+    "if i {command}, what do i get?", "what do you get if you {command}?", "what do i get when i {command}?", "what happens if i {command}?", "what is the result if we {command}?", "help me {command}",
     "will you {command}?", "would you {command}, please?", "let us {command}", "let's {command}", "i want to {command}", "i have to {command}", "{command} and give me the answer", "{command} =", "{command}: what is it?", "now {command}",
     "{command} please", "{command} and say what comes out", "when you {command}, what number comes out?", "what comes out if you {command}?", "how do i {command}? what is the answer?", "try to {command}", "you should {command}",
     "your task: {command}", "do this: {command}", "we {command}. what is the result?", "suppose you {command}. what is the answer?", "~kindly {command}", "~were i to {command}, what would come out?", "~go ahead and {command}",
@@ -22,7 +22,7 @@ COMMANDED = (
 NAMES = {
     "+": (
         "{a} plus {b}", "{a} plus {b}", "{a} + {b}", "{a}+{b}", "{a} +{b}", "{a} and {b}", "{a} & {b}", "{a} and {b} together", "{a} and {b} in total", "{a} and {b} added", "{a} and {b} added together", "{a} and {b} added up", "{a} added to {b}", "the sum of {a} and {b}",
-        "the sum {a} + {b}", "sum of {a} and {b}", "the total of {a} and {b}", "{a} increased by {b}", "{a} raised by {b}", "{a} more than {b}", "{a} with {b} more", "{a} with {b} added", "{a} combined with {b}", "{a} together with {b}", "the sum of the numbers {a} and {b}",
+        "the sum {a} + {b}", "the total of {a} and {b}", "{a} increased by {b}", "{a} raised by {b}", "{a} more than {b}", "{a} with {b} more", "{a} with {b} added", "{a} combined with {b}", "{a} together with {b}", "the sum of the numbers {a} and {b}",
         "{a} plus another {b}", "{a} and another {b}", "{a} and {b} more", "the total when {a} is added to {b}", "both {a} and {b} together", "{a} and {b} combined", "{a} and {b} summed", "{a} and {b} all together", "{a} with {b} on top",
         "~the aggregate of {a} and {b}", "~{a} topped up with {b}", "~{a}, {b} higher",
     ),
@@ -46,18 +46,18 @@ NAMES = {
 }  # fmt: skip
 COMMANDS = {
     "+": (
-        "add {a} and {b}", "add {a} to {b}", "add {a} plus {b}", "add up {a} and {b}", "sum up {a} and {b}", "sum {a} and {b}", "put {a} and {b} together", "combine {a} and {b}", "increase {a} by {b}", "raise {a} by {b}", "start with {a} and add {b}",
+        "add {a} and {b}", "add {a} to {b}", "add {a} plus {b}", "add up {a} and {b}", "sum up {a} and {b}", "sum {a} and {b}", "put {a} and {b} together", "combine {a} and {b}", "raise {a} by {b}", "start with {a} and add {b}",
         "take {a} and add {b}", "take {a}, then add {b}", "total {a} and {b}", "count on {a} from {b}", "go up {a} from {b}", "add {a} with {b}", "calculate {a} and {b} together", "find the total of {a} and {b}", "find the sum of {a} and {b}", "add the numbers {a} and {b}",
         "add together {a} and {b}", "compute the sum of {a} and {b}", "make {a} {b} bigger", "begin at {a} and count {b} up", "~join {a} and {b} into one number", "~lump {a} and {b} together", "~let {a} grow by {b}",
     ),
     "-": (
-        "subtract {b} from {a}", "subtract {b} from {a}", "take {b} from {a}", "take {b} away from {a}", "take away {b} from {a}", "remove {b} from {a}", "deduct {b} from {a}", "reduce {a} by {b}", "lower {a} by {b}", "decrease {a} by {b}", "drop {b} from {a}",
+        "subtract {b} from {a}", "subtract {b} from {a}", "take {b} from {a}", "take {b} away from {a}", "take away {b} from {a}", "remove {b} from {a}", "deduct {b} from {a}", "reduce {a} by {b}", "lower {a} by {b}", "drop {b} from {a}",
         "start with {a} and subtract {b}", "start at {a} and take away {b}", "take {a} and subtract {b}", "take {a}, then take away {b}", "count back {b} from {a}", "go down {b} from {a}", "take {b} off {a}", "calculate {a} minus {b}", "make {a} {b} smaller",
-        "find what is left when {b} is taken from {a}", "begin at {a} and count {b} down", "pull {b} out of {a}", "~cut {a} by {b}", "~knock {b} off {a}", "~let {a} shrink by {b}",
+        "find what is left when {b} is taken from {a}", "begin at {a} and count {b} down", "pull {b} out of {a}", "~cut {a} by {b}", "~let {a} shrink by {b}",
     ),
     "x": (
         "multiply {a} by {b}", "multiply {a} by {b}", "multiply {a} and {b}", "multiply {a} with {b}", "multiply the numbers {a} and {b}", "take {a} times {b}", "take {a} and multiply it by {b}", "start with {a} and multiply by {b}", "find the product of {a} and {b}",
-        "compute the product of {a} and {b}", "take {a} {b} times", "add {a} up {b} times", "calculate {a} times {b}", "multiply together {a} and {b}", "get the product of {a} and {b}", "times {a} by {b}", "~scale {a} by {b}", "~blow {a} up by a factor of {b}",
+        "compute the product of {a} and {b}", "take {a} {b} times", "add {a} up {b} times", "calculate {a} times {b}", "get the product of {a} and {b}", "times {a} by {b}", "~scale {a} by {b}", "~blow {a} up by a factor of {b}",
     ),
     "x2": ("double {a}", "double the number {a}", "take {a} twice", "multiply {a} by two", "multiply {a} by 2", "take {a} times two", "take two times {a}", "~make {a} twice as big"),
     "x3": ("triple {a}", "triple the number {a}", "multiply {a} by three", "multiply {a} by 3", "take {a} three times", "take {a} times three", "~make {a} three times as big"),
@@ -81,13 +81,13 @@ OTHER = {
         "~strip {b} from {a} and say what is left", "~{b} leaves {a}: what stays?",
     ),
     "gap": (
-        "what is the difference between {a} and {b}?", "what's the difference between {a} and {b}?", "tell me the difference of {a} and {b}", "difference between {a} and {b}?", "difference of {a} and {b}", "how far apart are {a} and {b}?", "how far is {a} from {b}?",
+        "what is the difference between {a} and {b}?", "tell me the difference of {a} and {b}", "difference between {a} and {b}?", "difference of {a} and {b}", "how far apart are {a} and {b}?", "how far is {a} from {b}?",
         "by how much do {a} and {b} differ?", "{a} and {b}: what is the difference?", "find the difference between {a} and {b}", "calculate the difference between {a} and {b}", "the difference between {a} and {b} is?", "i need the difference between {a} and {b}",
         "please give me the difference between {a} and {b}", "what is the distance between {a} and {b}?", "how big is the difference between {a} and {b}?", "how much do {a} and {b} differ?", "compute the difference of {a} and {b}", "numbers: {a}, {b}. difference?",
         "here are two numbers: {a} and {b}. what is their difference?", "what is the difference of the numbers {a} and {b}?", "how much is between {a} and {b}?", "~what gap lies between {a} and {b}?", "~measure the gap from {a} to {b}",
     ),
     "gap_down": (
-        "how much more is {a} than {b}?", "how much larger is {a} than {b}?", "how much bigger is {a} than {b}?", "how much greater is {a} than {b}?", "by how much is {a} more than {b}?", "by how much is {a} larger than {b}?", "{a} is how much more than {b}?",
+        "how much more is {a} than {b}?", "how much larger is {a} than {b}?", "how much greater is {a} than {b}?", "by how much is {a} more than {b}?", "by how much is {a} larger than {b}?", "{a} is how much more than {b}?",
         "how much do i subtract from {a} to get {b}?", "what do i take from {a} to get {b}?", "{a} minus what is {b}?", "how much higher is {a} than {b}?", "how far is {a} above {b}?", "{a} is bigger than {b}. by how much?", "how many more is {a} than {b}?",
         "from {a} down to {b}, how much is that?", "~by how much does {a} beat {b}?", "~how much does {a} exceed {b} by?",
     ),
@@ -110,7 +110,7 @@ OTHER = {
 }  # fmt: skip
 RULES: dict[str, tuple[str, ...]] = {
     "what": ("what is", "what's", "how much is", "tell me", "compute", "calculate", "find", "give me", "work out", "what is", "whats", "evaluate", "say", "show me", "figure out", "get", "can you work out", "please give me", "please calculate", "~reckon"),
-    "make": ("make", "make", "equal", "add up to", "result in", "give", "come to", "~yield"),
+    "make": ("make", "make", "equal", "add up to", "result in", "~yield"),
 }  # fmt: skip
 RULES |= {f"{sign}_other": texts for sign, texts in OTHER.items()}
 RULES |= {f"{sign}_name": texts for sign, texts in NAMES.items()}
