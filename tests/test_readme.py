@@ -126,6 +126,9 @@ def test_what_it_names_exists(document: Path) -> None:
         assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
     for file, word in re.findall(r"pytest (tests/\w+\.py)(?: -k (\w+))?", text):
         assert re.search(rf"def test_\w*{word}", (ROOT / file).read_text("utf-8")), (file, word)
+    tests = "".join(file.read_text("utf-8") for file in (ROOT / "tests").glob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
 
 
 def test_the_map_leads_to_what_it_names() -> None:
