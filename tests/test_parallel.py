@@ -3,14 +3,11 @@ holds.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import together
 from generation_cases import tiny_model
 from parallel_worker import CASE, LAYOUTS
 
@@ -28,15 +25,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     chatty = tiny_model(vision=True)
     chatty.generation_config._from_model_config = False
     chatty.save_pretrained(folder / "chatty")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    line += [str(TESTS / "parallel_worker.py"), str(folder / "plain"), str(folder / "chatty"), str(folder / "report")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=3600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "match nothing" not in done.stderr
+    words = (str(folder / "plain"), str(folder / "chatty"), str(folder / "report"))
+    assert "match nothing" not in together(TESTS / "parallel_worker.py", *words)
     return [json.loads((folder / f"report.{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -3,10 +3,6 @@ one process; what each holds, and what cannot be cut.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +11,10 @@ import pytest
 import raw_checkpoint as rc
 import stored_folder
 import torch
+from forked import together
 from safetensors.torch import load_file
 from stored_folder import FORMS
-from stored_parallel_worker import LAYOUTS
+from stored_parallel_worker import layouts_of
 from test_formats_kept import KEPT
 from transformers.distributed import DistributedConfig
 
@@ -43,15 +40,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encode, entry, _ = KEPT[name]
         p = rc.params(dim=64, q_lora_rank=64, kv_lora_rank=32, v_head_dim=32, moe={"expert_hidden_dim": 64})
         d.write_folder(root / "folders" / f"unfused {name}", p, d.derive(p, rc.weights(p), encode)[0], entry)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    line += [str(TESTS / "stored_parallel_worker.py"), str(root / "folders"), str(root / "report")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=3600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "match nothing" not in done.stderr
+    words = (str(root / "folders"), str(root / "report"))
+    assert "match nothing" not in together(TESTS / "stored_parallel_worker.py", *words)
     return root
 
 
@@ -65,8 +55,7 @@ slow = pytest.mark.slow
 
 
 @slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", ALL)
+@pytest.mark.parametrize(("form", "layout"), [(form, layout) for form in ALL for layout in layouts_of(form)])
 def test_answers_as_one_process(ranks: list[dict[str, Any]], form: str, layout: str) -> None:
     for rank in ranks:
         found = rank[form][layout]

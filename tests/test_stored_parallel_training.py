@@ -3,10 +3,6 @@ and the adapter are those of one process; what cannot be trained so is refused i
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +11,10 @@ from typing import Any
 import pytest
 import stored_folder
 import torch
+from forked import together
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from stored_training_worker import FSDP, LOADED, WAYS, adapted, base_logits, by_trainer, rows
+from stored_training_worker import FSDP, LOADED, TRIED, adapted, base_logits, by_trainer, rows
 from transformers.integrations import deepspeed
 
 from modeling_small4 import Small4ForCausalLM, lora_targets, stored_lora
@@ -25,7 +22,8 @@ from modeling_small4.stored_layers import StoredModule
 
 TESTS = Path(__file__).resolve().parent
 # With scalars; with scales in float32; with packed zeros; with adapters whose experts share a side.
-FORMS = ("fp8", "nvfp4 all", "int4 zeros", "fp8 rows, shared")
+FORMS = tuple(TRIED)
+PAIRS = [(form, way) for form, ways in TRIED.items() for way in ways]
 slow = pytest.mark.slow
 torch.set_num_threads(1)
 
@@ -39,14 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, form in enumerate(FORMS):
         (root / form).mkdir()
         stored_folder.write(root / form, form.removesuffix(", shared"), seed).stored.rename(root / "folders" / form)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    line += [str(TESTS / "stored_training_worker.py"), str(root / "folders"), str(root / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=3600)
-    assert done.returncode == 0, done.stderr[-4000:]
+    together(TESTS / "stored_training_worker.py", str(root / "folders"), str(root / "out"))
     return root
 
 
@@ -67,12 +58,8 @@ def alone(run: Path) -> dict[str, tuple[list[float], dict[str, torch.Tensor], di
     return out
 
 
-EXACT = [way for way in WAYS if not way.endswith("bfloat16")]
-
-
 @slow
-@pytest.mark.parametrize("way", EXACT)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "way"), [pair for pair in PAIRS if not pair[1].endswith("bfloat16")])
 def test_as_one_process(run: Path, ranks: list[dict[str, Any]], alone: Any, form: str, way: str) -> None:
     losses, before, after = alone[form]
     for rank in ranks:
@@ -86,16 +73,14 @@ def test_as_one_process(run: Path, ranks: list[dict[str, Any]], alone: Any, form
 
 
 @slow
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "way"), PAIRS)
 def test_codes_are_divided(ranks: list[dict[str, Any]], form: str, way: str) -> None:
     for rank in ranks:
         assert rank[form][way]["share"] == (1.0 if way == "ddp" else 0.5)
 
 
 @slow
-@pytest.mark.parametrize("way", FSDP)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "way"), [pair for pair in PAIRS if pair[1] in FSDP])
 def test_nothing_is_cast_by_fsdp(ranks: list[dict[str, Any]], form: str, way: str) -> None:
     """Scales neither, to the bit, and the gathered base cannot be saved as bytes."""
     for rank in ranks:

@@ -1,5 +1,5 @@
-"""One of the processes of `test_parallel_training`, started by torchrun: trains in every layout and saves, then loads
-everything everywhere.
+"""One of the processes of `test_parallel_training`, as torchrun starts them: trains in every layout and saves, then
+loads what was saved in another layout.
 
 Also imported by the test for the same training in one process.
 """
@@ -22,6 +22,9 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "fsdp": {"fsdp_size": 2},
     "fsdp and expert": {"fsdp_size": 2, "ep_size": 2},
 }
+RUNS = [(name, router) for name in LAYOUTS for router in ((False, True) if "tp_size" in LAYOUTS[name] else (False,))]
+# What is saved does not depend on the layout, so every run is loaded in one, and every layout loads one.
+LOADS = [(f"{name}, {router}", list(LAYOUTS)[(place + 1) % len(LAYOUTS)]) for place, (name, router) in enumerate(RUNS)]
 RATE, IGNORED = 0.05, -100
 IDS = torch.arange(1000, 1040).view(2, 20)
 
@@ -77,21 +80,19 @@ def main() -> None:
     folder, out = map(Path, sys.argv[1:3])
     torch.set_num_threads(1)
     found: dict[str, Any] = {"losses": {}, "sharded": {}, "logits": {}}
-    for name, layout in LAYOUTS.items():
-        for router in (False, True) if "tp_size" in layout else (False,):
-            model = Small4ForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**layout))
-            found["sharded"][name] = sum(hasattr(p, "full_tensor") for p in model.parameters())
-            ranks = layout.get("fsdp_size", 1)
-            found["losses"][f"{name}, {router}"] = train(model, folder, router, int(os.environ["RANK"]) % ranks, ranks)
-            model.save_pretrained(out / f"{name}, {router}")
-            torch.distributed.barrier()
-    for saved in found["losses"]:
-        for name, layout in LAYOUTS.items():
-            model = Small4ForCausalLM.from_pretrained(
-                out / saved, distributed_config=DistributedConfig(**layout)
-            ).eval()
-            with torch.no_grad():
-                found["logits"][f"{saved} in {name}"] = whole(model(IDS).logits).tolist()
+    for name, router in RUNS:
+        layout = LAYOUTS[name]
+        model = Small4ForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(**layout))
+        found["sharded"][name] = sum(hasattr(p, "full_tensor") for p in model.parameters())
+        ranks = layout.get("fsdp_size", 1)
+        found["losses"][f"{name}, {router}"] = train(model, folder, router, int(os.environ["RANK"]) % ranks, ranks)
+        model.save_pretrained(out / f"{name}, {router}")
+        torch.distributed.barrier()
+    for saved, name in LOADS:
+        config = DistributedConfig(**LAYOUTS[name])
+        model = Small4ForCausalLM.from_pretrained(out / saved, distributed_config=config).eval()
+        with torch.no_grad():
+            found["logits"][f"{saved} in {name}"] = whole(model(IDS).logits).tolist()
     (out / f"report.{os.environ['RANK']}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
