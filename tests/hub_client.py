@@ -6,7 +6,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 from model_card.evals.fuzz.small_hub import NO_PROXY, Hub
 
@@ -23,6 +23,7 @@ def hub_client(hub: Hub, home: Path) -> Iterator[Callable[[bool], None]]:
             patch.setenv(name, value)
         for name, each in (settings | {"HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_OFFLINE": False}).items():
             patch.setattr(constants, name, each)
+        patch.setattr(hf_api.api, "endpoint", hub.endpoint)
         huggingface_hub.close_session()  # one that was opened with other settings
         yield lambda without: patch.setattr(constants, "HF_HUB_OFFLINE", without)
         huggingface_hub.close_session()

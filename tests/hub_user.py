@@ -1,11 +1,5 @@
-"""What a user does with the Hub, as a process of its own because the client reads its settings once:
-`python hub_user.py STEP FOLDER`.
+"""What a user does with the Hub, and what they find. Knows no test, nor where the Hub is."""
 
-Prints one JSON object.
-"""
-
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +56,3 @@ def offline(folder: Path) -> dict[str, Any]:
     except OSError as error:
         message = str(error)
     return {"main": same(main, folder / "first"), "error": message}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    step = {"push": push, "load": load, "broken": broken, "offline": offline}[sys.argv[1]]
-    print(json.dumps(step(Path(sys.argv[2]))))

@@ -6,14 +6,12 @@ import errno
 import hashlib
 import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import raw_checkpoint as rc
+from forked import Python, python
 from small4_conversion import checkpoint
 from small4_conversion import convert as convert_module
 from small4_conversion.__main__ import main
@@ -94,10 +92,9 @@ print(landed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "times"), [("fresh", 20), ("overwrite", 8)])
+@pytest.mark.parametrize(("mode", "times"), [("fresh", 10), ("overwrite", 5)])
 def test_killed_runs_start_again_to_the_identical_folder(raw: Path, tmp_path: Path, mode: str, times: int) -> None:
-    command = [sys.executable, "-c", KILLER, str(raw), str(tmp_path), "0", str(times), mode]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python("-c", KILLER, str(raw), str(tmp_path), "0", str(times), mode)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == times
     assert entries(tmp_path) == sorted(["reference", *(f"run{i}" for i in range(times))])
@@ -106,12 +103,12 @@ def test_killed_runs_start_again_to_the_identical_folder(raw: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_two_runs_on_one_destination_do_not_mix(raw: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "small4_conversion", str(raw), str(tmp_path / "dst"), "--json"]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    shown = [(*run.communicate(), run.returncode) for run in runs]
-    assert sorted(status for *_, status in shown) == [0, 1, 1]
-    for _, error, status in shown:
-        assert status == 0 or "another run is writing" in error or "exists already" in error or "meanwhile" in error
+    command = ("-m", "small4_conversion", str(raw), str(tmp_path / "dst"), "--json")
+    shown = [run.done() for run in [Python(*command) for _ in range(3)]]
+    assert sorted(run.returncode for run in shown) == [0, 1, 1]
+    for run in shown:
+        refusals = ("another run is writing", "exists already", "meanwhile")
+        assert run.returncode == 0 or any(words in run.stderr for words in refusals)
     convert(raw, tmp_path / "alone")
     assert digest(tmp_path / "dst") == digest(tmp_path / "alone")
     assert entries(tmp_path) == ["alone", "dst"]
@@ -152,11 +149,9 @@ def test_too_little_space_is_refused_before_writing(
 
 
 def test_a_write_that_the_system_stops(raw: Path, tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
-    command = [sys.executable, "-m", "small4_conversion", str(raw), str(tmp_path / "dst")]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+    limited += "from small4_conversion.__main__ import main\nraise SystemExit(main())"
+    done = python("-c", limited, str(raw), str(tmp_path / "dst"))
     assert done.returncode == 1
     assert "File too large" in done.stderr
     assert sum(line.startswith("small4 ") for line in done.stderr.splitlines()) == 1
@@ -236,18 +231,8 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
         )
         rc.write_raw(tmp_path / name, p, rc.to_fp8(rc.weights(p)))
         for options in (["--to", "small4"], ["--dtype", "float32"]):
-            command = [
-                sys.executable,
-                "-m",
-                "small4_conversion",
-                str(tmp_path / name),
-                str(tmp_path / "out"),
-                "--json",
-                "--overwrite",
-                *options,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            summary = json.loads(done.stdout)
+            words = (str(tmp_path / name), str(tmp_path / "out"), "--json", "--overwrite", *options)
+            summary = json.loads(python("-m", "small4_conversion", *words).stdout)
             peaks.append(summary["peak_rss_bytes"])
     assert summary["bytes"] > 400e6
     assert max(peaks) - min(peaks) < 100e6, peaks

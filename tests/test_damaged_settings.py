@@ -1,14 +1,13 @@
 """Damaged settings, tokenizers, templates and Tekken files are refused by whoever reads them, with file and key."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import python
 from jinja2.exceptions import TemplateError
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from safetensors.torch import load_file
@@ -236,7 +235,7 @@ model.save_pretrained(sys.argv[1], max_shard_size="40KB")
 def test_shards_of_two_saves_are_not_loaded(folder: Path, tmp_path: Path, how: str, loads: bool) -> None:
     model = Small4ForCausalLM.from_pretrained(folder)
     model.save_pretrained(tmp_path, max_shard_size="40KB")
-    done = subprocess.run([sys.executable, "-c", SAVE, str(tmp_path), how], capture_output=True, text=True, check=False)
+    done = python("-c", SAVE, str(tmp_path), how)
     assert done.returncode == (-9 if how == "killed" else 1)
     assert how == "killed" or "IndexError" in done.stderr
     if loads:

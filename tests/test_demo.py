@@ -159,8 +159,9 @@ def test_held_out_accuracy_is_the_stored_one(model: Any, processor: Any, task: s
 
 @pytest.mark.slow
 def test_facts_are_found_in_four_thousand_tokens(model: Any, processor: Any) -> None:
-    """Of the stored rows the first ones: reading all 73 takes minutes."""
-    assert accuracy(model, processor, "retrieval", "high", 32, context=4096) >= 0.9
+    """Of the stored rows the first ones, for reading all 73 takes minutes; no fewer than the interval of all allows."""
+    low = stored("retrieval", "4096", "high")["interval_95"][0]
+    assert accuracy(model, processor, "retrieval", "high", 12, context=4096) >= int(12 * low) / 12
 
 
 @pytest.mark.parametrize("task", TARGETS)

@@ -6,11 +6,10 @@ Each training runs in a process of its own on one thread, so that nothing of one
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import python
 
 pytestmark = pytest.mark.slow
 
@@ -34,9 +33,7 @@ train(Path(sys.argv[1]), Recipe(**lessons, short=short, long=long, wording=wordi
 
 def run_training(out: Path) -> None:
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(out)], env=os.environ | threads, capture_output=True, text=True, check=False
-    )
+    done = python("-c", TRAIN, str(out), env=os.environ | threads)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

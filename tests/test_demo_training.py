@@ -5,11 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model_card.demo_recipe import team as team_module
 from model_card.demo_recipe.batches import IGNORED, LONGEST, Parts, collate, cost, cut_thought, positions
 from model_card.demo_recipe.muon import Muon, orthogonal
 from model_card.demo_recipe.recipe import Stage
@@ -128,7 +130,8 @@ def take_steps(team: Team, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_team_takes_the_steps_of_one(tmp_path: Path) -> None:
+def test_a_team_takes_the_steps_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team_module.processes, "spawn", forked.spawn)
     for size in (1, 2):
         run_as_team(take_steps, size, tmp_path)
     alone, *both = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))

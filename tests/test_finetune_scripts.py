@@ -6,12 +6,11 @@ import ast
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from documents import scripts
+from forked import python
 from peft import PeftModel
 from PIL import Image
 from transformers import Mistral3ForConditionalGeneration
@@ -26,9 +25,7 @@ def run(name: str, folder: Path) -> str:
     """Standard output."""
     (folder / name).write_text(SCRIPTS[name], encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
-    done = subprocess.run(
-        [sys.executable, name], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1500
-    )
+    done = python(name, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -1,25 +1,26 @@
 """The Hub through its real client: push, load, revisions, subfolders, a download that breaks, and no network at all."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hub_user
 import pytest
+from hub_client import hub_client
 from oracle import TEXT
 from tiny_checkpoint import write_tiny_checkpoint
 
-from model_card.evals.fuzz.small_hub import Hub, client_environment
+from model_card.evals.fuzz.small_hub import Hub
 from modeling_small4 import Small4Config, Small4ForCausalLM
 
-TESTS = Path(__file__).resolve().parent
 pytestmark = pytest.mark.slow
 
 
 class World:
     """Two checkpoints, a Hub, and one user's cache."""
+
+    without_network: Callable[[bool], None]
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.hub = folder, Hub()
@@ -32,23 +33,14 @@ class World:
         self.hub.commit(
             "lab/nested", "main", {f"inner/{name}": data for name, data in files.items()} | {"README.md": b"x"}
         )
-        self.user("push")
-
-    def user(self, step: str, **settings: str) -> dict[str, Any]:
-        environment = client_environment(self.hub.endpoint, self.folder / "home")
-        environment |= {"OMP_NUM_THREADS": "1"} | settings
-        line = [sys.executable, str(TESTS / "hub_user.py"), step, str(self.folder)]
-        done = subprocess.run(
-            line, capture_output=True, text=True, env=environment, cwd=TESTS, check=False, timeout=120
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made = World(tmp_path_factory.mktemp("hub"))
-    yield made
+    with hub_client(made.hub, made.folder / "home") as made.without_network:
+        hub_user.push(made.folder)
+        yield made
     made.hub.close()
 
 
@@ -56,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def loaded(world: World) -> tuple[dict[str, Any], list[str]]:
     """What a user finds who loads everything once, and the files that were downloaded for it."""
     before = len(world.hub.downloads)
-    return world.user("load"), [name for name, _ in world.hub.downloads[before:]]
+    return hub_user.load(world.folder), [name for name, _ in world.hub.downloads[before:]]
 
 
 def test_pushed_repositories_hold_a_whole_checkpoint(world: World) -> None:
@@ -87,7 +79,7 @@ def test_a_broken_download_goes_on_where_it_stopped(world: World) -> None:
     assert size > 12 * 2**20
     world.hub.drop["model.safetensors"] = 12 * 2**20
     before = len(world.hub.downloads)
-    assert world.user("broken") == {"whole": True}
+    assert hub_user.broken(world.folder) == {"whole": True}
     ranges = [asked for name, asked in world.hub.downloads[before:] if name == "model.safetensors"]
     assert ranges == [None, f"bytes={10 * 2**20}-"]  # the client writes in pieces of 10 MiB
 
@@ -96,7 +88,11 @@ def test_a_broken_download_goes_on_where_it_stopped(world: World) -> None:
 def test_without_a_network(world: World) -> None:
     """After loading once, everything is there; what was never loaded is an error that says so."""
     before = len(world.hub.downloads)
-    found = world.user("offline", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    world.without_network(True)
+    try:
+        found = hub_user.offline(world.folder)
+    finally:
+        world.without_network(False)
     assert found["main"]
     assert "offline mode" in found["error"]
     assert "cached files" in found["error"]

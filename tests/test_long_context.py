@@ -3,17 +3,19 @@ put; memory is bounded.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import naive
 import pytest
 import torch
 from oracle import Case, image_inputs, text_ids
 from transformers import DynamicCache
 
+from model_card.bench import cache as bench_cache
+from model_card.bench import long_prompt
 from model_card.demo_recipe.tasks.data import TASKS
 from model_card.evals.demo_checkpoint import THOUGHTFUL
 from modeling_small4 import LatentCache, Small4ForCausalLM, attention, attention_blocks, generation_hooks
@@ -286,13 +288,14 @@ def test_padded_rows_of_long_prompts_with_images(model: Small4ForCausalLM, monke
 
 
 @pytest.mark.slow
-def test_a_long_prompt_takes_the_memory_of_its_cache_and_one_chunk() -> None:
+def test_a_long_prompt_takes_the_memory_of_its_cache_and_one_chunk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The benchmark at a size that a test can afford; with a prompt read at once, memory is far beyond the bound."""
-    command = [sys.executable, "-m", "model_card.bench.long_prompt", "--threads", "1"]
-    command += ["--check", "3000", "--lengths", "12288"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    row = json.loads(done.stdout.splitlines()[-1])["rows"]["12288 tokens"]
+    monkeypatch.setattr(long_prompt, "child", forked.child)
+    monkeypatch.setattr(sys, "argv", ["long_prompt", "--threads", "1", "--check", "3000", "--lengths", "12288"])
+    long_prompt.main()
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]["12288 tokens"]
     assert row["within"]
     assert row["of_sum"] <= 1.5
     unchunked = (
@@ -300,12 +303,7 @@ def test_a_long_prompt_takes_the_memory_of_its_cache_and_one_chunk() -> None:
         "['long_prompt', *sys.argv[1:]]; "
     )
     unchunked += "runpy.run_module('model_card.bench.long_prompt', run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", unchunked, "--threads", "1", "--alone", "12288"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.python("-c", unchunked, "--threads", "1", "--alone", "12288")
     assert not json.loads(done.stdout.splitlines()[-1])["rows"]["alone"]["within"]
 
 
@@ -313,11 +311,12 @@ def test_a_long_prompt_takes_the_memory_of_its_cache_and_one_chunk() -> None:
 
 
 @pytest.mark.slow
-def test_eight_bits_leave_the_demo_s_greedy_answers_as_they_are_but_for_guesses() -> None:
-    command = [sys.executable, "-m", "model_card.bench.cache", "--threads", "1", "--dtype", "float32", "--rows", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+def test_eight_bits_leave_the_demo_s_greedy_answers_as_they_are_but_for_guesses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cache", "--threads", "1", "--dtype", "float32", "--rows", "8"])
+    bench_cache.main()
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert rows["bfloat16"]["bytes_per_token"] == 36 * 320 * 2 == 23_040
     assert rows["8 bits"]["bytes_per_token"] == 36 * (320 + 2 * 2) == 11_664
     for task in TASKS:

@@ -6,8 +6,6 @@ import copy
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from functools import cache, partial
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import stored_folder
 import torch
+from forked import python
 from oracle import Case, image_inputs
 from stored_folder import Folders
 
@@ -445,7 +444,7 @@ if not child:
     os._exit(0 if all(torch.equal(model(each).logits, want) for each, want in zip(ids, expected)) else 3)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -3,12 +3,12 @@ does.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import python
 from tiny_checkpoint import write_tiny_checkpoint
 
 from modeling_small4 import Small4Config, Small4ForCausalLM
@@ -84,9 +84,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_a_checkpoint_larger_than_the_limit(wide: Path, door: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIMIT + DOORS[door], str(wide)], capture_output=True, text=True, check=False
-    )
+    done = python("-c", LIMIT + DOORS[door], str(wide))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
     said = [line for line in done.stderr.splitlines() if "routed experts" in line]

@@ -7,11 +7,11 @@ import os
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import python
 from small4_conversion import staging, systems
 from small4_conversion.checkpoint import CheckpointError
 from small4_conversion.staging import PREFIX, check_destination, new_folder, private_folder
@@ -473,8 +473,7 @@ def test_folders_of_another_user(tmp_path_factory: pytest.TempPathFactory) -> No
         (work / "open").chmod(0o777)
         before = everything(work)
         places = [work / "closed" / "dst", work / "closed" / "new", work / "open" / "dst"]
-        command = [sys.executable, "-c", READ_ONLY, str(source), *map(str, places)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = python("-c", READ_ONLY, str(source), *map(str, places))
         assert done.stdout.split() == ["1"] * 3, done.stderr
         assert sum(line.startswith("small4 ") for line in done.stderr.splitlines()) == 3
         assert "Traceback" not in done.stderr

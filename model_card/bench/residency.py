@@ -45,9 +45,9 @@ from modeling_small4.planner.speed import speed
 PROMPT = 512  # tokens, which use every expert
 
 
-def write(folder: Path, layers: int, experts: int) -> None:
-    """A text-only checkpoint of full-width layers with few experts and a small vocabulary."""
-    text = {"num_hidden_layers": layers, "n_routed_experts": experts, "vocab_size": 1024}
+def write(folder: Path, layers: int, experts: int, **widths: int) -> None:
+    """A text-only checkpoint with few experts and a small vocabulary, in the released widths but for those given."""
+    text = {"num_hidden_layers": layers, "n_routed_experts": experts, "vocab_size": 1024} | widths
     with torch.device("meta"):
         model = Small4ForCausalLM(Small4Config(text_config=text, vision_config=None))
     model.load_state_dict(random_state(model, torch.bfloat16, torch.device("cpu")), assign=True)
