@@ -12,6 +12,8 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 from generation_cases import tiny_model
 from tiny_checkpoint import write_tiny_checkpoint
+from transformers import masking_utils
+from transformers.integrations import flex_attention
 
 from modeling_small4 import Small4ForCausalLM
 from modeling_small4.processing_small4 import Small4Processor
@@ -23,9 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: at the end, one process would wait for another."""
+    """Files with slow tests first, then those with many: at the end, one process would wait for another."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    all_of_file = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -all_of_file[item.path]))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,14 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def processor(folder: Path) -> Small4Processor:
     """The processor of `folder`."""
     return Small4Processor.from_pretrained(folder)
+
+
+@pytest.fixture
+def uncompiled_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flex_attention as it is defined, for tests of what is seen: compiling takes seconds for each shape and mask."""
+    monkeypatch.setattr(flex_attention, "WrappedFlexAttention", lambda training: lambda: flex_attention.flex_attention)
+    made = masking_utils.create_block_mask
+    monkeypatch.setattr(masking_utils, "create_block_mask", lambda *a, **k: made(*a, **k | {"_compile": False}))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from small4_conversion.convert import Options, convert
@@ -56,7 +57,8 @@ def test_the_loss_in_chunks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is read from /proc")
-def test_learning_on_held_weights(tmp_path: Path) -> None:
+def test_learning_on_held_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora_held, "child", forked.child)
     args = Namespace(
         model=demo_checkpoint(), steps=2, batch=4, share=0.5, rows=2, forms=["int4", "fp8_shared"], threads=1, at_once=1
     )

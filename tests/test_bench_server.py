@@ -1,8 +1,7 @@
 """The benchmark of the server, on a short prompt."""
 
 import pytest
-
-from model_card.bench.harness import child
+from forked import child
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Decoding with drafts answers as plain decoding does, whatever drafts: caches, modes, batches, streams, samples."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +88,33 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["lookup", "eagle", "itself", "rounded"])
-@pytest.mark.parametrize("case", CASES)
-def test_answers_are_those_without_a_draft(
-    model: Small4ForCausalLM, processor: Small4Processor, drafts: dict[str, Any], kind: str, case: str
-) -> None:
-    for questions in (QUESTIONS[:1], QUESTIONS):
-        given = prompts(processor, questions) | {"max_new_tokens": 24} | CASES[case]
+# A draft that is right now and then, and one with a cache of its own, in every case; one that is always right where
+# answers end, and one without a model where prompts and tokens are counted.
+KINDS = {
+    "rounded": list(CASES),
+    "eagle": list(CASES),
+    "itself": ["plain", "budget", "cut", "one token", "at least"],
+    "lookup": ["plain", "several", "chunks", "penalty"],
+}
+
+
+@pytest.fixture(scope="module")
+def answer(model: Small4ForCausalLM, processor: Small4Processor) -> Callable[..., torch.Tensor]:
+    """Answers to the first questions in a case; without a draft they are found once."""
+
+    def found(case: str, count: int, draft: Any = None) -> torch.Tensor:
+        given = prompts(processor, QUESTIONS[:count]) | {"max_new_tokens": 24} | CASES[case]
         torch.manual_seed(5)
-        plain = model.generate(**given)
-        torch.manual_seed(5)
-        drafted = model.generate(**given, draft=drafts[kind])
-        assert torch.equal(plain, drafted)
+        return model.generate(**given, **({} if draft is None else {"draft": draft}))
+
+    plain = cache(found)
+    return lambda case, count, draft=None: plain(case, count) if draft is None else found(case, count, draft)
+
+
+@pytest.mark.parametrize(("kind", "case"), [(kind, case) for kind, cases in KINDS.items() for case in cases])
+def test_answers_are_those_without_a_draft(answer: Any, drafts: dict[str, Any], kind: str, case: str) -> None:
+    for count in (1, len(QUESTIONS)):
+        assert torch.equal(answer(case, count), answer(case, count, drafts[kind]))
 
 
 def test_drafts_are_accepted_and_spare_forwards(

@@ -3,6 +3,8 @@ decode.
 """
 
 import copy
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -73,10 +75,16 @@ def trimmed(sequence: torch.Tensor, prompt: int) -> list[int]:
     return new[: new.index(EOS) + 1] if EOS in new else new
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("given", [None, "none", "high"])
-@pytest.mark.parametrize("mode", ["none", "high"])
-@pytest.mark.parametrize("budget", [None, 0, 3])
+def every_pair(*values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Combinations of the values, the last of them chosen so that each stands beside each of the others."""
+    *free, last = values
+    places = itertools.product(*(range(len(each)) for each in free))
+    return [(*(each[i] for each, i in zip(free, at, strict=True)), last[sum(at) % len(last)]) for at in places]
+
+
+@pytest.mark.parametrize(
+    ("head", "given", "mode", "budget"), every_pair(list(HEADS), [None, "none", "high"], ["none", "high"], [None, 0, 3])
+)
 def test_greedy_equals_the_slow_loop(
     model: Small4ForCausalLM, head: str, given: str | None, mode: str, budget: int | None
 ) -> None:
@@ -129,9 +137,7 @@ def test_settings_stand_before_the_first_user_message_of_a_long_conversation(
 ANSWERS = {"open thought": [THINK, 70, 71], "closed thought": [THINK, 70, END_THINK], "begun": [70, 71]}
 
 
-@pytest.mark.parametrize("begun", ANSWERS)
-@pytest.mark.parametrize("mode", ["none", "high"])
-@pytest.mark.parametrize("budget", [None, 1, 2, 6])
+@pytest.mark.parametrize(("budget", "begun", "mode"), every_pair([None, 1, 2, 6], list(ANSWERS), ["none", "high"]))
 def test_an_answer_begun_in_the_prompt_is_gone_on_with(
     model: Small4ForCausalLM, begun: str, mode: str, budget: int | None
 ) -> None:
@@ -212,8 +218,10 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("budget", [None, 4])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "budget"),
+    [*((name, 4) for name in STRATEGIES), *((name, None) for name in ("greedy", "sampling", "beams"))],
+)
 def test_ragged_batch_with_a_mode_for_each_row(model: Small4ForCausalLM, strategy: str, budget: int | None) -> None:
     options = STRATEGIES[strategy] | {"max_new_tokens": NEW}
     inputs = batch(ROWS)
@@ -270,7 +278,8 @@ def test_assisted_decoding(model: Small4ForCausalLM, helper: str, mode: str) -> 
 
 
 @pytest.mark.slow
-def test_compiled_in_one_graph(one: Small4ForCausalLM) -> None:
+def test_compiled_in_one_graph() -> None:
+    one = tiny_model(0, layers=1)
     options = {"reasoning_mode": MODES, "max_thinking_tokens": 4, "max_new_tokens": 12}
     plain = one.generate(**batch(ROWS), **options)
     assert torch.equal(plain, one.generate(**batch(ROWS), **options, **compiled()))

@@ -72,27 +72,30 @@ def check(text: str, schema: Any = SCHEMA) -> None:
     Draft202012Validator(schema).validate(json.loads(text))
 
 
-@pytest.mark.parametrize("mode", ["none", "high", None])
+WAYS: list[dict[str, Any]] = [
+    {"do_sample": False},
+    {"do_sample": True, "temperature": 1.3},
+    {"do_sample": True, "top_k": 1},
+    {"do_sample": True, "top_p": 0.3, "repetition_penalty": 1.4},
+    {"do_sample": True, "num_return_sequences": 3},
+    {"do_sample": False, "num_beams": 3},
+    {"do_sample": False, "num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5},
+    {"do_sample": False, "prompt_lookup_num_tokens": 4},
+    {"do_sample": False, "preset": "latency"},
+    {"do_sample": False, "preset": "throughput"},
+    {"do_sample": False, "cache_implementation": "latent_static"},
+    {"do_sample": False, "use_cache": False},
+    {"do_sample": False, "no_repeat_ngram_size": 2},
+    {"do_sample": False, "min_new_tokens": 60},
+]  # fmt: skip
+
+
+# In every way after a thought; without one, one way of each kind.
 @pytest.mark.parametrize(
-    "ways",
-    [
-        {"do_sample": False},
-        {"do_sample": True, "temperature": 1.3},
-        {"do_sample": True, "top_k": 1},
-        {"do_sample": True, "top_p": 0.3, "repetition_penalty": 1.4},
-        {"do_sample": True, "num_return_sequences": 3},
-        {"do_sample": False, "num_beams": 3},
-        {"do_sample": False, "num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5},
-        {"do_sample": False, "prompt_lookup_num_tokens": 4},
-        {"do_sample": False, "preset": "latency"},
-        {"do_sample": False, "preset": "throughput"},
-        {"do_sample": False, "cache_implementation": "latent_static"},
-        {"do_sample": False, "use_cache": False},
-        {"do_sample": False, "no_repeat_ngram_size": 2},
-        {"do_sample": False, "min_new_tokens": 60},
-    ],
+    ("mode", "ways"),
+    [*(("high", ways) for ways in WAYS), *((mode, WAYS[place]) for mode in ("none", None) for place in (0, 1, 5))],
     ids=str,
-)  # fmt: skip
+)
 def test_every_way_of_decoding(tiny: Served, mode: str | None, ways: dict[str, Any]) -> None:
     torch.manual_seed(0)
     for ids in tiny.answers(SCHEMA, reasoning_mode=mode, max_thinking_tokens=10, **ways):

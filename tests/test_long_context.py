@@ -112,6 +112,7 @@ def test_one_block_of_keys_is_plain_attention(
     torch.testing.assert_close(part.logsumexp[..., 0], scores.logsumexp(-1), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("uncompiled_flex")
 @pytest.mark.parametrize("kernel", ["sdpa", "eager", "flex_attention"])
 @pytest.mark.parametrize("path", PATHS)
 def test_few_and_many_queries_over_a_cache(
@@ -126,9 +127,7 @@ def test_few_and_many_queries_over_a_cache(
         expected = [model(ids[row : row + 1, -n:], use_cache=False).logits[0] for row, n in enumerate(lengths)]
         model.set_attn_implementation(kernel)
         try:
-            # torch 2.13 cannot build flex attention's CPU kernel for padding of a second length (its C++ names an
-            # undeclared variable).
-            for padded in (False, True) if kernel != "flex_attention" else (False,):
+            for padded in (False, True):
                 cache, got = LatentCache(model.config), []
                 for begin, end in ((0, 30), (30, 31), (31, 36), (36, 60)):
                     options = {"attention_mask": mask[:, :end], "position_ids": positions[:, begin:end]}
@@ -139,6 +138,24 @@ def test_few_and_many_queries_over_a_cache(
                     torch.testing.assert_close(logits[row, -lengths[row] :], expected[row], atol=1e-5, rtol=0)
         finally:
             model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.slow
+def test_flex_attention_is_compiled_on_the_latents(model: Small4ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For many queries and for one. torch 2.13 cannot build its CPU kernel for padding of a second length: its C++
+    names an undeclared variable.
+    """
+    force(monkeypatch, "absorbed")
+    ids = text_ids(CASE, batch=1, length=31)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        model.set_attn_implementation("flex_attention")
+        try:
+            cache = LatentCache(model.config)
+            got = [model(part, past_key_values=cache).logits for part in ids.split([30, 1], dim=1)]
+        finally:
+            model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(torch.cat(got, dim=1), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -112,11 +112,10 @@ def test_the_demo(precision: str, checkpointing: bool, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"checkpointing": True, "loss_chunk": 128}, {"shared_ranks": True}],
-    ids=["plain", "checkpointed", "shared"],
+    ("sizes", "options"),
+    [(WIDE, {}), (WIDE, {"shared_ranks": True}), ({}, {"checkpointing": True, "loss_chunk": 128})],
+    ids=["three layers", "three layers, shared", "one full-width layer, checkpointed"],
 )
-@pytest.mark.parametrize("sizes", [WIDE, {}], ids=["three layers", "one full-width layer"])
 def test_wide_layers(sizes: dict[str, int], options: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path / "wide", layer(8, sizes), "fp8")
     compare(tmp_path / "wide", Training(batch=1, length=512, **options))

@@ -161,9 +161,22 @@ def script(path: Path, text: str) -> str:
     return str(path)
 
 
-def quick_compiler(folder: Path) -> str:
-    """A compiler that does not optimize, so that tests wait less."""
-    return script(folder / "quick-cc", 'exec cc "$@" -O1')
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels for this processor, compiled once without much optimization."""
+    file = tmp_path_factory.mktemp("compiled") / "kernels.so"
+    variant = stored_native._variant("auto")
+    command = [*stored_native._compiler(), *stored_native.OPTIONS, *variant.options, "-O1"]
+    stored_native._compile(file, command, variant.source)
+    return file
+
+
+@pytest.fixture
+def compiler(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that has its result at hand."""
+    path = tmp_path / "quick-cc"
+    monkeypatch.setenv("CC", script(path, f'for file; do :; done; cp "{compiled}" "$file"'))
+    return path
 
 
 def assert_torch_does_it() -> None:
@@ -198,21 +211,19 @@ def test_compiler_that_is_not_there(
     assert "/nowhere/cc" in caplog.text
 
 
-def test_cache_is_private_and_used_again(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    compiler = quick_compiler(tmp_path)
-    monkeypatch.setenv("CC", compiler)
+def test_cache_is_private_and_used_again(fresh: Path, compiler: Path) -> None:
     assert stored_native.library() is not None
     assert stat.S_IMODE(fresh.stat().st_mode) == 0o700
     (file,) = fresh.iterdir()
     made = file.stat().st_mtime_ns
     stored_native._library.cache_clear()
-    script(Path(compiler), "exit 1")
+    script(compiler, "exit 1")
     assert stored_native.library() is not None
     assert [file.stat().st_mtime_ns] == [made]
 
 
-def test_damaged_cache(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CC", quick_compiler(tmp_path))
+@pytest.mark.usefixtures("compiler")
+def test_damaged_cache(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(stored_native, "_compile", lambda path, *_: path.write_bytes(b"damaged"))
         assert stored_native.library() is None
@@ -222,11 +233,9 @@ def test_damaged_cache(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert len(file.read_bytes()) > 100
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("mode", [0o500, 0o777, 0o770])
-def test_cache_that_is_not_ours_alone_is_not_used(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int
-) -> None:
-    monkeypatch.setenv("CC", quick_compiler(tmp_path))
+def test_cache_that_is_not_ours_alone_is_not_used(fresh: Path, mode: int) -> None:
     fresh.mkdir(parents=True)
     fresh.chmod(mode)
     if mode == 0o500 and not os.geteuid():
@@ -235,8 +244,8 @@ def test_cache_that_is_not_ours_alone_is_not_used(
     assert list(fresh.iterdir()) == []
 
 
-def test_cache_that_is_a_file(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CC", quick_compiler(tmp_path))
+@pytest.mark.usefixtures("compiler")
+def test_cache_that_is_a_file(fresh: Path) -> None:
     fresh.parent.mkdir(parents=True)
     fresh.write_text("in the way")
     assert stored_native.library() is not None

@@ -26,6 +26,12 @@ torch.set_num_threads(1)
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}
 
 
+# One form of each kind of scales: where only these are tried, the form and what is tested have nothing to do with one
+# another, as with the ways to decode.
+FEW = ("fp8", "nvfp4 all", "int4 zeros")
+few = pytest.mark.parametrize("folders", FEW, indirect=True)
+
+
 @pytest.fixture(scope="module", params=FORMS)
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return stored_folder.write(tmp_path_factory.mktemp("stored"), request.param)
@@ -90,8 +96,7 @@ def test_what_is_held_is_what_is_stored(held: Small4ForCausalLM, folders: Folder
     assert held.dtype == torch.float32
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("inputs", [padded, seen])
+@pytest.mark.parametrize(("attention", "inputs"), [("sdpa", padded), ("eager", seen)])
 def test_logits(held: Any, whole: Any, attention: str, inputs: Any) -> None:
     for model in (held, whole):
         model.set_attn_implementation(attention)
@@ -100,6 +105,11 @@ def test_logits(held: Any, whole: Any, attention: str, inputs: Any) -> None:
         model.set_attn_implementation("sdpa")
 
 
+def test_generated_tokens(held: Any, whole: Any) -> None:
+    assert torch.equal(*(model.generate(**padded(), **GREEDY) for model in (held, whole)))
+
+
+@pytest.mark.parametrize("folders", ["nvfp4 all"], indirect=True)
 @pytest.mark.parametrize(
     "options",
     [
@@ -115,7 +125,7 @@ def test_logits(held: Any, whole: Any, attention: str, inputs: Any) -> None:
     ids=["absorbed", "no cache", "chunks", "static", "8-bit cache", "beams", "sampled", "lookup"],
 )
 @pytest.mark.parametrize("inputs", [padded, seen])
-def test_generated_tokens(held: Any, whole: Any, options: dict[str, Any], inputs: Any) -> None:
+def test_every_way_of_decoding(held: Any, whole: Any, options: dict[str, Any], inputs: Any) -> None:
     given = inputs()
     if "prompt_lookup_num_tokens" in options:
         given = {
@@ -142,6 +152,7 @@ def test_blocks_at_the_edges_of_a_matrix(tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.equal(*(model.generate(**padded(), **GREEDY) for model in (stored, plain)))
 
 
+@few
 def test_a_long_prompt_block_by_block(held: Any, whole: Any) -> None:
     ids = torch.randint(1000, 1100, (1, 2600), generator=torch.Generator().manual_seed(6))
     logits = []
@@ -152,6 +163,7 @@ def test_a_long_prompt_block_by_block(held: Any, whole: Any) -> None:
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
 
 
+@few
 def test_continuous_batching(held: Any, whole: Any) -> None:
     prompts = [list(range(1002, 1014)), list(range(1021, 1052))]
     answers = []
@@ -181,7 +193,9 @@ def test_gradients_of_inputs(held: Any, whole: Any) -> None:
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5 * float(gradients[1].abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("shards", [None, "100KB"])
+@pytest.mark.parametrize(
+    ("folders", "shards"), [*((form, None) for form in FORMS), *((form, "100KB") for form in FEW)], indirect=["folders"]
+)
 def test_saved_as_it_was(folders: Folders, tmp_path: Path, shards: str | None) -> None:
     model = Small4ForCausalLM.from_pretrained(folders.stored)
     model.save_pretrained(tmp_path / "saved", **({"max_shard_size": shards} if shards else {}))
@@ -197,7 +211,14 @@ def test_saved_as_it_was(folders: Folders, tmp_path: Path, shards: str | None) -
     same_bits(saved_tensors(tmp_path / "saved"), folders.tensors)
 
 
-@pytest.mark.parametrize("how", ["argument", "configuration", "auto", "afterwards"])
+@pytest.mark.parametrize(
+    ("folders", "how"),
+    [
+        *((form, "argument") for form in FORMS),
+        *((form, how) for form in FEW for how in ("configuration", "auto", "afterwards")),
+    ],
+    indirect=["folders"],
+)
 def test_expanded_on_request(folders: Folders, tmp_path: Path, how: str) -> None:
     if how == "afterwards":
         model = Small4ForCausalLM.from_pretrained(folders.stored).dequantize()
@@ -232,6 +253,7 @@ def test_casts_leave_codes_and_scales(folders: Folders, whole: Any) -> None:
     assert difference(model, whole, **padded()) < 1e-5
 
 
+@few
 def test_copies_and_pickles(held: Any, folders: Folders) -> None:
     stream = io.BytesIO()
     torch.save(held, stream)
@@ -241,6 +263,7 @@ def test_copies_and_pickles(held: Any, folders: Folders) -> None:
         assert difference(twin, held, **padded()) == 0
 
 
+@few
 def test_meta_device(held: Any) -> None:
     model = copy.deepcopy(held).to("meta")
     assert model(padded()["input_ids"].to("meta")).logits.shape == (2, 40, 1100)
@@ -257,6 +280,7 @@ HOMES = {
 }  # fmt: skip
 
 
+@few
 @pytest.mark.parametrize(
     "options",
     [
@@ -286,6 +310,7 @@ def test_device_maps(folders: Folders, held: Any, tmp_path: Path, options: dict[
     )
 
 
+@few
 def test_the_model_without_a_head(folders: Folders, whole: Any) -> None:
     model = Small4Model.from_pretrained(folders.stored, dtype=torch.float32)
     found, expected = (m(**padded()).last_hidden_state[1] for m in (model, whole.model))

@@ -44,7 +44,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["fp8", "nvfp4 all", "int4 zeros"])
+FORMS = ("fp8", "nvfp4 all", "int4 zeros")
+# Which modules are adapted, and how, does not depend on the form; how rows and experts are added up does.
+IN_EVERY_FORM = ("all-linear and experts", "large rank", "vision", "biases")
+PAIRS = [(form, name) for form in FORMS for name in SETTINGS if form == FORMS[0] or name in IN_EVERY_FORM]
+one_form = pytest.mark.parametrize("folders", FORMS[:1], indirect=True)
+
+
+@pytest.fixture(scope="module", params=FORMS)
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return stored_folder.write(tmp_path_factory.mktemp("settings"), request.param)
 
@@ -65,7 +72,7 @@ def gradients(tuned: Any) -> dict[str, torch.Tensor]:
 
 # PEFT (0.21) looks for the keys of patterns among modules only, whatever the base.
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("folders", "name"), PAIRS, indirect=["folders"])
 def test_as_on_expanded_weights(folders: Folders, name: str, tmp_path: Path) -> None:
     held, whole = (adapted(folder, **SETTINGS[name]) for folder in (folders.stored, folders.expanded))
     found, expected = gradients(held), gradients(whole)
@@ -99,6 +106,7 @@ REFUSED = [
 ]
 
 
+@one_form
 @pytest.mark.parametrize(("settings", "words"), REFUSED, ids=range(len(REFUSED)))
 def test_what_needs_the_weights_is_refused(folders: Folders, settings: dict[str, Any], words: str) -> None:
     model = Small4ForCausalLM.from_pretrained(folders.stored)
@@ -111,6 +119,7 @@ def test_what_needs_the_weights_is_refused(folders: Folders, settings: dict[str,
     stored_lora(config, plain)
 
 
+@one_form
 def test_other_adapters_are_refused(folders: Folders) -> None:
     model = Small4ForCausalLM.from_pretrained(folders.stored)
     with pytest.raises(ValueError, match=r"AdaLoraConfig does not fit .* give LoraConfig, or load the model with deq"):
@@ -121,6 +130,7 @@ def test_other_adapters_are_refused(folders: Folders) -> None:
         get_peft_model(model, LoraConfig(**lora_targets("attention")))
 
 
+@one_form
 @pytest.mark.parametrize("whole", [False, True], ids=["adapted model", "its base"])
 def test_a_second_adapter_finds_what_the_first_one_did(folders: Folders, whole: bool) -> None:
     names = []
