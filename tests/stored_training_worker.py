@@ -20,7 +20,9 @@ from modeling_small4 import Small4ForCausalLM, lora_targets, share_expert_ranks,
 
 STEPS, ROWS, RATE = 2, 4, 0.5
 LOADED = {"loaded fsdp": {"fsdp_size": 2}, "loaded fsdp and expert": {"fsdp_size": 2, "ep_size": 2}}
-FSDP = {"fsdp": {}, "fsdp at once": {"cpu_ram_efficient_loading": True}, "fsdp bfloat16": {}}
+# accelerate keeps what it is told last, unless it is told again.
+BY_PART, AT_ONCE = {"cpu_ram_efficient_loading": False}, {"cpu_ram_efficient_loading": True}
+FSDP = {"fsdp": BY_PART, "fsdp at once": AT_ONCE, "fsdp bfloat16": BY_PART}
 WAYS = ["ddp", *FSDP, *LOADED]
 # By form. Bytes are held and gathered the same way in every form, but for scales of one number, which FP8 has; what
 # PEFT loads is compared in NVFP4.
