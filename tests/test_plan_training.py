@@ -24,6 +24,7 @@ from modeling_small4 import (
     stored_lora,
 )
 from modeling_small4.commands import cli
+from modeling_small4.commands.terminal import describe_bytes
 from modeling_small4.planner.training import Training, train_bytes
 
 torch.set_num_threads(1)
@@ -193,6 +194,16 @@ def test_the_guide_has_this_table(capsys: pytest.CaptureFixture[str]) -> None:
     told = guide.read_text("utf-8").split("## Training\n")[1].split("\n## ")[0]
     rows = [line for line in told.splitlines() if line.startswith("| ")]
     assert rows == [line for line in printed(capsys, "lora", "--table").splitlines() if line.startswith("| ")]
+
+
+def test_the_guide_says_what_sharing_saves() -> None:
+    guide = Path(__file__).parents[1] / "model_card" / "guides" / "fine-tuning-the-release.md"
+    told = guide.read_text("utf-8").split("## Adapters that share a side\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in told.splitlines() if line.startswith("| ")]
+    for shared, row in zip((False, True), rows[1:], strict=True):
+        parts = train_bytes(Small4Config(), Training(shared_ranks=shared))
+        together = parts["adapters"] + parts["gradients"] + parts["optimizer"]
+        assert row == [describe_bytes(parts["adapters"]), describe_bytes(together)]
 
 
 @pytest.mark.parametrize(

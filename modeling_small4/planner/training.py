@@ -58,6 +58,11 @@ class Training:
         return self.kind == "full" or self.targets == "all+experts"
 
     @property
+    def once(self) -> bool:
+        """Whether a shared side is multiplied once for each token; PEFT's own layers copy it for each expert."""
+        return self.held and self.shared_ranks
+
+    @property
     def tokens(self) -> int:
         """In one forward pass of a device."""
         return self.batch * self.length
@@ -107,7 +112,7 @@ def train_bytes(config: Small4Config, training: Training) -> dict[str, int]:
     if training.checkpointing:
         activation, at_loss = kept + max(working - loss, 0), loss
     else:
-        activation, at_loss = kept, max(loss, working)
+        activation, at_loss = kept, max(loss, working - _last_norm(config.text_config, training))
     held = {"weights": weights, "adapters": adapters, "gradients": trained, "optimizer": states}
     return {name: ceil(size) for name, size in (held | {"activations": activation, "loss": at_loss}).items()}
 
@@ -164,8 +169,12 @@ def activations(config: Small4Config, training: Training) -> tuple[float, float,
     else:
         first = 0 if training.kind == "full" else training.tokens * _norms(text.hidden_size, training)  # not trained
         kept, working = sum(layers) - first, _passing(text, training)
-    norm = tokens * text.hidden_size * (4 + 4 + e)  # the last norm's input and output
-    return kept + norm, _loss(text, training), working
+    return kept + _last_norm(text, training), _loss(text, training), working
+
+
+def _last_norm(text: Small4TextConfig, training: Training) -> float:
+    """Input and output of the last norm, which no layer's backward pass has to keep."""
+    return training.tokens * text.hidden_size * (4 + 4 + training.element)
 
 
 def _loss(text: Small4TextConfig, training: Training) -> float:
@@ -214,15 +223,14 @@ def _feed_forward(text: Small4TextConfig, index: int, training: Training) -> Ite
     top = text.num_experts_per_tok
     yield 4 * text.n_routed_experts + 4 + 12 * top  # logits, sum, weights, indices
     if training.trains_experts:  # dispatched tokens, gate and up, its activation, what goes down, output
-        yield top * (24 + e + e * (2 * width + 4 * text.moe_intermediate_size))
+        copies = top if not training.once else 1  # of a token, that adapters keep
+        yield top * (24 + e + e * (width + 4 * text.moe_intermediate_size)) + copies * e * width
     else:  # experts that are not trained keep no inputs
         yield top * (24 + e + e * (width + 3 * text.moe_intermediate_size))
     if full:
         yield e * width
     elif training.targets == "all+experts":
         yield e * top * 2 * training.rank
-        if training.held and training.shared_ranks:  # what the shared sides are multiplied with, once for each token
-            yield e * (width + training.rank)
     if text.n_shared_experts:
         inner = text.moe_intermediate_size * text.n_shared_experts
         yield from _gated(inner, width, training, "attention+shared")
@@ -250,19 +258,21 @@ def _of_experts(text: Small4TextConfig, index: int, training: Training) -> float
     share = training.ranks if "expert" in training.sharding else 1
     experts = text.n_routed_experts / share
     numbers = experts * training.rank * 3 * inner + (0 if training.held else experts * 3 * inner * width)
-    alike = 1 if training.held and training.shared_ranks else experts  # PEFT copies a shared side for each expert
+    alike = 1 if training.once else experts
     return training.element * (numbers + alike * training.rank * 2 * width)
 
 
 def _passing(text: Small4TextConfig, training: Training) -> float:
-    """Working memory of a layer's backward pass. On held weights: gradients of its output, of dispatched tokens and,
-    in an adapter's dtype, of its input; and one weight's expanded piece. On others: the gradient of its output, and of
-    the experts' weights or of what PEFT makes of them.
+    """Working memory of a layer's backward pass. On held weights: gradients of its output, of experts' outputs, of
+    dispatched tokens (where these were kept, in their place) and, in an adapter's dtype, of its input; and one weight's
+    expanded piece. On others: the gradient of its output, and of the experts' weights or of what PEFT makes of them.
     """
     width, e = text.hidden_size, training.element
     if training.held:
         more = 2 * ADAPTER * width if e < ADAPTER else 0
         piece = min(PIECE, width * text.moe_intermediate_size) * PIECE_BYTES / PIECE
-        return training.tokens * (e * width * (1 + 2 * text.num_experts_per_tok) + more) + piece
+        top = text.num_experts_per_tok
+        groups = top if training.trains_experts and not training.once else 2 * top
+        return training.tokens * (e * width * (1 + groups) + more) + piece
     experts = 3 * text.n_routed_experts * width * text.moe_intermediate_size if training.trains_experts else 0
     return e * (training.tokens * width + experts / (training.ranks if "expert" in training.sharding else 1))

@@ -36,7 +36,7 @@ def lora_targets(name: str = "attention", vision: bool = False, model: PreTraine
     Args:
         name: "attention": all projections of latent attention. "attention+shared": and the shared expert.
             "all+experts": and every routed expert and dense feed-forward layer; PEFT then takes no `lora_dropout`, and
-            `r` holds per expert. Weights that are held as stored also need `stored_lora`.
+            `r` holds per expert (see `share_expert_ranks`). Weights that are held as stored also need `stored_lora`.
             Routers, embeddings, norms and the output head are never hit.
         vision: also the linear layers of vision tower and projector.
         model: the model to be adapted, to learn now, not at the first step, that its experts cannot be.
