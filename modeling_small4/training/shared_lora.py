@@ -79,7 +79,7 @@ class SharedSide(nn.Module):
     def weight(self) -> torch.Tensor:
         """As PEFT lays it out: A `[experts * r, in]` by expert, B `[out, r * experts]` by rank first."""
         if self.side == "lora_A":
-            return self.shared.expand(self.experts, -1, -1).flatten(0, 1)
+            return _cut_across(self.shared).expand(self.experts, -1, -1).flatten(0, 1)
         return self.shared.unsqueeze(-1).expand(-1, -1, self.experts).flatten(1, 2)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -145,6 +145,16 @@ def by_expert(weight: torch.Tensor, experts: int, side: str) -> torch.Tensor:
 def _alike(each: torch.Tensor) -> bool:
     """Whether all experts' matrices are equal; nobody knows on the meta device."""
     return each.is_meta or torch.equal(each, each[:1].expand_as(each))
+
+
+def _cut_across(matrix: torch.Tensor) -> torch.Tensor:
+    """By columns and not by rows where FSDP2 cuts it, since rows that are repeated would no longer be one part."""
+    if not hasattr(matrix, "full_tensor"):
+        return matrix
+    from torch.distributed.tensor import DTensor, Shard
+
+    assert isinstance(matrix, DTensor)
+    return matrix.redistribute(placements=[Shard(1) if cut.is_shard() else cut for cut in matrix.placements])
 
 
 def _cut_as(held: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
