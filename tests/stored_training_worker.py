@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import Trainer, TrainingArguments
 from transformers.distributed import DistributedConfig
 
@@ -114,6 +114,17 @@ def save(tuned: Any, out: Path) -> None:
     tuned.save_pretrained(out, state_dict=tensors, is_main_process=torch.distributed.get_rank() == 0)
 
 
+def comes_back(tuned: Any) -> bool:
+    """Whether adapters are what they were after being saved and loaded in parts, as accelerate resumes."""
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    before = [parameter.to_local().clone() for parameter in trained]
+    saved = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(tuned).items()}
+    for parameter in trained:
+        parameter.data.zero_()
+    set_peft_model_state_dict(tuned, saved)
+    return all(torch.equal(p.to_local(), tensor) for p, tensor in zip(trained, before, strict=True))
+
+
 @torch.no_grad()
 def base_logits(tuned: Any) -> torch.Tensor:
     with tuned.disable_adapter():
@@ -144,6 +155,7 @@ def run(way: str, folder: Path, out: Path, rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {"losses": by_hand(tuned, rank), "share": share(tuned)}
     found["as before"] = torch.equal(base_logits(tuned), expected)
     save(tuned, out)
+    found["comes back"] = comes_back(tuned)
     try:
         tuned.get_base_model().save_pretrained(out / "base")
     except ValueError as error:

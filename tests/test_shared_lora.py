@@ -19,6 +19,7 @@ from transformers import Mistral3ForConditionalGeneration
 
 from modeling_small4 import Small4ForCausalLM, lora_targets, share_expert_ranks, stored_lora
 from modeling_small4.stored_layers import StoredModule
+from modeling_small4.training import shared_lora
 from modeling_small4.training.shared_lora import SharedSide
 
 torch.set_num_threads(1)
@@ -293,6 +294,8 @@ def test_a_file_whose_experts_differ_is_not_loaded(fp8: Folders, tmp_path: Path)
         set_peft_model_state_dict(tuned, broken)
     with pytest.raises(RuntimeError, match=r"size mismatch"):
         set_peft_model_state_dict(tuned, tensors | {name: tensors[name][:, :-1]})
+    with pytest.raises(ValueError, match=r"set_model_state_dict does not load .* set_peft_model_state_dict"):
+        tuned.load_state_dict({key: p for key, p in tuned.named_parameters() if key.endswith(".shared")}, strict=False)
     del tensors[name]
     missing = set_peft_model_state_dict(tuned, tensors).missing_keys
     assert [key for key in missing if ".lora_" in key] == [name.replace(".weight", ".default.weight")]
@@ -354,3 +357,9 @@ def test_what_cannot_be_shared(fp8: Folders, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ValueError, match=r"FSDP1 and DeepSpeed ZeRO-3.*DDP or FSDP2"):
         share_expert_ranks(unshared(fp8.expanded))
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
+    told: list[str] = []
+    monkeypatch.setattr(shared_lora.logger, "warning", told.append)
+    share_expert_ranks(unshared(fp8.expanded))
+    assert "SHARDED_STATE_DICT can be" in told[0]

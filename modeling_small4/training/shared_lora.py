@@ -15,9 +15,12 @@ from peft import PeftType
 from peft.tuners.lora import layer as peft_layer
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 
 from ..files_reading import shown
 from .lora import EXPERTS
+
+logger = logging.get_logger(__name__)
 
 SIDES = {EXPERTS[0].rpartition(".")[2]: "lora_A", EXPERTS[1].rpartition(".")[2]: "lora_B"}  # which one is shared
 Adapted = TypeVar("Adapted", bound=nn.Module)
@@ -90,8 +93,13 @@ class SharedSide(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *args: Any
     ) -> None:
         """One expert's side of the weight that is loaded; the others have to be equal."""
+        if f"{prefix}shared" in state_dict:
+            raise ValueError(
+                "torch's set_model_state_dict does not load adapters that share a side, since it looks for parameters "
+                "by their own names; load them with PEFT's set_peft_model_state_dict."
+            )
         if (weight := state_dict.pop(f"{prefix}weight", None)) is not None:
-            state_dict[f"{prefix}shared"] = self._one(f"{prefix}weight", weight)
+            state_dict[f"{prefix}shared"] = _cut_as(self.shared, self._one(f"{prefix}weight", weight))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         missing[:] = [f"{prefix}weight" if name == f"{prefix}shared" else name for name in missing]
 
@@ -105,7 +113,7 @@ class SharedSide(nn.Module):
                 f"{name} differs between experts, and share_expert_ranks made it one for all of them. Load the "
                 "adapter without share_expert_ranks, or one that was trained with it."
             )
-        return _cut_as(self.shared, each[0])
+        return each[0]
 
     def extra_repr(self) -> str:
         """Shapes."""
@@ -187,4 +195,9 @@ def _refuse_launchers() -> None:
         raise ValueError(
             "share_expert_ranks does not work with FSDP1 and DeepSpeed ZeRO-3, which save parameters as they are held; "
             "train with DDP or FSDP2 (fsdp_version: 2 in the configuration of accelerate)."
+        )
+    if asked and os.environ.get("FSDP_STATE_DICT_TYPE") == "FULL_STATE_DICT":
+        logger.warning(
+            "With fsdp_state_dict_type: FULL_STATE_DICT, adapters that share a side are trained and saved, but such a "
+            "run cannot be resumed from its checkpoints; SHARDED_STATE_DICT can be."
         )
