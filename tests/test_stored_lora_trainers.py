@@ -215,7 +215,8 @@ def say(role: str, text: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": text}]
 
 
-def test_dpo(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["own ranks", "shared ranks"])
+def test_dpo(base: Path, tmp_path: Path, shared: bool) -> None:
     given = [
         {
             "prompt": say("user", f"What is {i} + 1?"),
@@ -229,9 +230,12 @@ def test_dpo(base: Path, tmp_path: Path) -> None:
         arguments = trl.DPOConfig(str(tmp_path), **COMMON)
         kind = AutoProcessor.from_pretrained(base).tokenizer
         data = Dataset.from_list(given)
-        return trl.DPOTrainer(
+        run = trl.DPOTrainer(
             model, args=arguments, train_dataset=data, processing_class=kind, peft_config=config(model)
         )
+        if shared:
+            share_expert_ranks(run.model)
+        return run
 
     sides(base, made)
 
