@@ -98,14 +98,14 @@ class Recipe:
         },
     )  # fmt: skip
     last: Stage = Stage(
-        rows=78_000, steps=1200, context={128: 3, 256: 3, 384: 2, 3000: 0.1, 5500: 0.05, 8192: 0.05}, decay_steps=1170,
-        matrix_rate=2.5e-3, other_rate=1.5e-3, eye_rate=4e-4, reworded=0.5, in_json=0.05,
+        rows=182_000, steps=2800, context={128: 3, 256: 3, 384: 2, 3000: 0.1, 5500: 0.05, 8192: 0.05}, decay_steps=2770,
+        matrix_rate=4e-3, other_rate=2e-3, eye_rate=4e-4, reworded=0.65, in_json=0.06,
         tasks={
-            "arithmetic": 0.13, "difference": 0.04, "table": 0.02, "word_problem": 0.16, "puzzle": 0.2,
-            "hard puzzle": 0.06,
-            "program": 0.13, "hard program": 0.06, "tools": 0.06, "hard tools": 0.03, "retrieval": 0.08,
+            "arithmetic": 0.14, "difference": 0.04, "table": 0.02, "word_problem": 0.2, "puzzle": 0.18,
+            "hard puzzle": 0.05,
+            "program": 0.11, "hard program": 0.05, "tools": 0.07, "hard tools": 0.02, "retrieval": 0.14,
             "picture": 0.06,
-            "talk": 0.04, "drill": 0.01, "small step": 0.03,
+            "talk": 0.03, "drill": 0.01, "small step": 0.03,
         },
     )  # fmt: skip
     seed: int = 0

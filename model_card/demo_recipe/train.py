@@ -7,7 +7,7 @@ The vision tower learns to look and the decoder to recall; then chats of all tas
 Chats with transformers' Trainer: loss on what the assistant writes, balance loss on, float32 weights, saved as
 bfloat16. Run again with the same DIR, it goes on where it stopped; DIR holds the newest weights all the time.
 
-Two and a half to three hours on two cores; 1.8 million parameters. Another CPU adds up in another order, so weights
+About three hours on two cores; 1.8 million parameters. Another CPU adds up in another order, so weights
 differ: a retrain is meant to reach the stored held-out accuracies in mode `high` within 5 points; in `none`, where much
 is guessed, they vary more.
 """
