@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,16 +32,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (-slow[item.path], -all_of_file[item.path]))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiny random checkpoint with tower, tokenizer and processor. Not to be written into."""
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+    made = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+    before = _changes(made)
+    yield made
+    assert _changes(made) == before, "a test wrote into the folder that all share"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without a tower."""
     return write_tiny_checkpoint(tmp_path_factory.mktemp("blind"), vision=False)
+
+
+def _changes(folder: Path) -> dict[str, int]:
+    """When each file was last written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

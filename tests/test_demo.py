@@ -51,7 +51,8 @@ def processor() -> Any:
 
 def accuracy(model: Any, processor: Any, task: str, mode: str, count: int, **draw: Any) -> float:
     rows = held_out(task, mode, count, **draw)
-    given = measured_answers(model, processor, rows, 50, mode)
+    batch = count if mode == "high" else 50  # long thoughts of many rows take hardly more steps than those of a few
+    given = measured_answers(model, processor, rows, batch, mode)
     return sum(correct(row, one["message"]) for row, one in zip(rows, given, strict=True)) / count
 
 
