@@ -27,7 +27,9 @@ WAYS = ["ddp", *FSDP, *LOADED]
 # By form. Bytes are held and gathered the same way in every form, but for scales of one number, which FP8 has; what
 # PEFT loads is compared in NVFP4.
 SOME = ["ddp", "fsdp", *LOADED]
-TRIED = {"fp8": WAYS, "nvfp4 all": SOME, "int4 zeros": ["fsdp", "loaded fsdp"], "fp8 rows, shared": SOME}
+TRIED = {
+    "fp8": WAYS, "nvfp4 all": SOME, "int4 zeros": ["fsdp", "loaded fsdp"], "fp8 rows, shared": [*SOME, "fsdp at once"],
+}  # fmt: skip
 
 
 def rows() -> list[dict[str, torch.Tensor]]:

