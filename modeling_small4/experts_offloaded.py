@@ -21,7 +21,7 @@ from .cpu_matmul import one_experts_product
 from .experts_files import LayerFiles, folder_of
 from .experts_pool import Expert, Holding, Pool, Usage
 from .experts_profile import ExpertProfile
-from .experts_speed import WeightRates, hit_rate, stays
+from .experts_speed import WeightRates, hit_rate, rounded, stays
 from .experts_tiers import Disk, MainMemory
 from .stored_layers import TOGETHER, gated, stored_weight
 
@@ -143,11 +143,9 @@ class ExpertStore:
         places = [(self.pool, "in memory")] if self.below is None else []
         if self.below is not None:
             places = [(self.pool, f"on {self.pool.device}"), (self.below.pool, "in main memory")]
-        kept = [
-            f"{min(total, pool.memory.nbytes) / 1e9:.1f} GB ({min(1.0, pool.memory.nbytes / total):.0%}) {where}"
-            for pool, where in places
-        ]
-        return f"{total / 1e9:.1f} GB of routed experts stay on disk; of them up to {' and '.join(kept)}."
+        shares = [(min(1.0, pool.memory.nbytes / total), where) for pool, where in places]
+        kept = [f"{rounded(share * total / 1e9, 3)} GB ({share:.0%}) {where}" for share, where in shares]
+        return f"{rounded(total / 1e9, 3)} GB of routed experts stay on disk; of them up to {' and '.join(kept)}."
 
     def __deepcopy__(self, memo: Any) -> "ExpertStore":
         return self

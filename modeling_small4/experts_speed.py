@@ -26,6 +26,11 @@ class WeightRates:
     host: float = 0.0
 
 
+def rounded(value: float, digits: int = 2) -> str:
+    """A number of so many digits, without an exponent unless it is tiny: "1,200", "410", "7.3", "0.017"."""
+    return f"{float(f'{value:.{digits}g}'):,.15g}"
+
+
 def hit_rate(share: float) -> float:
     """The share of chosen experts that are in memory, given the share of all experts that are: its square root, which
     is between uniform use (the share itself) and the skew measured on the demo checkpoint.

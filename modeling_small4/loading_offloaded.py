@@ -22,7 +22,7 @@ from .experts_memory import SPARE, affordable, free_memory
 from .experts_offloaded import ExpertStore, Small4OffloadedExperts, expert_store
 from .experts_pool import Pool, Usage
 from .experts_profile import read_profile
-from .experts_speed import WeightRates, seconds_per_token
+from .experts_speed import WeightRates, rounded, seconds_per_token
 from .experts_tiers import Disk, MainMemory
 from .files_reading import one_line
 from .loading_names import published_names
@@ -136,14 +136,14 @@ def estimate(store: ExpertStore, rates: WeightRates, others: float, chosen: int)
     """
     hits = store.hit_rates()
     seconds = sum(seconds_per_token(others, chosen * store.pool.memory.shape[1], hits, rates).values())
-    copied = "" if store.below is None else f"copied to {store.pool.device} {rates.link / 1e9:.2g} GB/s, "
-    copied += f"multiplied in main memory {rates.host / 1e9:.2g} GB/s, " if rates.host else ""
+    copied = "" if store.below is None else f"copied to {store.pool.device} {rounded(rates.link / 1e9)} GB/s, "
+    copied += f"multiplied in main memory {rounded(rates.host / 1e9)} GB/s, " if rates.host else ""
     known = "by expert_profile.json" if store.profile else "assumed"
     return Estimate(
         seconds,
-        f"about {1 / seconds:.2g} tokens/s (all but experts {1e3 * others:.2g} ms, experts multiplied with a token "
-        f"{rates.product / 1e9:.2g} GB/s, {copied}read from disk {rates.disk / 1e9:.2g} GB/s; {hits[0]:.0%} of the "
-        f"chosen experts in their place, {known})",
+        f"about {rounded(1 / seconds)} tokens/s (all but experts {rounded(1e3 * others)} ms, experts multiplied "
+        f"with a token {rounded(rates.product / 1e9)} GB/s, {copied}read from disk {rounded(rates.disk / 1e9)} GB/s; "
+        f"{hits[0]:.0%} of the chosen experts in their place, {known})",
     )
 
 

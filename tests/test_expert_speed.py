@@ -25,7 +25,7 @@ from modeling_small4 import (
 from modeling_small4.attention import Small4Attention
 from modeling_small4.experts_files import LayerFiles
 from modeling_small4.experts_offloaded import Held, Small4OffloadedExperts, expert_store
-from modeling_small4.experts_speed import WeightRates, rate_of, seconds_per_token, typical_seconds
+from modeling_small4.experts_speed import WeightRates, rate_of, rounded, seconds_per_token, typical_seconds
 
 
 def test_all_experts_in_place_wait_for_nothing() -> None:
@@ -42,6 +42,13 @@ def test_half_of_them_in_main_memory_and_a_tenth_on_disk() -> None:
 def test_without_an_accelerator() -> None:
     found = seconds_per_token(0.2, 1e9, (0.75, 0.75), WeightRates(10e9, disk=1e9))
     assert found == {"product": pytest.approx(0.3), "cpu": 0, "link": 0, "disk": pytest.approx(0.25)}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(1234.0, "1,200"), (412.0, "410"), (98.7, "99"), (7.31, "7.3"), (0.0171, "0.017")]
+)
+def test_numbers_are_written_without_exponents(value: float, words: str) -> None:
+    assert rounded(value) == words
 
 
 def test_the_median_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..configuration_small4 import Small4Config
 from ..experts_profile import ExpertProfile, read_profile
+from ..experts_speed import rounded
 from ..planner.alternatives import alternatives, command, notes, release_table, replicas
 from ..planner.hardware import GPUS, NODES, UNIFIED, Machine, parse_machine, this_machine
 from ..planner.layout import CHUNK, LAYOUTS, Plan, plan
@@ -210,8 +211,8 @@ def _speed_words(estimate: Speed | None) -> list[str]:
     if estimate is None:
         return []
     out = [
-        f"at most about {estimate.tokens_per_second:.2g} tokens/s (bound by {estimate.bound}), "
-        f"{estimate.prompt_tokens_per_second:.2g} tokens/s of a prompt (bound by {estimate.prompt_bound}); from "
+        f"at most about {rounded(estimate.tokens_per_second)} tokens/s (bound by {estimate.bound}), "
+        f"{rounded(estimate.prompt_tokens_per_second)} tokens/s of a prompt (bound by {estimate.prompt_bound}); from "
         f"{estimate.rates.source}"
     ]
     if estimate.experts:
@@ -226,8 +227,8 @@ def _speed_words(estimate: Speed | None) -> list[str]:
         )
     if estimate.fastest_tokens_per_second:
         out.append(
-            f"at most about {estimate.fastest_tokens_per_second:.2g} tokens/s where the CPU computes the experts in "
-            "main memory, which changes how sums are rounded: --expert-memory gpu=SIZE,cpu=SIZE,compute=fastest"
+            f"at most about {rounded(estimate.fastest_tokens_per_second)} tokens/s where the CPU computes the experts "
+            "in main memory, which changes how sums are rounded: --expert-memory gpu=SIZE,cpu=SIZE,compute=fastest"
         )
     if estimate.experts.get("disk"):
         out.append(
