@@ -64,7 +64,7 @@ class WatchedFile:
     """A file that is read for as long as a model is used. It must stay as it was when it was opened."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = os.path.abspath(path)  # the caller may change the working directory
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         if hasattr(os, "posix_fadvise"):  # or it reads ahead, up to megabytes behind each expert
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

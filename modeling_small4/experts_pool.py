@@ -102,8 +102,14 @@ class Pool:
         pinned: bool = False,
         mark: Callable[[], Any] = lambda: None,
     ) -> None:
-        with torch.inference_mode(False):  # the readers write to it outside that mode
-            self.memory = torch.empty(count, nbytes, dtype=torch.uint8, device=device, pin_memory=pinned)
+        try:
+            with torch.inference_mode(False):  # the readers write to it outside that mode
+                self.memory = torch.empty(count, nbytes, dtype=torch.uint8, device=device, pin_memory=pinned)
+        except RuntimeError as error:  # torch's for memory that there is not
+            raise ValueError(
+                f"{count * nbytes:,} bytes for experts cannot be had on {device}; give less in expert_memory, at least "
+                f"{nbytes:,} bytes for each expert that a token chooses in a layer."
+            ) from error
         self.device, self.usage = device, usage
         self.hits, self.misses = 0, 0
         self._source, self._mark = source, mark

@@ -12,9 +12,10 @@ from forked import python
 from offloaded_models import GREEDY, offloaded, padded, slots
 from stored_folder import Folders
 
-from modeling_small4 import Small4ForCausalLM
+from modeling_small4 import Small4ForCausalLM, lora_targets, stored_lora
 from modeling_small4.experts_files import LayerFiles, WatchedFile, read_header
 from modeling_small4.experts_offloaded import expert_store
+from modeling_small4.experts_pool import Pool, Usage
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,31 @@ def test_nothing_is_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     WatchedFile(str(tmp_path / "x")).read(0, memoryview(bytearray(10)))
 
 
+def test_the_working_directory_may_change(plain: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plain.stored.parent)
+    model = offloaded(Path(plain.stored.name), slots(plain.stored, 2)).model
+    expected = model.generate(**padded(), **GREEDY)
+    monkeypatch.chdir("/")
+    assert torch.equal(model.generate(**padded(), **GREEDY), expected)
+
+
+def test_memory_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="give less in expert_memory"):
+        Pool(2**20, 2**40, None, Usage(1, 4), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_adapters_of_experts_are_refused(plain: Folders) -> None:
+    """PEFT finds no experts, and would leave their part of an adapter out with a warning."""
+    from peft import LoraConfig, get_peft_model
+
+    model = offloaded(plain.stored, "1GB").model
+    with pytest.raises(ValueError, match="expert_memory=False"):
+        stored_lora(LoraConfig(**lora_targets("all+experts")), model)
+    tuned = get_peft_model(model, stored_lora(LoraConfig(**lora_targets("attention+shared")), model))
+    with torch.no_grad():
+        assert torch.isfinite(tuned(**padded()).logits).all()
+
+
 def test_a_damaged_header(tmp_path: Path) -> None:
     for content in (b"", b"\x05\0\0\0\0\0\0\0[1,2]", b"\xff" * 100):
         (tmp_path / "x.safetensors").write_bytes(content)
@@ -116,7 +142,7 @@ def test_a_process_that_is_forked_reads_experts_too(plain: Folders) -> None:
     script = f"""
 import os, signal, torch
 torch.set_num_threads(1)
-from modeling_small4 import Small4ForCausalLM
+from modeling_small4 import Small4ForCausalLM, lora_targets, stored_lora
 model = Small4ForCausalLM.from_pretrained({str(plain.stored)!r}, expert_memory={made.store.pool.memory.nbytes})
 ids = [torch.arange(1000 + n, 1020 + n)[None] for n in (0, 50)]
 expected = [model(each).logits for each in ids]

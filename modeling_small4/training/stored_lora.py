@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import layer as peft_layer
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..configuration_small4 import Small4TextConfig
+from ..experts_offloaded import expert_store
 from ..loading_cuts import refuse_zero3
 from ..loading_stored import expanded_module
 from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule, adapted
@@ -40,10 +41,12 @@ def stored_lora(config: Config, model: PreTrainedModel | PeftModel) -> Config:
 
     Raises:
         ValueError: Adapters other than LoRA; settings that read or train the weights themselves (DoRA, PiSSA and their
-            like, `modules_to_save`); FSDP1 or DeepSpeed ZeRO-3; or a model that was loaded with `tp_size` or `pp_size`.
+            like, `modules_to_save`); FSDP1 or DeepSpeed ZeRO-3; a model that was loaded with `tp_size` or
+            `pp_size`; or adapters of routed experts that are read from disk.
     """
     if isinstance(model, PeftModel):
         model = cast(PreTrainedModel, model.get_base_model())
+    _refuse_experts_on_disk(config, model)
     held = [module for module in model.modules() if isinstance(module, StoredModule)]
     if not held:
         return config
@@ -66,6 +69,15 @@ def stored_lora(config: Config, model: PreTrainedModel | PeftModel) -> Config:
     config._register_custom_module(layers)
     find_stored(config, model)
     return config
+
+
+def _refuse_experts_on_disk(config: LoraConfig, model: PreTrainedModel) -> None:
+    if getattr(config, "target_parameters", None) and expert_store(model) is not None:
+        raise ValueError(
+            "The adapter is for routed experts, and this model reads them from disk, where PEFT would leave that part "
+            "of the adapter out; load the model with expert_memory=False, or merge the adapter into the checkpoint "
+            "(merge_adapter)."
+        )
 
 
 def _refuse_fsdp1() -> None:
