@@ -242,8 +242,11 @@ def _store(
 
 def _slots(tier: str, limit: int, nbytes: int, most: int, least: int, *, automatic: bool) -> int:
     """How many experts a tier of `limit` bytes holds, up to `most`."""
-    if automatic:
-        return max(least, min(limit // nbytes, most))
+    if automatic and limit // nbytes < least:
+        raise ValueError(
+            f"Too little memory is left: a token needs {least} experts of {nbytes:,} bytes at a time, beside the other "
+            f"weights and {SPARE:,} bytes for threads and buffers. Free memory, or raise the limit of the process."
+        )
     if limit // nbytes < least:
         raise ValueError(
             f"{limit:,} bytes hold {limit // nbytes} experts of {nbytes:,} bytes, and one token needs {least} of them "

@@ -69,6 +69,14 @@ def test_the_automatic_choice(plain: Folders, monkeypatch: pytest.MonkeyPatch) -
         assert not _moves(Small4ForCausalLM.from_pretrained(plain.stored, **options))
 
 
+def test_too_little_memory_for_one_token(plain: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    import modeling_small4.loading_offloaded as loading
+
+    monkeypatch.setattr(loading, "free_memory", lambda: loading.SPARE)
+    with pytest.raises(ValueError, match=r"Too little memory is left: a token needs \d+ experts of [\d,]+ bytes"):
+        Small4ForCausalLM.from_pretrained(plain.stored)
+
+
 def _moves(model: Any) -> bool:
     return any(isinstance(module, Small4OffloadedExperts) for module in model.modules())
 

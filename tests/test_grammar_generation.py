@@ -185,17 +185,17 @@ def test_a_thought_without_budget_leaves_room_for_the_answer(tiny: Served) -> No
     check(tiny.processor.parse_response(ids)["content"])
 
 
-def test_an_answer_is_closed_in_time_unless_told_not_to(demo: Served) -> None:
-    text = demo.texts(SCHEMA, "Write a long text.", tokens=60, do_sample=False)[0]
+def test_an_answer_is_closed_in_time_unless_told_not_to(tiny: Served) -> None:
+    text = tiny.texts(SCHEMA, "Write a long text.", tokens=60, do_sample=False)[0]
     check(text)
     read = Grammar.read(SCHEMA)
-    (ids,) = demo.answers(
+    (ids,) = tiny.answers(
         Grammar(read.kind, read.source, close=False), "Write a long text.", tokens=60, do_sample=False
     )
     assert EOS not in ids
     with pytest.raises(ValueError, match=r"Unterminated|Expecting"):
-        json.loads(demo.processor.parse_response(ids)["content"])
-    (ids,) = demo.answers(SCHEMA, "Write a long text.", tokens=5, do_sample=False)  # too few for any answer
+        json.loads(tiny.processor.parse_response(ids)["content"])
+    (ids,) = tiny.answers(SCHEMA, "Write a long text.", tokens=5, do_sample=False)  # too few for any answer
     assert EOS not in ids
 
 

@@ -14,7 +14,7 @@ import torch
 from peft import PeftType
 from peft.tuners.lora import layer as peft_layer
 from torch import nn
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..files_reading import shown
