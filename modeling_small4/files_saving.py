@@ -48,9 +48,11 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[str]:
     removed if it fails: `file` is whole, or as it was. A link in its place is replaced, not followed.
 
     Raises:
-        OSError: The folder cannot be written to.
+        OSError: The folder is missing or cannot be written to.
     """
     folder, name = os.path.split(os.path.abspath(file))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder} is no folder; make it first.")
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     os.close(handle)
     try:

@@ -191,7 +191,7 @@ def test_what_cannot_be_saved(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expert_memory"):
         save_expert_profile(Small4ForCausalLM.from_pretrained(folder), folder)
     model.generate(prompt(), **GREEDY)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="missing is no folder; make it first"):
         save_expert_profile(model, tmp_path / "missing")
     target = tmp_path / "mine.txt"
     target.write_text("mine")
