@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
 
 from model_card.evals.fuzz.small_hub import NO_PROXY, Hub
 
@@ -24,6 +25,7 @@ def hub_client(hub: Hub, home: Path) -> Iterator[Callable[[bool], None]]:
         for name, each in (settings | {"HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_OFFLINE": False}).items():
             patch.setattr(constants, name, each)
         patch.setattr(hf_api.api, "endpoint", hub.endpoint)
+        patch.setattr(transformers_hub, "_hf_api", None, raising=False)  # its own client, which keeps an address
         huggingface_hub.close_session()  # one that was opened with other settings
         yield lambda without: patch.setattr(constants, "HF_HUB_OFFLINE", without)
         huggingface_hub.close_session()
