@@ -245,7 +245,8 @@ def _slots(tier: str, limit: int, nbytes: int, most: int, least: int, *, automat
     if automatic and limit // nbytes < least:
         raise ValueError(
             f"Too little memory is left: a token needs {least} experts of {nbytes:,} bytes at a time, beside the other "
-            f"weights and {SPARE:,} bytes for threads and buffers. Free memory, or raise the limit of the process."
+            f"weights and {SPARE:,} bytes for threads and buffers. Free memory, raise the limit of the process, or "
+            f"say in expert_memory={{'{tier}': ...}} how much experts may take all the same."
         )
     if limit // nbytes < least:
         raise ValueError(
