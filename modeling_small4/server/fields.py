@@ -174,16 +174,23 @@ def read_fields(model: type[Fields], body: dict[str, Any]) -> Fields:
         return model.model_validate(body)
     except ValidationError as error:
         found = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
-        path = [part for part in found["loc"] if not (isinstance(part, str) and ("[" in part or part in _UNIONS))]
-        param = _path(path)
-        if found["type"] == "extra_forbidden":
+        unknown = found["type"] == "extra_forbidden"
+        of_client = len(found["loc"]) - unknown  # an unknown name is the client's, whatever it is
+        param = _path([part for at, part in enumerate(found["loc"]) if at == of_client or not _is_alternative(part)])
+        if unknown:
+            param = param or '""'
             raise ApiError(f"{param} is not supported; leave it out.", param, code="unsupported_parameter") from None
         if found["type"] == "missing":
             raise ApiError(f"{param} is missing.", param, code="missing_required_parameter") from None
         raise ApiError(f"{param or 'The request'}: {found['msg']}.", param, code="invalid_value") from None
 
 
-_UNIONS = ("str", "list", "dict", "int", "float", "bool")  # pydantic appends the alternative that it tried last
+_UNIONS = ("str", "list", "dict", "int", "float", "bool")
+
+
+def _is_alternative(part: object) -> bool:
+    """Whether this is no field: pydantic appends the alternative of a union that it tried last."""
+    return isinstance(part, str) and ("[" in part or part in _UNIONS)
 
 
 def _path(parts: list[Any]) -> str | None:
