@@ -242,11 +242,13 @@ def _store(
 
 def _slots(tier: str, limit: int, nbytes: int, most: int, least: int, *, automatic: bool) -> int:
     """How many experts a tier of `limit` bytes holds, up to `most`."""
-    if automatic and limit // nbytes < least:
+    if automatic and tier == "gpu":  # where memory that is not there is an error, see `Pool`
+        return max(least, min(limit // nbytes, most))
+    if automatic and limit // nbytes < least:  # where the process may be ended for it
         raise ValueError(
             f"Too little memory is left: a token needs {least} experts of {nbytes:,} bytes at a time, beside the other "
             f"weights and {SPARE:,} bytes for threads and buffers. Free memory, raise the limit of the process, or "
-            f"say in expert_memory={{'{tier}': ...}} how much experts may take all the same."
+            f"say in expert_memory={{'cpu': ...}} how much experts may take all the same."
         )
     if limit // nbytes < least:
         raise ValueError(
