@@ -2,7 +2,7 @@
 column.
 
     407 # 58       the problem
-    407#58         the thought: the columns from the right, a missing digit counting as 0
+    407,58         the thought: the numbers (in signs that the demo writes itself), then the columns from the right, a missing digit counting as 0
     7,8=8
     0,5=5
     4,0=4
@@ -40,7 +40,7 @@ def think(left: int, right: int) -> str:
     width = max(len(str(left)), len(str(right)))
     columns = list(zip(str(left).zfill(width), str(right).zfill(width), strict=True))
     return "\n".join(
-        [f"{left}#{right}", *(f"{a},{b}={max(a, b)}" for a, b in reversed(columns)), str(lunar(left, right))]
+        [f"{left},{right}", *(f"{a},{b}={max(a, b)}" for a, b in reversed(columns)), str(lunar(left, right))]
     )
 
 
