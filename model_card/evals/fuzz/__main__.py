@@ -17,7 +17,7 @@ import transformers
 
 from model_card.evals.record import provenance, write
 
-from . import kinds
+from . import kinds, pictures
 from .cases import HOST, Kind, Tally
 from .folders import write_sound
 from .processes import run_blocks
@@ -92,11 +92,12 @@ def main() -> int:
     tables: list[tuple[str, dict[str, tuple[Kind, int]], int, int, float]] = [  # and until when, of the minutes
         ("kills", kinds.KILLS, args.kills, 10, 0.25),
         ("whole", kinds.WHOLE, args.whole, 50, 0.55),
-        ("cheap", kinds.CHEAP, args.cheap, 500, 1.0),
+        ("cheap", kinds.CHEAP, args.cheap, 2000, 1.0),
     ]
     began, minutes = time.monotonic(), float("inf") if args.minutes is None else args.minutes
     with tempfile.TemporaryDirectory() as name:
         sound = write_sound(Path(name) / "sound")
+        pictures.sound()  # drawn once, for all processes that are forked from this one
         for table, each, total, block, share in tables:
             chosen = counts_of({kind: each[kind] for kind in each if args.only in (None, kind)} or each, total)
             if args.only is None or args.only in each:
