@@ -27,7 +27,7 @@ def test_thoughts_lead_to_answers() -> None:
         left, right = operands(row)
         answer = row["messages"][1]
         first, *columns, last = answer["reasoning_content"].split("\n")
-        assert first == f"{left}#{right}"
+        assert first == f"{left},{right}"
         for place, line in enumerate(columns):
             a, b, larger = map(int, re.split("[,=]", line))
             assert (a, b) == (left // 10**place % 10, right // 10**place % 10)

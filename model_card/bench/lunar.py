@@ -2,11 +2,13 @@
 column.
 
     407 # 58       the problem
-    407,58         the thought: the numbers (in signs that the demo writes itself), then the columns from the right, a missing digit counting as 0
-    7,8=8
+    407,58         the thought: the two numbers,
+    7,8=8          the columns from the right, a missing digit counting as 0,
     0,5=5
     4,0=4
-    458            their digits put together
+    458            and their digits put together
+
+A thought has no `#`: the demo never writes one, and LoRA leaves its output head as it is.
 
 (D. Applegate, M. LeBrun, N. Sloane, "Dismal arithmetic", 2011.) Rows as `Small4DataCollator` takes them; whether a
 problem is held out depends on its hash. Knows nothing of models or training.

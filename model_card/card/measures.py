@@ -3,22 +3,27 @@ root.
 """
 
 MEASURES: dict[str, str] = {
-    "demo_eval": "python -m model_card.evals.demo_checkpoint",
+    "demo_eval": "python -m model_card.evals.demo_checkpoint --threads 1",
     "paraphrases": "python -m model_card.evals.paraphrases",
     "lm_eval": "python -m model_card.evals.lm_harness",
+    "host_suites": "python -m model_card.evals.host_suites",
     "usage": "python -m model_card.evals.usage",
-    "decode": "python -m model_card.bench.decode --out model_card/results/decode.json",
-    "decode_native_bfloat16": "python -m model_card.bench.decode --out model_card/results/decode_native_bfloat16.json",
-    "experts": "python -m model_card.bench.experts --out model_card/results/experts.json",
-    "predecessor": "python -m model_card.bench.predecessor --out model_card/results/predecessor.json",
-    "long_prompt": "python -m model_card.bench.long_prompt --out model_card/results/long_prompt.json",
+    "decode": "python -m model_card.bench.decode --threads 2 --budget 25 --out model_card/results/decode.json",
+    "decode_native_bfloat16": "python -m model_card.bench.decode --threads 2 --budget 25 "
+    "--out model_card/results/decode_native_bfloat16.json",
+    "experts": "python -m model_card.bench.experts --threads 2 --runs 15 --budget 16 "
+    "--out model_card/results/experts.json",
+    "predecessor": "python -m model_card.bench.predecessor --threads 2 --budget 20 "
+    "--out model_card/results/predecessor.json",
+    "long_prompt": "python -m model_card.bench.long_prompt --threads 2 --out model_card/results/long_prompt.json",
     "drafts": "python -m model_card.bench.drafts --rows 24 --out model_card/results/drafts.json",
     "cache": "python -m model_card.bench.cache --out model_card/results/cache.json",
-    "vision": "python -m model_card.bench.vision --out model_card/results/vision.json",
-    "load": "python -m model_card.bench.load --out model_card/results/load.json",
-    "train_step": "python -m model_card.bench.train_step --out model_card/results/train_step.json",
-    "finetune": "python -m model_card.bench.finetune --out model_card/results/finetune.json",
-    "lora_held": "python -m model_card.bench.lora_held --threads 1 --steps 150 --share 0.75 --rows 200 --at-once 2 "
+    "vision": "python -m model_card.bench.vision --threads 2 --runs 1 --budget 15 --out model_card/results/vision.json",
+    "load": "python -m model_card.bench.load --threads 2 --budget 25 --out model_card/results/load.json",
+    "train_step": "python -m model_card.bench.train_step --threads 2 --budget 25 "
+    "--out model_card/results/train_step.json",
+    "finetune": "python -m model_card.bench.finetune --rows 120 --steps 400 --out model_card/results/finetune.json",
+    "lora_held": "python -m model_card.bench.lora_held --threads 1 --steps 300 --share 0.75 --rows 200 --at-once 2 "
     "--out model_card/results/lora_held.json",
     "lora_step": "python -m model_card.bench.lora_step --threads 2 --out model_card/results/lora_step.json",
     "loss_chunks": "python -m model_card.bench.loss_chunks --threads 2 --tokens 512 --chunks 64 256 "
@@ -39,7 +44,7 @@ MEASURES: dict[str, str] = {
     "grammar": "python -m model_card.bench.grammar SOURCE/maskbench/data --schemas 120 "
     "--out model_card/results/grammar.json",
     "fuzz": "python -m model_card.evals.fuzz",
-    "server": "python -m model_card.bench.server --out model_card/results/server.json",
+    "server": "python -m model_card.bench.server --runs 3 --out model_card/results/server.json",
     "engines": "python -m model_card.bench.engines --vllm VENV/bin/vllm --llama VENV/bin/python "
     "SOURCE/vendor/llama.cpp",
 }
