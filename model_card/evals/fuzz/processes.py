@@ -72,19 +72,22 @@ def run_blocks(
         for ready in wait(list(running)):
             assert isinstance(ready, Connection)
             process, part, current = running.pop(ready)
-            tally, ended = Tally(), False
+            tally, ended, why = Tally(), False, ""
             try:
                 while True:
                     line = json.loads(ready.recv_bytes())
                     if ended := line is None:
                         break
+                    if isinstance(line, str):
+                        why = f": {line}"
+                        continue
                     tally.add(Outcome(part.kind, *line))
             except EOFError:
                 pass
             process.join()
             ready.close()
             if not ended:  # it died on this case; the others go on
-                how = f"ended by {_signal(process.exitcode)}"
+                how = f"ended by {_signal(process.exitcode)}{why}"
                 tally.add(Outcome(part.kind, current.value, "crashed", how))
                 if current.value + 1 < part.last:
                     waiting.appendleft(_Block(part.kind, current.value + 1, part.last))
@@ -106,14 +109,18 @@ def _work(part: _Block, make: Kind, sound: Path, seconds: int, out: Connection, 
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     for limit in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(limit, signal.SIG_DFL)
-    with tempfile.TemporaryDirectory() as name:
-        bench = Bench(sound, Path(name) / "work")
-        for seed in range(part.first, part.last):
-            current.value = seed
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-            signal.alarm(ASLEEP * seconds)
-            outcome = run(part.kind, make, seed, bench)
-            out.send_bytes(json.dumps([seed, outcome.how, outcome.fault]).encode())
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            bench = Bench(sound, Path(name) / "work")
+            for seed in range(part.first, part.last):
+                current.value = seed
+                signal.setitimer(signal.ITIMER_PROF, seconds)
+                signal.alarm(ASLEEP * seconds)
+                outcome = run(part.kind, make, seed, bench)
+                out.send_bytes(json.dumps([seed, outcome.how, outcome.fault]).encode())
+    except Exception as error:  # between cases: the parent says which one it was
+        out.send_bytes(json.dumps(f"{type(error).__name__}: {error}"[:300]).encode())
+        raise
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.alarm(0)
     out.send_bytes(b"null")
