@@ -23,7 +23,8 @@ from .experts_pool import Expert, Holding, Pool, Usage
 from .experts_profile import ExpertProfile
 from .experts_speed import WeightRates, hit_rate, rounded, stays
 from .experts_tiers import Disk, MainMemory
-from .stored_layers import TOGETHER, gated, stored_weight
+from .stored_experts import TOGETHER, gated
+from .stored_layers import stored_weight
 
 Parts = dict[str, torch.Tensor]
 STEMS = ("gate_up_proj", "down_proj")

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .stored_layers import INPUT_SCALES, Small4StoredExperts, Small4StoredLinear, StoredModule
+from .stored_experts import Small4StoredExperts
+from .stored_layers import INPUT_SCALES, Small4StoredLinear, StoredModule
 from .stored_weights import BLOCK, GROUP
 
 WHOLE = "replicate"

@@ -28,7 +28,8 @@ from .files_reading import one_line
 from .loading_names import published_names
 from .moe import Small4Experts
 from .stored_config import METHOD
-from .stored_layers import INPUT_SCALES, Small4StoredExperts
+from .stored_experts import Small4StoredExperts
+from .stored_layers import INPUT_SCALES
 
 logger = logging.get_logger(__name__)
 TRANSIT = 8  # slots in main memory through which experts pass on their way to an accelerator

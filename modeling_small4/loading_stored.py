@@ -31,16 +31,8 @@ from .loading_unfused import DTYPES, Tensor, tensors_of
 from .moe import Small4Experts
 from .stored_checks import Shape, check_inputs, check_parts, wrong_scales
 from .stored_config import METHOD, Small4StoredConfig, refuse_unknown
-from .stored_layers import (
-    CODES,
-    INPUT_SCALES,
-    SCALES,
-    Part,
-    Small4StoredExperts,
-    Small4StoredLinear,
-    StoredModule,
-    expanded,
-)
+from .stored_experts import Small4StoredExperts
+from .stored_layers import CODES, INPUT_SCALES, SCALES, Part, Small4StoredLinear, StoredModule, expanded
 
 logger = logging.get_logger(__name__)
 

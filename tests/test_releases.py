@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, pipeline
 
 from modeling_small4 import Small4ForCausalLM, Small4Processor
 from modeling_small4.commands import cli
-from modeling_small4.stored_layers import Small4StoredExperts, Small4StoredLinear
+from modeling_small4.stored_experts import Small4StoredExperts
+from modeling_small4.stored_layers import Small4StoredLinear
 
 INNER = "model.language_model"
 GREEDY: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}

@@ -14,7 +14,8 @@ import stored_cases as cases
 import torch
 
 from modeling_small4 import stored_kernels, stored_native
-from modeling_small4.stored_layers import Part, Small4StoredExperts
+from modeling_small4.stored_experts import Small4StoredExperts
+from modeling_small4.stored_layers import Part
 from modeling_small4.stored_weights import Fp8Weight, StoredWeight
 
 SHAPES = [(1, 32), (3, 128), (130, 384), (33, 1184), (5, 2176), (150, 1024)]

@@ -19,7 +19,8 @@ from stored_folder import FORMS, Folders
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from modeling_small4 import Small4ForCausalLM, Small4Model, stored_kernels
-from modeling_small4.stored_layers import Small4StoredExperts, Small4StoredLinear
+from modeling_small4.stored_experts import Small4StoredExperts
+from modeling_small4.stored_layers import Small4StoredLinear
 from modeling_small4.stored_native import library
 
 torch.set_num_threads(1)

@@ -14,8 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stored_folder import FORMS, Folders
 
-from modeling_small4 import Small4ForCausalLM, lora_targets, stored_kernels, stored_layers, stored_lora
-from modeling_small4.stored_layers import Small4StoredExperts, Small4StoredLinear, StoredModule
+from modeling_small4 import Small4ForCausalLM, lora_targets, stored_experts, stored_kernels, stored_lora
+from modeling_small4.stored_experts import Small4StoredExperts
+from modeling_small4.stored_layers import Small4StoredLinear, StoredModule
 
 torch.set_num_threads(1)
 
@@ -193,13 +194,13 @@ def test_training_in_bfloat16_multiplies_few_counts_of_tokens(
 ) -> None:
     """Each count of tokens costs a compiled kernel there, forward and backward."""
     counts: set[int] = set()
-    multiply = stored_layers.multiply_all
+    multiply = stored_experts.multiply_all
 
     def counted(weights: Any, inputs: Any) -> Any:
         counts.update(map(len, inputs))
         return multiply(weights, inputs)
 
-    monkeypatch.setattr(stored_layers, "multiply_all", counted)
+    monkeypatch.setattr(stored_experts, "multiply_all", counted)
     tuned = adapted(folders.stored, torch.bfloat16)
     for seed in range(3):
         assert all(gradient.isfinite().all() for gradient in gradients(tuned, **batch(seed=seed)).values())

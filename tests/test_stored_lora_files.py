@@ -19,7 +19,8 @@ from test_stored_lora import adapted, batch
 from transformers import AutoModelForCausalLM, Mistral3ForConditionalGeneration
 
 from modeling_small4 import Small4ForCausalLM, demo_checkpoint, lora_targets, stored_lora
-from modeling_small4.stored_layers import Small4StoredExperts, StoredModule
+from modeling_small4.stored_experts import Small4StoredExperts
+from modeling_small4.stored_layers import StoredModule
 from modeling_small4.training.lora import EXPERTS
 
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from test_formats_kept import KEPT
 from transformers import AutoModelForCausalLM
 
 from modeling_small4 import Small4ForCausalLM
-from modeling_small4.stored_layers import Small4StoredExperts
+from modeling_small4.stored_experts import Small4StoredExperts
 
 INNER = "model.language_model.layers"
 GREEDY: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}

@@ -24,7 +24,8 @@ from ..experts_speed import rate_of, seconds_of
 from ..loading_stored import hold
 from ..modeling_small4 import Small4DecoderLayer
 from ..rope import text_positions
-from ..stored_layers import Part, gated, stored_weight
+from ..stored_experts import gated
+from ..stored_layers import Part, stored_weight
 from ..stored_weights import StoredWeight
 from .sizes import tensors
 from .speed import Rates

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..files_reading import shown
-from ..stored_layers import Small4StoredExperts
+from ..stored_experts import Small4StoredExperts
 
 logger = logging.get_logger(__name__)
 

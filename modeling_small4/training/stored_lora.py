@@ -20,7 +20,8 @@ from ..configuration_small4 import Small4TextConfig
 from ..experts_offloaded import expert_store
 from ..loading_cuts import refuse_zero3
 from ..loading_stored import expanded_module
-from ..stored_layers import LowRank, Small4StoredExperts, Small4StoredLinear, StoredModule, adapted
+from ..stored_experts import LowRank, Small4StoredExperts, adapted
+from ..stored_layers import Small4StoredLinear, StoredModule
 from .lora import EXPERTS
 from .shared_lora import SharedSide, by_expert
 from .stored_lora_config import Config, find_stored, refuse_settings
