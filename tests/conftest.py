@@ -1,5 +1,6 @@
 """Fixtures that many test files share. A file that needs others under these names defines its own."""
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     all_of_file = Counter(item.path for item in items)
     items.sort(key=lambda item: (-slow[item.path], -all_of_file[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end. What libraries call the garbage collector for would take most of a second each
+    time if it looked at these too.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ package. They see no GPU.
 Not for tests of how an interpreter starts, nor of settings that a library reads when it is imported.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -103,6 +104,7 @@ def _prepare() -> None:
 
 def _begin(words: tuple[str, ...], cwd: Path, env: dict[str, str], folder: Path) -> None:
     """In the new process: everything is as the interpreter would find it."""
+    gc.freeze()  # what was imported stays; libraries have the garbage collector look through all that is not frozen
     for descriptor, name in ((1, "out"), (2, "error")):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)
