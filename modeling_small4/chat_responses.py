@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .chat_messages import check_function_name
@@ -145,10 +146,7 @@ class SpecialTokenSplitter:
     """Cuts decoded text at control tokens, across any chunk borders. Feed it text; it yields `(is_control, text)`."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
-        self._tokens = sorted(tokens, key=len, reverse=True)
-        self._pattern = re.compile("|".join(re.escape(token) for token in self._tokens))
-        self._starts = {token[:length] for token in self._tokens for length in range(1, len(token))}
-        self._longest = max(len(token) for token in self._tokens)
+        self._pattern, self._starts, self._longest = _found_by(tuple(tokens))
         self._rest = ""
 
     def feed(self, text: str, final: bool = False) -> list[tuple[bool, str]]:
@@ -172,3 +170,11 @@ class SpecialTokenSplitter:
             if text[-length:] in self._starts:
                 return length
         return 0
+
+
+@lru_cache(maxsize=8)  # a vocabulary has a thousand, and every answer is cut
+def _found_by(tokens: tuple[str, ...]) -> tuple[re.Pattern[str], frozenset[str], int]:
+    """The pattern of any of the tokens, the longest first; their beginnings; the length of the longest."""
+    pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+    starts = frozenset(token[:length] for token in tokens for length in range(1, len(token)))
+    return pattern, starts, max(map(len, tokens))
