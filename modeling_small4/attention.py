@@ -29,6 +29,9 @@ from .stored_layers import Small4StoredLinear, is_readable
 # Norms on latents keep this epsilon whatever `rms_norm_eps` says, as in transformers' implementation of the release.
 LATENT_NORM_EPS = 1e-6
 ALONE = 16  # queries that are attended one by one at most, see `_alone`
+# Queries from which keys and values are made equally wide on a CPU: torch's fused kernel takes no others, and without
+# it all scores are in memory.
+FUSED = 512
 
 
 def eager_attention(
@@ -177,7 +180,11 @@ class Small4Attention(nn.Module):
         self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention over keys and values of every head, expanded from the latents. Output `[B, Q, H, value_dim]`."""
-        return self._attend(self, query, *self.expand(tokens), mask, **kwargs)
+        key, value = self.expand(tokens)
+        if query.shape[2] >= FUSED and query.device.type == "cpu" and self.config._attn_implementation == "sdpa":
+            query, key, value = _equally_wide(query, key, value)
+        output, weights = self._attend(self, query, key, value, mask, **kwargs)
+        return output[..., : self.value_dim], weights
 
     def absorbed(
         self, query: torch.Tensor, tokens: torch.Tensor, mask: Any, **kwargs: Any
@@ -284,6 +291,12 @@ class Small4Attention(nn.Module):
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.attention_dropout if self.training else 0.0
         return interface(module, query, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs)
+
+
+def _equally_wide(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """With zeros at the end of the narrower ones."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return [t if t.shape[-1] == width else nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors]
 
 
 def _alone(query: torch.Tensor, queries: int) -> bool:

@@ -63,11 +63,17 @@ def test_greedy_tokens_equal_transformers_over_512_tokens(
     assert torch.equal(ours.generate(ids, **GREEDY, max_new_tokens=512), expected)
 
 
-@pytest.mark.parametrize("shape", [{}, {"kv_lora_rank": 20, "v_head_dim": 40, "qk_nope_head_dim": 8}])
+@pytest.mark.parametrize(
+    ("shape", "fused"), [({}, 512), ({"kv_lora_rank": 20, "v_head_dim": 40, "qk_nope_head_dim": 8}, 512),
+    ({"v_head_dim": 40, "qk_nope_head_dim": 8}, 1), ({"v_head_dim": 12}, 1)],
+)  # fmt: skip
 def test_absorbed_expanded_and_naive_agree_in_outputs_and_gradients(
-    shape: dict, monkeypatch: pytest.MonkeyPatch
+    shape: dict, fused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One layer over its own input, all of whose parameters get a gradient."""
+    """One layer over its own input, all of whose parameters get a gradient; also where values are made as wide as keys,
+    or keys as values.
+    """
+    monkeypatch.setattr(attention, "FUSED", fused)
     torch.manual_seed(0)
     ours = Case(seed=52, text=shape, vision=None).models()[0]
     layer = ours.model.language_model.layers[0].self_attn
@@ -120,6 +126,8 @@ def test_few_and_many_queries_over_a_cache(
 ) -> None:
     """Chunks of 1, several and many new tokens, with and without padding on the left."""
     force(monkeypatch, path)
+    if path == "expanded":  # with keys and values equally wide
+        monkeypatch.setattr(attention, "FUSED", 1)
     ids, lengths = text_ids(CASE, batch=2, length=60), (60, 37)
     mask = torch.tensor([[0] * (60 - n) + [1] * n for n in lengths])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
