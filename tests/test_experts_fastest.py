@@ -45,7 +45,12 @@ def loaded(folder: tuple[Path, torch.dtype], slots: int, waiting: int, monkeypat
     return model, store, link
 
 
-@pytest.mark.parametrize(("slots", "waiting"), [(2, 1), (2, 6), (3, 3), (5, 8)])
+PLACES = [(2, 1), (2, 6), (3, 3), (5, 8)]
+# Every form where most are read from disk and where most wait in main memory; between these, a stored form and a plain.
+SPREAD = [(f, *p) for f in FORMS for p in PLACES if p in PLACES[:2] or f in ("fp8", "bfloat16")]
+
+
+@pytest.mark.parametrize(("folder", "slots", "waiting"), SPREAD, indirect=["folder"])
 def test_the_same_bits(
     folder: tuple[Path, torch.dtype], slots: int, waiting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +119,7 @@ def test_off_unless_asked_for(folder: tuple[Path, torch.dtype], monkeypatch: pyt
     assert store.below.activations == 0
 
 
+@pytest.mark.parametrize("folder", ["fp8", "bfloat16"], indirect=True)  # which moves does not depend on its form
 def test_an_expert_that_is_used_more_moves(folder: tuple[Path, torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty slots are filled; then the same token again and again brings its experts to the accelerator."""
     model, store, _ = loaded(folder, 4, 8, monkeypatch)
@@ -126,6 +132,7 @@ def test_an_expert_that_is_used_more_moves(folder: tuple[Path, torch.dtype], mon
     assert (store.below.activations, store.pool.misses) == (at, misses)
 
 
+@pytest.mark.parametrize("folder", ["nvfp4", "bfloat16"], indirect=True)
 def test_two_threads(folder: tuple[Path, torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
     model, store, _ = loaded(folder, 2, 8, monkeypatch)
     whole = Small4ForCausalLM.from_pretrained(folder[0], dtype=folder[1])
@@ -145,6 +152,7 @@ def test_two_threads(folder: tuple[Path, torch.dtype], monkeypatch: pytest.Monke
     assert store.below.activations > 0
 
 
+@pytest.mark.parametrize("folder", ["int4 32", "float32"], indirect=True)
 def test_a_file_that_is_gone_for_a_while(
     folder: tuple[Path, torch.dtype], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,14 +50,10 @@ def run(environment: dict[str, str], code: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
-def test_everything_imports(environment: dict[str, str]) -> None:
+def test_the_command_line_converts_replaces_compares_and_plans_and_everything_imports(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     pytest.importorskip("fastapi")
-    done = run(environment, IMPORT_ALL)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_the_command_line_converts_replaces_compares_and_plans(environment: dict[str, str], tmp_path: Path) -> None:
     demo = Path(__file__).resolve().parent.parent / "model_card" / "demo"
     lines = [
         ["convert", str(demo), str(tmp_path / "a"), "--json"],
@@ -66,7 +62,7 @@ def test_the_command_line_converts_replaces_compares_and_plans(environment: dict
         ["plan", "--json"],
     ]
     code = f"from modeling_small4.commands.cli import main\nfor line in {lines!r}: assert main(line) == 0, line"
-    done = run(environment, code)
+    done = run(environment, code + IMPORT_ALL)
     assert done.returncode == 0, done.stderr
     written, _, compared, plan = map(json.loads, done.stdout.strip().splitlines())
     assert written["peak_rss_bytes"] > 2**26
