@@ -232,7 +232,7 @@ class Small4Attention(nn.Module):
             seen = keys if fixed else keys - queries + place + 1
             rows = slice(place * heads, (place + 1) * heads)
             shown = mask[..., place * heads : place * heads + 1, :seen]
-            own = None if not fixed and bool(_allows(shown).all()) else shown
+            own = None if bool(_allows(shown).all()) else shown
             out.append(self._attend(head, query[:, :, rows], tokens[:, :, :seen], value[:, :, :seen], own, **kwargs)[0])
         return torch.cat(out, dim=1)
 

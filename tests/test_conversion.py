@@ -1,5 +1,6 @@
 """Conversion between the three layouts: logits against transformers' own classes, and round trips bit by bit."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from small4_conversion.__main__ import main as convert_main
 from small4_conversion.convert import Options, convert
 from small4_conversion.naming import fused_shape, leaves
+from small4_conversion.raw import config_from_params, params_from_config, same_model
 from transformers import AutoModelForCausalLM, AutoProcessor, Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 
 from modeling_small4 import Small4Config, Small4ForCausalLM
@@ -102,6 +104,27 @@ def test_params_follow_a_changed_configuration(tmp_path: Path) -> None:
     assert written["moe"]["renorm_strategy"] == "WEIGHTS"
     assert written["vision_encoder"]["max_image_size"] == 98
     assert written | {"yarn": p["yarn"], "norm_eps": p["norm_eps"]} == p
+
+
+def test_each_key_of_params_follows_the_configuration() -> None:
+    """Written over the params.json of a model that differs in one key, or in two that have to agree."""
+    old, file = rc.params(moe={"num_experts": 8, "num_expert_groups": 2}), Path("params.json")
+    flat = {(key,) for key, value in old.items() if not isinstance(value, dict)}
+    flat |= {(outer, key) for outer, inner in old.items() if isinstance(inner, dict) for key in inner}
+    kept = {"head_dim", "expert_parallel", "renorm_strategy", "max_image_size"}  # the configuration has no field
+    kept |= {"image_break_token_id", "image_end_token_id"}
+    fixed = {"route_every_n", "mm_projector_id", "add_pre_mm_projector_layer_norm"}
+    agreeing = {"n_heads", "n_kv_heads"}, {"original_max_position_embeddings"}
+    groups = [[path] for path in flat if path[-1] not in kept | fixed | set().union(*agreeing)]
+    groups += [[path for path in flat if path[-1] in keys] for keys in agreeing]
+    for group in groups:
+        wanted = copy.deepcopy(old)
+        for *outer, key in group:
+            inner = wanted[outer[0]] if outer else wanted
+            inner[key] = not inner[key] if isinstance(inner[key], bool) else inner[key] * 2 or 1
+        config = config_from_params(wanted, file)
+        assert params_from_config(config, old, file) == wanted, group
+        assert not same_model(config, config_from_params(old, file))
 
 
 def test_unsaid_vision_settings_are_those_of_pixtral(tmp_path: Path) -> None:

@@ -96,6 +96,29 @@ def test_absorbed_expanded_and_naive_agree_in_outputs_and_gradients(
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("room", [0, 7])
+@pytest.mark.parametrize(("queries", "keys"), [(2, 3), (5, 11), (16, 40)])
+def test_few_queries_in_half_precision_are_attended_each_as_alone(
+    queries: int, keys: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the path of the first alone, over what each sees; `room`: of a cache of fixed size, which the mask hides."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(Small4Attention, "absorbing_pays", lambda self, *sizes: not asked.append(sizes))
+    layer = Case(seed=53, vision=None).models()[0].bfloat16().model.language_model.layers[0].self_attn
+    query, tokens = torch.randn(2, 4, queries, 32).bfloat16(), torch.randn(2, 1, keys + room, 48).bfloat16()
+    shown = torch.ones(2, 1, queries, keys, dtype=torch.bool).tril(keys - queries)
+    shown[1, ..., :1] = False
+    mask = torch.nn.functional.pad(shown, (0, room), value=False)
+    with torch.no_grad():
+        got = layer.attend(query, tokens, mask)[0]
+        for place in range(queries):
+            seen = keys - queries + place + 1
+            alone = layer.attend(query[:, :, [place]], tokens[:, :, :seen], shown[:, :, [place], :seen])[0]
+            torch.testing.assert_close(got[:, [place]], alone, atol=1e-2, rtol=1e-2)
+    assert asked[0] == (1, keys + room - queries + 1)
+    assert asked[1] == (1, keys - queries + 1)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
