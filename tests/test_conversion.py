@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ import torch
 from conversion_cases import CASES, check_logits, equal, published_folder, raw_case, run
 from safetensors import safe_open
 from small4_conversion.__main__ import main as convert_main
+from small4_conversion.checkpoint import width
 from small4_conversion.convert import Options, convert
 from small4_conversion.naming import fused_shape, leaves
+from small4_conversion.plan import Output, Piece
 from small4_conversion.raw import config_from_params, params_from_config, same_model
+from small4_conversion.shards import split
+from small4_conversion.steps import Literal
 from transformers import AutoModelForCausalLM, AutoProcessor, Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 
 from modeling_small4 import Small4Config, Small4ForCausalLM
@@ -180,6 +185,31 @@ def test_loads_with_auto_classes_generation_defaults_included(tmp_path: Path) ->
     names = {entry.name for entry in (tmp_path / "ours").iterdir()}
     assert not any(name.endswith(".py") for name in names)
     assert "auto_map" not in (tmp_path / "ours" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_shards_are_filled_in_order(seed: int) -> None:
+    """Up to their size, which only tensors that are computed together go beyond."""
+    rng, groups = random.Random(seed), []
+    for number in range(rng.randint(1, 12)):
+        step = Literal(b"")
+        kinds = [(rng.choice(["F32", "BF16", "U8"]), (rng.randint(1, 4),)) for _ in range(rng.randint(1, 3))]
+        groups.append([Output(f"{number}.{at}", *kind, (Piece(step, 0),)) for at, kind in enumerate(kinds)])
+    limit, expected = rng.randint(1, 40), [groups[0]]
+    for group in groups[1:]:
+        if sum(output.nbytes for output in expected[-1] + group) <= limit:
+            expected[-1] = expected[-1] + group
+        else:
+            expected.append(group)
+    found = split([output for group in groups for output in group], limit, "model")
+    assert [sorted(output.name for output in shard.outputs) for shard in found] == [
+        sorted(output.name for output in shard) for shard in expected
+    ]
+    for number, shard in enumerate(found, 1):
+        several = f"model-{number:05d}-of-{len(found):05d}.safetensors"
+        assert shard.name == (several if len(found) > 1 else "model.safetensors")
+        widths = [width(output.dtype) for output in shard.outputs]
+        assert widths == sorted(widths, reverse=True)
 
 
 def test_bodies_start_at_multiples_of_their_width(tmp_path: Path) -> None:
