@@ -5,6 +5,7 @@ alone.
 import importlib
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,31 @@ def test_a_mask_of_four_dimensions_says_all(pair: tuple, kind: str, dtype: torch
         torch.cat((x, y), 1) for x, y in ((ids, ids[:, :1]), (mask, mask[:, -1:]), (positions, positions[:, -1:] + 1))
     )
     check_rows(host, torch.cat((result.logits, following), 1), *longer)
+
+
+@pytest.mark.parametrize(("use_cache", "made"), [(None, True), (True, True), (False, False)])
+def test_a_cache_is_made_where_one_is_wanted_but_not_in_training(
+    pair: tuple, use_cache: bool | None, made: bool
+) -> None:
+    ours, _ = pair
+    ids = text_ids(CASE, batch=1, length=5)
+    with torch.no_grad():
+        assert (ours(ids, use_cache=use_cache).past_key_values is not None) == made
+        ours.train()
+        try:
+            assert ours(ids, use_cache=use_cache).past_key_values is None
+        finally:
+            ours.eval()
+
+
+@pytest.mark.parametrize(("heads", "width", "fits"), [(1, 48, True), (1, 32, True), (1, 49, False), (4, 32, False)])
+def test_a_cache_that_another_model_filled_is_refused(heads: int, width: int, fits: bool) -> None:
+    """transformers' quantized caches hold the latent alone as the key."""
+    cache = DynamicCache()
+    cache.update(torch.zeros(2, heads, 3, width), torch.zeros(2, heads, 3, width), 0)
+    said = f"holds keys of {heads} heads and {width} numbers, .* of 48 numbers"
+    with nullcontext() if fits else pytest.raises(ValueError, match=said):
+        rules.check_cache(cache, 2, 48)
 
 
 PACKED = {
