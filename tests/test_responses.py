@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small4_conversion.tokenizer import write_processor
 
+from modeling_small4.chat_answers import Decoded
+from modeling_small4.chat_answers import rows as rows_of
 from modeling_small4.chat_responses import ResponseReader, SpecialTokenSplitter
 from modeling_small4.chat_tools import tools_text
 from modeling_small4.processing_small4 import Small4Processor
@@ -209,6 +211,40 @@ def test_a_cut_answer_renders_to_the_same_ids(tokenizer: Small4Tokenizer) -> Non
         longer = [USER, parsed, USER, {"role": "assistant", "content": "ok"}, USER]
         start = [*prompt, *generated, EOS, CONTROL["[INST]"]]
         assert tokenizer.apply_chat_template(longer)["input_ids"][: len(start)] == start
+
+
+def test_decoded_text_knows_its_control_tokens_behind_a_cut() -> None:
+    """Of a control token that is cut, the rest is text."""
+    events = [(True, "<s>"), (False, "a<s>b"), (True, "[THINK]"), (True, "[/THINK]"), (False, "c")]
+    text = "".join(value for _, value in events)
+    begins = [sum(len(value) for _, value in events[:place]) for place in range(len(events))]
+    for cut in range(len(text) + 1):
+        rest = Decoded.of(text, events)[cut:]
+        assert isinstance(rest, Decoded)
+        assert rest == text[cut:] == "".join(value for _, value in rest.events)
+        whole = [
+            value for begin, (is_control, value) in zip(begins, events, strict=True) if is_control and begin >= cut
+        ]
+        assert [value for is_control, value in rest.events if is_control] == whole
+    for other in (slice(0, 3), slice(None, None, 2), 4):
+        assert type(Decoded.of(text, events)[other]) is str
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a", (["a"], False)),
+        (3, ([[3]], False)),
+        ([], ([[]], False)),
+        ((1, 2), ([[1, 2]], False)),
+        (torch.tensor([1, 2]), ([[1, 2]], False)),
+        (torch.tensor([[1, 2]]), ([[1, 2]], True)),
+        ([torch.tensor([1]), np.array([2, 3]), (4,)], ([[1], [2, 3], [4]], True)),
+        (["a", "b"], (["a", "b"], True)),
+    ],
+)
+def test_one_answer_or_many(given: Any, expected: tuple[list[Any], bool]) -> None:
+    assert rows_of(given) == expected
 
 
 def test_half_a_character_is_given_out_at_the_end() -> None:
