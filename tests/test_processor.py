@@ -1,6 +1,7 @@
 """The processor as users call it: batches, raw text, continued messages, masks, tools, saving, and injections."""
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from small4_conversion.tokenizer import read_tokenizer, reasoning_token_ids, write_processor
 from transformers import AutoTokenizer, TokenizersBackend
 
+from modeling_small4.chat_images import fill
 from modeling_small4.processing_small4 import Small4Processor
 from modeling_small4.reasoning import settings_text
 from modeling_small4.tokenization_small4 import Small4Tokenizer
@@ -184,6 +186,20 @@ def test_several_texts_need_as_many_groups_of_images(processor: Small4Processor)
     with pytest.raises(ValueError, match="cut through an image"):
         processor(text="a", images=picture(), truncation=True, max_length=4)
     assert len(processor(text="a b c d e", truncation=True, max_length=3)["input_ids"][0]) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_image_goes_to_its_place(seed: int) -> None:
+    """As many images as places, or as places without a name, in lists for each prompt or in one list of all."""
+    rng = random.Random(seed)
+    names = [[rng.choice([None, f"named {at}"]) for at in range(rng.randint(0, 3))] for _ in range(rng.randint(1, 3))]
+    for for_all in (True, False):
+        beside, expected = [], []
+        for number, named in enumerate(names):
+            beside.append([f"{number} {at}" for at, name in enumerate(named) if for_all or name is None])
+            expected += [f"{number} {at}" if for_all or name is None else name for at, name in enumerate(named)]
+        assert fill(names, beside) == expected
+        assert fill(names, [image for group in beside for image in group]) == expected
 
 
 def test_a_tokenizer_and_the_processor_agree(processor: Small4Processor) -> None:
