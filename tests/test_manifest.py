@@ -137,6 +137,8 @@ def test_a_copy_says_of_what_and_how_far(tmp_path: Path, dtype: str) -> None:
     assert bool(summary.errors) == (dtype != "bfloat16")
     run(tmp_path / "copy", tmp_path / "again", to="mistral")
     assert manifest.of_folder(tmp_path / "again") == made  # of a copy too it says of what it is one
+    assert cli.main(["manifest", str(tmp_path / "again")]) == 0
+    assert manifest.of_folder(tmp_path / "again") == made  # written anew too
 
 
 def test_a_stale_manifest_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
