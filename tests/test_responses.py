@@ -78,6 +78,7 @@ CASES = {
     "nothing": (["</s>"], message(None, "", empty=True)),
     "nothing at all": ([], message(None, "", empty=True)),
     "stray marks": (["[/THINK]", "a", "[ARGS]", "b", "[INST]", "c", "</s>"], message(None, "abc")),
+    "a stray end of a prompt": (["a", "[/INST]", "b", "</s>"], message(None, "ab")),
     "after the end": (["a", "</s>", "b", "<pad>"], message(None, "a")),
 }
 
@@ -253,6 +254,15 @@ def test_half_a_character_is_given_out_at_the_end() -> None:
     assert reader.flush() == [("content", "\ufffd")]
     assert reader.flush() == []
     assert reader.message()["content"] == "a\ufffd"
+
+
+def test_the_beginning_of_a_special_token_is_text_at_the_end(tokenizer: Small4Tokenizer) -> None:
+    reader = tokenizer.response_reader()
+    assert reader.feed("a[THI") == [("content", "a")]
+    assert reader.finish() == [("content", "[THI")]
+    reader = tokenizer.response_reader()
+    reader.feed("a[THI")
+    assert reader.message()["content"] == "a[THI"
 
 
 def test_of_special_tokens_the_longest_is_found() -> None:
