@@ -31,8 +31,14 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["fp8", "int4"])
+BOTH = pytest.mark.parametrize("base", ["fp8", "int4"], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """How the base is stored does not matter to trainers; `BOTH` and pairs with each form are tried where gradients and
+    files of experts may depend on it.
+    """
     folder = tmp_path_factory.mktemp("held") / request.param
     convert(demo_checkpoint(), folder, Options(dtype=request.param))
     return folder
@@ -97,10 +103,12 @@ def trainer(base: Path, out: Path, lora: dict[str, Any], shared: bool = False, *
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("lora", "shared"),
-    [({}, False), ({"targets": "attention+shared", "lora_dropout": 0.2}, False), ({}, True)],
-    ids=["experts", "dropout", "shared ranks"],
-)
+    ("base", "lora", "shared"),
+    [("fp8", {}, False), ("int4", {}, False), ("int4", {"targets": "attention+shared", "lora_dropout": 0.2}, False),
+     ("fp8", {}, True)],
+    ids=["experts, fp8", "experts, int4", "dropout", "shared ranks"],
+    indirect=["base"],
+)  # fmt: skip
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     base: Path, tmp_path: Path, lora: dict[str, Any], shared: bool
 ) -> None:
@@ -124,7 +132,10 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(p, expected[name]) for name, p in found.items())
 
 
-@pytest.mark.parametrize("form", [{"packing": True}, {"gradient_checkpointing": True}], ids=["packed", "checkpointed"])
+@pytest.mark.parametrize(
+    ("base", "form"), [("int4", {"packing": True}), ("fp8", {"gradient_checkpointing": True})], indirect=["base"],
+    ids=["packed", "checkpointed"],
+)  # fmt: skip
 def test_packing_and_checkpointing(base: Path, tmp_path: Path, form: dict[str, Any]) -> None:
     found = trainer(base, tmp_path / "a", {}, **form, max_steps=3)
     found.train()
@@ -142,6 +153,7 @@ class Gradients(TrainerCallback):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
+@BOTH
 def test_everything_at_once_has_the_gradients_of_plain_rows(base: Path, tmp_path: Path, reentrant: bool) -> None:
     """Packed, with images in some rows, checkpointed, accumulated, the loss in chunks and a trained head; beside padded
     rows on expanded weights.
@@ -185,7 +197,9 @@ def sides(base: Path, made: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["padded", "packed", "pictures"])
+@pytest.mark.parametrize(
+    ("base", "form"), [("fp8", "padded"), ("int4", "packed"), ("fp8", "pictures")], indirect=["base"]
+)
 def test_sft(base: Path, tmp_path: Path, form: str) -> None:
     processor = AutoProcessor.from_pretrained(base)
     given: list[dict[str, Any]] = rows(form == "pictures")
@@ -215,7 +229,9 @@ def say(role: str, text: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": text}]
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["own ranks", "shared ranks"])
+@pytest.mark.parametrize(
+    ("base", "shared"), [("fp8", False), ("int4", True)], ids=["own ranks", "shared ranks"], indirect=["base"]
+)
 def test_dpo(base: Path, tmp_path: Path, shared: bool) -> None:
     given = [
         {
@@ -240,6 +256,7 @@ def test_dpo(base: Path, tmp_path: Path, shared: bool) -> None:
     sides(base, made)
 
 
+@pytest.mark.parametrize("base", ["int4"], indirect=True)
 def test_grpo(base: Path, tmp_path: Path) -> None:
     given = [{"prompt": say("user", f"What is {i} + 1?")} for i in range(4)]
 
