@@ -132,6 +132,14 @@ def test_each_key_of_params_follows_the_configuration() -> None:
         assert not same_model(config, config_from_params(old, file))
 
 
+def test_params_without_an_original_are_those_of_the_release() -> None:
+    p, file = rc.params(), Path("params.json")
+    made = params_from_config(config_from_params(p, file), None, file)
+    p["vision_encoder"]["max_image_size"] = p["vision_encoder"]["image_size"]
+    del p["moe"]["expert_parallel"], p["moe"]["renorm_strategy"]  # of the engine that trained it
+    assert made == p
+
+
 def test_unsaid_vision_settings_are_those_of_pixtral(tmp_path: Path) -> None:
     p = rc.params(tower={"patch_size": 16})
     raw = rc.weights(p, seed=12)

@@ -270,6 +270,13 @@ def test_of_special_tokens_the_longest_is_found() -> None:
     assert splitter.feed("x[A]]y[A]", final=True) == [(False, "x"), (True, "[A]]"), (False, "y"), (True, "[A]")]
 
 
+def test_arguments_may_not_be_nested_without_end(tokenizer: Small4Tokenizer) -> None:
+    answer = message(None, "", ("f", "[" * 100_000))
+    answer["tool_calls"][0]["id"] = "a"
+    with pytest.raises(ValueError, match="arguments of a tool call are nested too deeply"):
+        tokenizer.apply_chat_template([USER, answer])
+
+
 @pytest.mark.parametrize(
     "tools", ["weather", {"type": "function"}, 3, iter([])], ids=["text", "dict", "number", "lazy"]
 )
