@@ -41,14 +41,16 @@ def layouts_of(form: str) -> dict[str, dict[str, Any]]:
     return {name: sizes for name, sizes in LAYOUTS.items() if form in EVERYWHERE or "tp_size" in sizes}
 
 
-def inputs() -> dict[str, dict[str, torch.Tensor]]:
-    return {"padded": padded(), "images": image_inputs(Case(seed=3), [(56, 84)])}
+def inputs(form: str) -> dict[str, dict[str, torch.Tensor]]:
+    """The tower is never stored, so that images are tried in some forms only."""
+    images = {"images": image_inputs(Case(seed=3), [(56, 84)])} if form in EVERYWHERE else {}
+    return {"padded": padded(), **images}
 
 
 @torch.no_grad()
-def answers(model: Any) -> Answers:
+def answers(model: Any, form: str) -> Answers:
     """Logits and greedy tokens, by inputs."""
-    return {name: (model(**given).logits, model.generate(**given, **GREEDY)) for name, given in inputs().items()}
+    return {name: (model(**given).logits, model.generate(**given, **GREEDY)) for name, given in inputs(form).items()}
 
 
 def compare(folder: Path, whole: Answers, layout: dict[str, Any]) -> dict[str, Any]:
@@ -60,8 +62,8 @@ def compare(folder: Path, whole: Answers, layout: dict[str, Any]) -> dict[str, A
     except ValueError as error:
         return {"refused": str(error)}
     out: dict[str, Any] = {}
-    found = answers(spread)
-    for name, given in inputs().items():
+    found = answers(spread, folder.name)
+    for name, given in inputs(folder.name).items():
         rows = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
         expected, got = whole[name][0][rows], found[name][0][rows]
         out[name] = ((got - expected).abs().max() / expected.abs().max()).item()
@@ -79,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for folder in sorted(folders.iterdir()):
-        whole = answers(Small4ForCausalLM.from_pretrained(folder, dtype=torch.float32))
+        whole = answers(Small4ForCausalLM.from_pretrained(folder, dtype=torch.float32), folder.name)
         layouts = layouts_of(folder.name)
         results[folder.name] = {name: compare(folder, whole, layout) for name, layout in layouts.items()}
     report.with_suffix(f".{os.environ['RANK']}.json").write_text(json.dumps(results))
