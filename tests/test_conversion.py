@@ -19,6 +19,7 @@ from small4_conversion.plan import Output, Piece
 from small4_conversion.raw import config_from_params, params_from_config, same_model
 from small4_conversion.shards import split
 from small4_conversion.steps import Literal
+from small4_conversion.transformers_layout import transformers_config
 from transformers import AutoModelForCausalLM, AutoProcessor, Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 
 from modeling_small4 import Small4Config, Small4ForCausalLM
@@ -138,6 +139,15 @@ def test_params_without_an_original_are_those_of_the_release() -> None:
     p["vision_encoder"]["max_image_size"] = p["vision_encoder"]["image_size"]
     del p["moe"]["expert_parallel"], p["moe"]["renorm_strategy"]  # of the engine that trained it
     assert made == p
+
+
+def test_queries_that_are_not_scaled_are_written_as_scaled_by_nothing() -> None:
+    file = Path("params.json")
+    config = config_from_params(rc.params(), file)
+    config.text_config.rope_parameters["llama_4_scaling_beta"] = None
+    assert params_from_config(config, None, file)["llama_4_scaling"]["beta"] == 0.0
+    written = transformers_config(config, "bfloat16")["text_config"]["rope_parameters"]
+    assert written["llama_4_scaling_beta"] == 0.0
 
 
 def test_unsaid_vision_settings_are_those_of_pixtral(tmp_path: Path) -> None:
