@@ -53,7 +53,9 @@ def encode(row: dict[str, Any], collator: Small4DataCollator) -> dict[str, Any]:
 
     With a `budget`, only so many tokens of the first thought are kept, and nothing up to its end is a label: the model
     learns to answer after a thought that was cut, not to cut it. Nor are labels the first `forced` letters of the last
-    message: it learns to go on after what a grammar gives.
+    message: it learns to go on after what a grammar gives. With `first_line`, the row ends behind the first line of its
+    first thought: it learns to read the question, which takes many wordings, and not what follows from it, which takes
+    most tokens.
     """
     encoded = collator.encode({"messages": chat(row), "tools": tools(row), "reasoning_mode": row["mode"]})
     ids, labels = encoded["input_ids"], encoded["labels"]
@@ -65,7 +67,18 @@ def encode(row: dict[str, Any], collator: Small4DataCollator) -> dict[str, Any]:
         labels = without_start(
             ids, labels, len(tokenizer.encode(given, add_special_tokens=False)), tokenizer.control_ids
         )
+    if row["first_line"]:
+        end = first_line_end(ids, collator.processor.tokenizer)
+        ids, labels = ids[:end], labels[:end]
     return {"input_ids": ids, "labels": labels}
+
+
+def first_line_end(ids: list[int], tokenizer: Any) -> int:
+    """Where the first line of the first thought ends, its line break included; of a thought of one line, the whole
+    length."""
+    start, stop = (ids.index(tokenizer.control_ids[mark]) for mark in (THINK, END_THINK))
+    breaks = (i + 1 for i in range(start + 1, stop) if "\n" in tokenizer.decode([ids[i]]))
+    return next(breaks, len(ids))
 
 
 def without_start(ids: list[int], labels: list[int], count: int, marks: dict[str, int]) -> list[int]:

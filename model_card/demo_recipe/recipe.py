@@ -45,7 +45,8 @@ class Stage(Lesson):
     projector.
 
     `tasks` and `context` are the weights of what rows are about and of retrieval's lengths; `reworded` is the share of
-    rows in wider wording, `in_json` that of rows whose answers are JSON.
+    rows in wider wording, `in_json` that of rows whose answers are JSON, `first_lines` that of rows in wider wording that
+    end behind the first line of their thought.
     """
 
     rows: int
@@ -53,6 +54,7 @@ class Stage(Lesson):
     context: dict[int, float] | None = None
     reworded: float = 0.0
     in_json: float = 0.0
+    first_lines: float = 0.0
     decay_steps: int = 0
     rows_per_step: int = 64
     parts_per_step: int = 2
@@ -98,14 +100,15 @@ class Recipe:
         },
     )  # fmt: skip
     last: Stage = Stage(
-        rows=182_000, steps=2800, context={128: 3, 256: 3, 384: 2, 3000: 0.1, 5500: 0.05, 8192: 0.05}, decay_steps=2770,
-        matrix_rate=4e-3, other_rate=2e-3, eye_rate=4e-4, reworded=0.65, in_json=0.06,
+        rows=384_000, steps=3000, rows_per_step=128, decay_steps=2970, reworded=0.8, in_json=0.06, first_lines=0.75,
+        context={128: 3, 256: 3, 384: 2, 3000: 0.05, 5500: 0.025, 8192: 0.025},
+        matrix_rate=4e-3, other_rate=2e-3, eye_rate=4e-4,
         tasks={
-            "arithmetic": 0.14, "difference": 0.04, "table": 0.02, "word_problem": 0.2, "puzzle": 0.18,
-            "hard puzzle": 0.05,
-            "program": 0.11, "hard program": 0.05, "tools": 0.07, "hard tools": 0.02, "retrieval": 0.14,
-            "picture": 0.06,
-            "talk": 0.03, "drill": 0.01, "small step": 0.03,
+            "arithmetic": 0.13, "difference": 0.03, "table": 0.01, "word_problem": 0.26, "puzzle": 0.21,
+            "hard puzzle": 0.03,
+            "program": 0.07, "hard program": 0.02, "tools": 0.06, "hard tools": 0.01, "retrieval": 0.15,
+            "picture": 0.04,
+            "talk": 0.03, "drill": 0.01, "small step": 0.02,
         },
     )  # fmt: skip
     seed: int = 0

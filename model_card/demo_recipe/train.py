@@ -116,7 +116,9 @@ def prepare(out: Path, name: str, stage: Stage, seed: int, workers: int) -> None
     if folder.exists():
         return
     collator = Small4DataCollator(Small4Processor.from_pretrained(out))
-    drawn = {"tasks": stage.tasks, "context": stage.context, "reworded": stage.reworded, "in_json": stage.in_json}
+    drawn: dict[str, Any] = {
+        name: getattr(stage, name) for name in ("tasks", "context", "reworded", "in_json", "first_lines")
+    }
     rows = dataset("train", stage.rows, seed, in_small_steps=True, **drawn)
     kept = {"gap", "images"}
     rows = rows.map(

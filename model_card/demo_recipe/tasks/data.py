@@ -5,7 +5,8 @@ Every row is one chat. Whether a problem or a picture may be trained on or is he
 itself (never of its phrasing), so no seed can mix the two. Knows nothing of token ids or models.
 
 Columns: task, kind (of problem), mode ("none" | "high"), budget (tokens of the thought that are kept, or -1 for all),
-gap (positions left out somewhere in the prompt, 0 for none), forced (letters of the last message that a grammar gives
+gap (positions left out somewhere in the prompt, 0 for none), first_line (the row ends behind the first line of its
+thought), forced (letters of the last message that a grammar gives
 and that are not learned), answer, images (PNG), image_last (pictures stand after the
 first question, not before), tools (JSON of the schemas offered, or "") and messages, whose assistant turns carry
 `reasoning_content` and `tool_calls` (JSON or "").
@@ -90,6 +91,7 @@ FEATURES = Features(
         "budget": Value("int64"),
         "gap": Value("int64"),
         "forced": Value("int64"),
+        "first_line": Value("bool"),
         "answer": Value("string"),
         "images": [Image()],
         "image_last": Value("bool"),
@@ -98,6 +100,7 @@ FEATURES = Features(
     }
 )
 IN_JSON = ("arithmetic", "difference", "word_problem", "puzzle", "program", "retrieval", "picture")
+READ = ("arithmetic", "word_problem")  # the first line of the thought says what was read; the rest follows from it
 LONGEST_GAP = 6000
 LONGEST_GAP_WHEN_WIDE = 7600
 PIECE = 10_000
@@ -112,14 +115,16 @@ def rows(
     in_small_steps: bool = False,
     reworded: float = 0.0,
     in_json: float = 0.0,
+    first_lines: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Endless rows of one split ("train" | "held_out"); the same arguments give the same rows.
 
     `tasks` and `modes` weigh what is drawn; `context` is the length of retrieval's texts in tokens, or lengths and
     their weights. With `in_small_steps`, thoughts of training rows are written out as `small_steps.py` says. `reworded`
     is the share of rows in wider wording; in held-out rows, wording that training never draws. `in_json` is the share
-    of rows of the tasks `IN_JSON` whose answers are JSON; held-out ones ask for it. Held-out rows ask one thing, with
-    no cut thoughts and no gaps.
+    of rows of the tasks `IN_JSON` whose answers are JSON; held-out ones ask for it. `first_lines` is the share of
+    training rows in wider wording, of the tasks `READ`, that end behind the first line of their thought. Held-out rows
+    ask one thing, with no cut thoughts and no gaps.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"split is {split!r}; allowed are 'train' and 'held_out'")
@@ -130,7 +135,7 @@ def rows(
         length = _weighted(context, rng) if isinstance(context, dict) else context
         wide = bool(reworded) and task in REWORDED and rng.random() < reworded
         if split == "train":
-            yield _training_row(task, mode, length, in_small_steps, bool(reworded), wide, in_json, rng)
+            yield _training_row(task, mode, length, in_small_steps, bool(reworded), wide, in_json, first_lines, rng)
         else:
             yield _held_out_row(task, mode, length, wide, in_json, rng)
 
@@ -181,6 +186,7 @@ def _training_row(
     planned: bool,
     wide: bool,
     in_json: float,
+    first_lines: float,
     rng: random.Random,
 ) -> dict[str, Any]:
     easy = mode == "none" and rng.random() < 0.5
@@ -214,7 +220,10 @@ def _training_row(
         budget = rng.choice((0, 2, 4, 8, 8, 16, 32))
     if task == "retrieval" and rng.random() < 0.5:
         gap = rng.randrange(LONGEST_GAP_WHEN_WIDE if wide else LONGEST_GAP)
-    return _row(item, task, mode, system, turns, budget, gap, rng.random() < 0.1) | {"forced": forced}
+    row = _row(item, task, mode, system, turns, budget, gap, rng.random() < 0.1) | {"forced": forced}
+    if first_lines and wide and mode == "high" and budget < 0 and task in READ:
+        row["first_line"] = rng.random() < first_lines
+    return row
 
 
 def _asked_in_json(
@@ -266,7 +275,7 @@ def _row(
         calls = turn.get("tool_calls")
         thought = turn.get("reasoning_content") if mode == "high" else None
         messages.append(turn | {"reasoning_content": thought, "tool_calls": json.dumps(calls) if calls else ""})
-    about = {"task": task, "kind": item.kind, "mode": mode, "budget": budget, "gap": gap, "forced": 0}
+    about = {"task": task, "kind": item.kind, "mode": mode, "budget": budget, "gap": gap, "forced": 0, "first_line": False}
     about["answer"] = item.answer
     shown = {"images": item.images() if item.images else [], "image_last": image_last}
     complete = [dict.fromkeys(MESSAGE, None) | message for message in messages]
