@@ -426,6 +426,28 @@ def test_what_a_grammar_gives_is_no_label(demo_processor: Small4Processor, mode:
         assert encoded["labels"][-2:] == whole["labels"][-2:]
 
 
+def test_rows_end_behind_the_first_line_of_their_thought_as_often_as_said(demo_processor: Small4Processor) -> None:
+    collator, counts = Small4DataCollator(demo_processor), [0, 0]
+    drawn = {"tasks": {"arithmetic": 0.4, "word_problem": 0.4, "puzzle": 0.2}, "modes": {"high": 1.0}, "in_json": 0.2}
+    for row in islice(rows("train", 5, **drawn, reworded=1.0, first_lines=0.7), 150):  # type: ignore[arg-type]
+        whole, encoded = encode(row | {"first_line": False}, collator), encode(row, collator)
+        length = len(encoded["input_ids"])
+        assert (encoded["input_ids"], encoded["labels"]) == (whole["input_ids"][:length], whole["labels"][:length])
+        assert not (row["first_line"] and row["task"] == "puzzle")
+        if row["budget"] < 0 and row["task"] != "puzzle":
+            counts[row["first_line"]] += 1
+        thought = next(m["reasoning_content"] for m in row["messages"] if m["role"] == "assistant")
+        if row["first_line"] and "\n" in thought:
+            learned = [label for label in encoded["labels"] if label >= 0]
+            text = demo_processor.tokenizer.decode(learned, skip_special_tokens=False)
+            assert text == f"[THINK]{thought.splitlines()[0]}\n"
+        else:
+            assert length == len(whole["input_ids"])
+    assert 0.6 < counts[True] / sum(counts) < 0.8
+    plain = rows("train", 5, **drawn, reworded=1.0)  # type: ignore[arg-type]
+    assert not any(next(plain)["first_line"] for _ in range(60))
+
+
 @pytest.mark.parametrize(
     ("reply", "right"), [('{"x":4}', True), ('{"x": 5}', False), ('{"y": 4}', False), ("4", False), ('{"x": 4', False)]
 )

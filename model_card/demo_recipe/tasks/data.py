@@ -275,7 +275,15 @@ def _row(
         calls = turn.get("tool_calls")
         thought = turn.get("reasoning_content") if mode == "high" else None
         messages.append(turn | {"reasoning_content": thought, "tool_calls": json.dumps(calls) if calls else ""})
-    about = {"task": task, "kind": item.kind, "mode": mode, "budget": budget, "gap": gap, "forced": 0, "first_line": False}
+    about = {
+        "task": task,
+        "kind": item.kind,
+        "mode": mode,
+        "budget": budget,
+        "gap": gap,
+        "forced": 0,
+        "first_line": False,
+    }
     about["answer"] = item.answer
     shown = {"images": item.images() if item.images else [], "image_last": image_last}
     complete = [dict.fromkeys(MESSAGE, None) | message for message in messages]
