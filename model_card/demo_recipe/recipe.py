@@ -45,8 +45,8 @@ class Stage(Lesson):
     projector.
 
     `tasks` and `context` are the weights of what rows are about and of retrieval's lengths; `reworded` is the share of
-    rows in wider wording, `in_json` that of rows whose answers are JSON, `first_lines` that of rows in wider wording that
-    end behind the first line of their thought.
+    rows in wider wording, `in_json` that of rows whose answers are JSON, and `first_lines` that of stories and sums in
+    wider wording that end behind the first line of their thought.
     """
 
     rows: int
