@@ -13,10 +13,12 @@ from model_card.card.results import RESULTS
 
 
 def bare(command: str) -> list[str]:
-    """The words without where the result goes, what is shown, the interpreter's own options, and folders."""
+    """The words without where the result goes, how long it may take, what is shown, the interpreter's own options, and
+    folders.
+    """
     words = shlex.split(command)
-    if "--out" in words:
-        del words[(at := words.index("--out")) : at + 2]
+    for option in {"--out", "--minutes"}.intersection(words):
+        del words[(at := words.index(option)) : at + 2]
     if words[1:3] == ["-W", "ignore"]:
         del words[1:3]
     return [word.split("/")[-1] if "/" in word else word for word in words if word != "--show"]
