@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from small4_conversion.checks.rows import FAILED, OK, SKIPPED
 from test_formats_expanded import EXPANDED, REGROUPED, made
 from tiny_checkpoint import write_tiny_checkpoint
 
+from model_card.demo_recipe.tasks.data import rows as demo_rows
 from model_card.evals.fuzz.damage import damage
 from modeling_small4 import Small4ForCausalLM, demo_checkpoint
 from modeling_small4.commands import cli
 from modeling_small4.files_saving import MANIFEST
 
-GUIDE = Path(__file__).resolve().parent.parent / "model_card" / "guides" / "demo.md"
 PROMPTS: list[dict[str, Any]] = [
     {"ask": "What is 348 + 276?", "expect": ["624"], "modes": ["high"]},
     {"ask": "What is 7 + 8?", "expect": "15"},
@@ -84,8 +85,9 @@ def test_the_demo_answers_and_its_softmax_scale_is_settled(
 ) -> None:
     torch.set_num_threads(1)
     (tmp_path / "prompts.json").write_text(json.dumps({"prompts": PROMPTS}))
-    thoughts = "\n".join(re.findall(r"\[THINK\]\n(.*?)\n\[/THINK\]", GUIDE.read_text("utf-8"), re.DOTALL))
-    (tmp_path / "text.txt").write_text(thoughts)
+    sums = demo_rows("held_out", 1, tasks={"arithmetic": 1.0}, modes={"high": 1.0})
+    thoughts = [row["messages"][-1]["reasoning_content"] for row in islice(sums, 60)]
+    (tmp_path / "text.txt").write_text("\n".join(thoughts))
     words = ("--prompts", tmp_path / "prompts.json", "--text", tmp_path / "text.txt")
     status, rows = small4_check(demo, *words)
     assert status == 0
