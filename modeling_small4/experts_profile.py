@@ -37,7 +37,7 @@ class ExpertProfile:
             known = np.concatenate([[0], np.cumsum(self.ranks)])
             return float(np.interp(place, np.arange(RANKS + 1), known) / counted)
         ranked = np.sort(self.uses, axis=None)[::-1]
-        return float(ranked[:slots].sum() / ranked.sum())
+        return int(ranked[:slots].sum()) / int(ranked.sum())
 
     def ranked(self) -> list[tuple[int, int]]:
         """Layer and expert of those that were used, most used first."""

@@ -79,7 +79,7 @@ class Engine:
         values: list[float] = []
         while True:
             row = np.asarray(self.llama.scores[self.llama.n_tokens - 1], dtype=np.float64)
-            token = int(row.argmax())
+            token = int(np.argmax(row))
             values.append(float(row[token] - row.max() - np.log(np.exp(row - row.max()).sum())))
             new.append(token)
             if len(new) == new_tokens or token == 2:
