@@ -146,7 +146,7 @@ def near(value: object, draw: random.Random) -> tuple[object, str] | None:
     way = draw.choice(sorted(NEAR))
     try:
         return NEAR[way](value), way
-    except (TypeError, AttributeError, ArithmeticError, ValueError):
+    except (TypeError, AttributeError, ArithmeticError, ValueError, LookupError):
         return None
 
 
