@@ -115,6 +115,7 @@ def test_requests_that_wait_are_decoded_together_and_answered_as_alone(service: 
         made += [pool.submit(service.post, CHAT, bodies[1])]
         wait_for(lambda: service.engine.queued == 2)
         gate.free()
+        wait_for(lambda: service.engine.queued < 2)  # no more may wait
         made.append(pool.submit(service.post, CHAT, bodies[2]))
         assert [each.result(GUARD)[1]["choices"][0]["message"] for each in made] == alone
         first.result(GUARD)
