@@ -27,6 +27,8 @@ def commands(only: list[str], without: list[str], places: dict[str, str]) -> dic
         raise ValueError(f"No results of these names: {', '.join(sorted(unknown))}. There are {', '.join(MEASURES)}.")
     if unknown := places.keys() - set(PLACES):
         raise ValueError(f"No command names {', '.join(sorted(unknown))}. Places are {' and '.join(PLACES)}.")
+    if empty := [place for place, folder in places.items() if not folder]:
+        raise ValueError(f"No folder is given for {', '.join(empty)}. Write --set {empty[0]}=DIR.")
     chosen = [name for name in MEASURES if name in (only or MEASURES) and name not in without]
     return {name: _filled(MEASURES[name], places) for name in chosen}
 
