@@ -44,7 +44,12 @@ def test_places_are_filled_in_and_commands_without_theirs_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("only", "without", "places", "named"),
-    [(["lod"], [], {}, "lod"), ([], ["lod"], {}, "lod"), ([], [], {"HERE": "x"}, "HERE"), ([], [], {"VENV": ""}, "VENV=DIR")],
+    [
+        (["lod"], [], {}, "lod"),
+        ([], ["lod"], {}, "lod"),
+        ([], [], {"HERE": "x"}, "HERE"),
+        ([], [], {"VENV": ""}, "VENV=DIR"),
+    ],
 )
 def test_unknown_names_are_refused(only: list[str], without: list[str], places: dict[str, str], named: str) -> None:
     with pytest.raises(ValueError, match=named):

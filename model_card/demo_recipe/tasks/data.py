@@ -7,8 +7,8 @@ itself (never of its phrasing), so no seed can mix the two. Knows nothing of tok
 Columns: task, kind (of problem), mode ("none" | "high"), budget (tokens of the thought that are kept, or -1 for all),
 gap (positions left out somewhere in the prompt, 0 for none), first_line (the row ends behind the first line of its
 thought), forced (letters of the last message that a grammar gives and that are not learned), answer, images (PNG),
-image_last (pictures stand after the first question, not before), tools (JSON of the schemas offered, or "") and messages, whose assistant turns carry
-`reasoning_content` and `tool_calls` (JSON or "").
+image_last (pictures stand after the first question, not before), tools (JSON of the schemas offered, or "") and
+messages, whose assistant turns carry `reasoning_content` and `tool_calls` (JSON or "").
 """
 
 import json
