@@ -28,6 +28,7 @@ from small4_conversion.source import open_checkpoint
 from modeling_small4 import Small4ForCausalLM, Small4Processor
 
 from .cases import Bench, Case, Kind, unreadable
+from .processes import fork
 from .small_hub import NO_PROXY, Hub
 
 _WATCHED = ("open", "os", "shutil", "fcntl", "ctypes", "tempfile")
@@ -36,7 +37,7 @@ Act = Callable[[], object]
 
 def killed_at(step: int, act: Act) -> bool:
     """Run `act` in a process that is killed at its step-th operation on files; False if it was over before."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         left = [step]
 
@@ -56,7 +57,7 @@ def killed_at(step: int, act: Act) -> bool:
 
 def killed_after(seconds: float, act: Act) -> bool:
     """Run `act` in a process that is killed after a time; False if it was over before."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             act()
@@ -75,7 +76,7 @@ def measured(act: Act) -> tuple[int, float]:
     """
     read, write = os.pipe()
     began = time.monotonic()
-    child = os.fork()
+    child = fork()
     if child == 0:
         steps, status = [0], 1
 

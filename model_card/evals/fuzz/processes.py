@@ -17,6 +17,8 @@ from multiprocessing.context import ForkProcess
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
+import torch
+
 from .cases import Bench, Kind, Outcome, Tally, run
 
 MEMORY = 3 << 30  # bytes that a process may map beyond what it has when it starts
@@ -30,6 +32,16 @@ class _Block:
     kind: str
     first: int
     last: int
+
+
+def fork() -> int:
+    """`os.fork` with one thread of torch in the child: it would wait forever for OpenMP's other threads, which stay
+    behind in its parent.
+    """
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+    return child
 
 
 def run_blocks(
@@ -102,6 +114,7 @@ def _signal(status: int | None) -> str:
 
 
 def _work(part: _Block, make: Kind, sound: Path, seconds: int, out: Connection, current: "Synchronized[int]") -> None:
+    torch.set_num_threads(1)  # as `fork` says
     faulthandler.disable()
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what libraries print about damaged files
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
