@@ -1,6 +1,7 @@
 """Raw checkpoints of many forms, their published transformers layout, and logits against transformers' classes."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,20 @@ def run(src: Path, dst: Path, **options: Any) -> Summary:
 
 def check_logits(model: PreTrainedModel, p: dict[str, Any], raw: rc.Tensors, tolerance: float = 1e-5) -> None:
     """The model's logits on text and images against transformers' classes, both in float32."""
+    check_same([model], p, raw, tolerance)
+
+
+def check_same(models: Iterable[PreTrainedModel], p: dict[str, Any], raw: rc.Tensors, tolerance: float = 1e-5) -> None:
+    """`check_logits` of models that are all of these weights."""
     host = rc.host_model(p, rc.dequantized(raw))
-    model = model.float().eval()
     with torch.no_grad():
-        for batch in rc.inputs(p):
-            expected, found = host(**batch).logits, model(**batch).logits
-            assert expected.std() > 0.5
-            torch.testing.assert_close(found, expected, atol=tolerance * float(expected.abs().max()), rtol=0)
+        cases = [(batch, host(**batch).logits) for batch in rc.inputs(p)]
+        for model in models:
+            model = model.float().eval()
+            for batch, expected in cases:
+                assert expected.std() > 0.5
+                found = model(**batch).logits
+                torch.testing.assert_close(found, expected, atol=tolerance * float(expected.abs().max()), rtol=0)
 
 
 def equal(a: Path, b: Path) -> bool:

@@ -79,8 +79,7 @@ def write_folder(
     config.json.
     """
     write_tekken(folder, p["vocab_size"] - 1000)
-    host = rc.host_model(p, rc.weights(p))
-    config = json.loads(host.config.to_json_string(use_diff=False)) | {"dtype": "bfloat16"} | top
+    config = json.loads(rc.host_config(p).to_json_string(use_diff=False)) | {"dtype": "bfloat16"} | top
     if entry is not None:
         config["quantization_config"] = entry
     (folder / "config.json").write_text(json.dumps(config))

@@ -299,8 +299,8 @@ def host_state(p: dict[str, Any], raw: Tensors) -> Tensors:
     return out
 
 
-def host_model(p: dict[str, Any], raw: Tensors) -> PreTrainedModel:
-    """transformers' own model of these weights, in float32."""
+def host_config(p: dict[str, Any]) -> Mistral3Config | Mistral4Config:
+    """transformers' own configuration of this model, without a tower of its text alone."""
     moe, ve = p["moe"], p.get("vision_encoder")
     magnitude = (
         {"mscale": 1.0, "mscale_all_dim": 1.0}
@@ -327,25 +327,29 @@ def host_model(p: dict[str, Any], raw: Tensors) -> PreTrainedModel:
         },
         tie_word_embeddings=p["tied_embeddings"],
     )  # fmt: skip
-    state = host_state(p, raw)
+    if ve is None:
+        return text
+    vision = PixtralVisionConfig(
+        **{k: ve[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "image_size", "patch_size")},
+        hidden_act="silu", rope_parameters={"rope_theta": ve["rope_theta"], "rope_type": "axial"},
+    )  # fmt: skip
+    return Mistral3Config(
+        text_config=text, vision_config=vision, image_token_index=10, spatial_merge_size=ve["spatial_merge_size"],
+        multimodal_projector_bias=ve["adapter_bias"], tie_word_embeddings=p["tied_embeddings"],
+    )  # fmt: skip
+
+
+def host_model(p: dict[str, Any], raw: Tensors) -> PreTrainedModel:
+    """transformers' own model of these weights, in float32."""
+    config, state = host_config(p), host_state(p, raw)
     if p["tied_embeddings"]:
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
-    if ve is None:
-        model: PreTrainedModel = Mistral4ForCausalLM(text)
+    if isinstance(config, Mistral4Config):
+        model: PreTrainedModel = Mistral4ForCausalLM(config)
         state = {name.replace("model.language_model.", "model."): tensor for name, tensor in state.items()}
     else:
-        vision = PixtralVisionConfig(
-            **{k: ve[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                "image_size", "patch_size")},
-            hidden_act="silu", rope_parameters={"rope_theta": ve["rope_theta"], "rope_type": "axial"},
-        )  # fmt: skip
-        model = Mistral3ForConditionalGeneration(
-            Mistral3Config(
-                text_config=text, vision_config=vision, image_token_index=10,
-                    spatial_merge_size=ve["spatial_merge_size"],
-                multimodal_projector_bias=ve["adapter_bias"], tie_word_embeddings=p["tied_embeddings"],
-            )
-        )  # fmt: skip
+        model = Mistral3ForConditionalGeneration(config)
     model.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
     return model.float().eval()
 

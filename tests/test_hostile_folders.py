@@ -12,7 +12,7 @@ import derivatives as d
 import pytest
 import raw_checkpoint as rc
 import torch
-from conversion_cases import check_logits, run
+from conversion_cases import check_logits, check_same, run
 from safetensors.torch import load_file, save_file
 from test_formats_kept import KEPT
 
@@ -273,8 +273,7 @@ def test_refused_in_one_line(tmp_path: Path, case: Case, form: str) -> None:
 @pytest.mark.parametrize(("case", "form"), listed(RIGHT))
 def test_right(tmp_path: Path, case: Case, form: str) -> None:
     made = written(tmp_path / "hf", case, form)
-    for way in ways(tmp_path / "hf", tmp_path).values():
-        check_logits(way(), made.params, made.plain)
+    check_same((way() for way in ways(tmp_path / "hf", tmp_path).values()), made.params, made.plain)
 
 
 @pytest.mark.parametrize(("case", "form"), listed(CONVERTED))
@@ -283,8 +282,7 @@ def test_right_after_conversion(tmp_path: Path, case: Case, form: str) -> None:
     each = ways(tmp_path / "hf", tmp_path)
     for name in ("held", "expanded"):
         assert f"small4 convert {tmp_path / 'hf'} DST" in refused(each[name])
-    for name in ("kept", "bfloat16"):
-        check_logits(each[name](), made.params, made.plain)
+    check_same((each[name]() for name in ("kept", "bfloat16")), made.params, made.plain)
 
 
 @pytest.mark.parametrize(("case", "form"), listed(EXPANDED))
@@ -302,8 +300,7 @@ def test_right_if_expanded_by_conversion(tmp_path: Path, case: Case, form: str) 
 def test_tied_heads(tmp_path: Path, form: str) -> None:
     """Tied, it is the embeddings; with codes of its own, the folder contradicts itself."""
     made = written(tmp_path / "tied", lambda f: None, form, tied_embeddings=True)
-    for way in ways(tmp_path / "tied", tmp_path).values():
-        check_logits(way(), made.params, made.plain)
+    check_same((way() for way in ways(tmp_path / "tied", tmp_path).values()), made.params, made.plain)
     written(tmp_path / "both", head_beside_a_tied_one, form, tied_embeddings=True)
     for way in ways(tmp_path / "both", tmp_path / "again").values():
         assert "lm_head" in refused(way)
