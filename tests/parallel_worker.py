@@ -50,13 +50,13 @@ def inputs() -> dict[str, dict[str, torch.Tensor]]:
 @torch.no_grad()
 def answers(model: Small4ForCausalLM) -> Answers:
     """Logits and greedy tokens, by inputs."""
-    greedy = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}
+    greedy = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 11}
     return {name: (model(**given).logits, model.generate(**given, **greedy)) for name, given in inputs().items()}
 
 
 def in_modes(model: Small4ForCausalLM) -> Modes:
     """Answers to `PROMPTS`, by reasoning mode."""
-    how: dict[str, Any] = {"max_thinking_tokens": 5, "max_new_tokens": 16, "do_sample": False}
+    how: dict[str, Any] = {"max_thinking_tokens": 2, "max_new_tokens": 8, "do_sample": False}
     modes: list[str | list[str]] = ["none", "high", ["none", "high", "high"]]
     return {f"{mode}": model.generate(**PROMPTS, **how, reasoning_mode=mode) for mode in modes}
 
