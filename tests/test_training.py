@@ -292,5 +292,5 @@ def test_balance_loss_balances() -> None:
     """
     from model_card.bench.balance import measured
 
-    found = measured(steps=150, seeds=[0], ways=("with_balance_loss", "without"))
+    found = measured(steps=60, seeds=[0], ways=("with_balance_loss", "without"))
     assert found["with_balance_loss"]["largest_load"] < 2.0 < found["without"]["largest_load"]
