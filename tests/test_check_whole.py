@@ -134,10 +134,10 @@ def test_every_healthy_kind_passes(tmp_path: Path, name: str) -> None:
     run(tmp_path / "raw", tmp_path / "hf", to="transformers")
     for folder in ("raw", "ours", "hf"):
         assert faults(tmp_path / folder) == [], folder
-    for dtype in ("int4", "fp8"):
-        run(tmp_path / "ours", tmp_path / dtype, dtype=dtype)
-        assert faults(tmp_path / dtype) == []
-        assert faults(tmp_path / dtype, manifest=tmp_path / "ours" / MANIFEST) == []  # it is a copy of that
+    dtype = ("int4", "fp8")[list(CASES).index(name) % 2]
+    run(tmp_path / "ours", tmp_path / dtype, dtype=dtype)
+    assert faults(tmp_path / dtype) == []
+    assert faults(tmp_path / dtype, manifest=tmp_path / "ours" / MANIFEST) == []  # it is a copy of that
     (tmp_path / "published").mkdir()
     published_folder(tmp_path / "published", p, raw)
     assert faults(tmp_path / "published") == []
