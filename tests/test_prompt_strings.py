@@ -223,10 +223,11 @@ def has_open_thought(messages: list[dict[str, Any]]) -> bool:
     return any(chunk.get("closed") is False for content in contents for chunk in content)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_five_thousand_hostile_conversations(processor: Small4Processor, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_three_thousand_hostile_conversations(processor: Small4Processor, seed: int) -> None:
+    """By the tokenizer and by the processor, in turns."""
     rng, tokenizer, refused = random.Random(seed), processor.tokenizer, 0
-    for _ in range(50):
+    for number in range(50):
         texts, expected = [], []
         for case in [hostile(rng) for _ in range(20)]:
             options = {name: case[name] for name in ("tools", "continue_final_message")} | {
@@ -241,8 +242,8 @@ def test_five_thousand_hostile_conversations(processor: Small4Processor, seed: i
                 refused += 1
             else:
                 expected.append(ids)
-        assert tokenizer(texts)["input_ids"] == expected
-        assert processor(text=texts)["input_ids"] == expected
+        encode = tokenizer if number % 2 else processor
+        assert encode(text=texts)["input_ids"] == expected
     assert refused < 100
 
 
