@@ -2,6 +2,7 @@
 with all in memory, each size held to, and no expert overwritten before it was computed with.
 """
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ class FakeLink:
         return self.memory
 
 
-@pytest.fixture(scope="module", params=["fp8", "nvfp4", "bfloat16"])
+FORMS = ("fp8", "nvfp4", "bfloat16")
+
+
+@pytest.fixture(scope="module", params=FORMS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = stored_folder.write(
         tmp_path_factory.mktemp("stored"), "fp8" if request.param == "bfloat16" else request.param
@@ -56,7 +60,9 @@ def loaded(folder: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, link: Fak
     return Small4ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, expert_memory=memory)
 
 
+@cache
 def slot_bytes(folder: Path) -> int:
+    """Of an expert."""
     store = expert_store(Small4ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, expert_memory="1GB"))
     assert store is not None
     return store.pool.memory.shape[1]
@@ -66,7 +72,12 @@ def prompt(tokens: int = 40) -> torch.Tensor:
     return torch.randint(1000, 1100, (2, tokens), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize(("slots", "waiting"), [(2, 1), (2, 6), (3, 3), (5, 2), (8, 8)])
+PLACES = [(2, 1), (2, 6), (3, 3), (5, 2), (8, 8)]
+# What is copied where does not depend on the form: every form where most are read from disk and where most wait.
+SPREAD = [(form, *place) for form in FORMS for place in PLACES if form == "fp8" or place in PLACES[:2]]
+
+
+@pytest.mark.parametrize(("folder", "slots", "waiting"), SPREAD, indirect=["folder"])
 def test_the_same_bits(folder: Path, slots: int, waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
     each = slot_bytes(folder)
     model = loaded(folder, {"gpu": slots * each, "cpu": waiting * each}, monkeypatch)
