@@ -92,7 +92,7 @@ print(landed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "times"), [("fresh", 10), ("overwrite", 5)])
+@pytest.mark.parametrize(("mode", "times"), [("fresh", 6), ("overwrite", 3)])
 def test_killed_runs_start_again_to_the_identical_folder(raw: Path, tmp_path: Path, mode: str, times: int) -> None:
     done = python("-c", KILLER, str(raw), str(tmp_path), "0", str(times), mode)
     assert done.returncode == 0, done.stderr

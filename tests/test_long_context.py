@@ -363,7 +363,7 @@ def test_a_long_prompt_takes_the_memory_of_its_cache_and_one_chunk(
 def test_eight_bits_leave_the_demo_s_greedy_answers_as_they_are_but_for_guesses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["cache", "--threads", "1", "--dtype", "float32", "--rows", "8"])
+    monkeypatch.setattr(sys, "argv", ["cache", "--threads", "1", "--dtype", "float32", "--rows", "4"])
     bench_cache.main()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert rows["bfloat16"]["bytes_per_token"] == 36 * 320 * 2 == 23_040
