@@ -8,7 +8,7 @@ ids, pixels.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from .chat import Piece
@@ -19,7 +19,7 @@ class SpecialTokens:
     """The special tokens of a vocabulary, found and escaped in text."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
-        self._tokens = [token for token in tokens if len(token) > 1]
+        self._tokens = tuple(token for token in tokens if len(token) > 1)
 
     def escape(self, text: str) -> str:
         """The prompt string that stands for `text`. Every string has one, and no two have the same."""
@@ -67,13 +67,18 @@ class SpecialTokens:
     def _whole(self) -> re.Pattern[str]:
         return re.compile("|".join(f"{re.escape(first)}{rest}" for first, rest in self._by_first.items()) or "(?!)")
 
-    @cached_property
+    @property
     def _by_first(self) -> dict[str, str]:
-        """First character -> a regular expression for what follows it, the longest token first."""
-        by_first: dict[str, list[str]] = {}
-        for token in self._tokens:
-            by_first.setdefault(token[0], []).append(token[1:])
-        return {first: _any_of(rests) for first, rests in by_first.items()}
+        return _branches(self._tokens)
+
+
+@lru_cache(maxsize=8)  # a tokenizer is often loaded again, with the same thousand tokens
+def _branches(tokens: tuple[str, ...]) -> dict[str, str]:
+    """First character -> a regular expression for what follows it, the longest token first."""
+    by_first: dict[str, list[str]] = {}
+    for token in tokens:
+        by_first.setdefault(token[0], []).append(token[1:])
+    return {first: _any_of(rests) for first, rests in by_first.items()}
 
 
 def _any_of(words: Iterable[str]) -> str:

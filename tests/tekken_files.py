@@ -4,6 +4,7 @@ Must not know: our own tokenizer code.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,5 +24,15 @@ def write_tekken(folder: Path, words: int, image: dict[str, int] | None = None, 
     """Writes `tekken.json` into `folder` and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tekken.json"
-    path.write_text(json.dumps(tekken(words, image=image, **options), ensure_ascii=False), encoding="utf-8")
+    text = _plain(words) if image is None and not options else _text(tekken(words, image=image, **options))
+    path.write_text(text, encoding="utf-8")
     return path
+
+
+@cache  # nearly every checkpoint of the tests has one of few
+def _plain(words: int) -> str:
+    return _text(tekken(words))
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False)
