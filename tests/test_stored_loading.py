@@ -281,19 +281,23 @@ HOMES = {
 }  # fmt: skip
 
 
-@few
+MAPS: dict[str, dict[str, Any]] = {
+    "auto": {"device_map": "auto"},
+    "cpu": {"device_map": "cpu"},
+    "one layer on disk": {"device_map": {**HOMES, f"{INNER}.layers.1": "disk"}},
+    "all on disk": {"device_map": dict.fromkeys(HOMES, "disk")},
+    "limited": {"device_map": "auto", "max_memory": {"cpu": 3_000_000}},
+}
+
+
+# How weights lie on disk depends on their form, where they lie does not.
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"device_map": "auto"},
-        {"device_map": "cpu"},
-        {"device_map": {**HOMES, f"{INNER}.layers.1": "disk"}},
-        {"device_map": dict.fromkeys(HOMES, "disk")},
-        {"device_map": "auto", "max_memory": {"cpu": 3_000_000}},
-    ],
-    ids=["auto", "cpu", "one layer on disk", "all on disk", "limited"],
+    ("folders", "name"),
+    [(form, name) for form in FEW for name in (MAPS if form == FEW[0] else ("all on disk", "limited"))],
+    indirect=["folders"],
 )
-def test_device_maps(folders: Folders, held: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_device_maps(folders: Folders, held: Any, tmp_path: Path, name: str) -> None:
+    options = MAPS[name]
     model = Small4ForCausalLM.from_pretrained(
         folders.stored, dtype=torch.float32, offload_folder=tmp_path / "off", **options
     )

@@ -96,7 +96,7 @@ def trainer(base: Path, out: Path, lora: dict[str, Any], shared: bool = False, *
     tuned = get_peft_model(model, config(model, **lora))
     tuned = share_expert_ranks(tuned) if shared else tuned
     collator = Small4DataCollator(AutoProcessor.from_pretrained(base), packing=options.pop("packing", False))
-    usual = COMMON | {"remove_unused_columns": False, "max_steps": 6, "train_sampling_strategy": "random"}
+    usual = COMMON | {"remove_unused_columns": False, "max_steps": 5, "train_sampling_strategy": "random"}
     arguments = TrainingArguments(str(out), **usual | {"lr_scheduler_type": "cosine"} | options)
     return Trainer(tuned, arguments, collator, train_dataset=rows())
 
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     through = trainer(base, tmp_path / "through", lora, shared)
     through.train()
     killed = trainer(base, tmp_path / "killed", lora, shared, save_strategy="steps", save_steps=3)
-    killed.add_callback(Kill(5))
+    killed.add_callback(Kill(4))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     set_seed(77)

@@ -98,8 +98,10 @@ def test_throughput_uses_continuous_batching_for_text_alone(
 # continuous batching
 
 
-@pytest.mark.parametrize("shape", [{}, {"kv_lora_rank": 31, "v_head_dim": 20}, {"num_attention_heads": 3}])
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [({}, "eager"), ({"kv_lora_rank": 31, "v_head_dim": 20}, "sdpa"), ({"num_attention_heads": 3}, "sdpa")],
+)
 def test_continuous_batching_holds_latents(shape: dict, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts longer and shorter than a step, more of them than run at once; in as few bytes as the latent cache."""
     case = Case(seed=43, text=shape, vision=None)
