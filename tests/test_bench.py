@@ -195,7 +195,8 @@ def test_a_stored_checkpoint_takes_what_the_planner_says(
     """Smaller than the stored result's, which agrees within 1 %; here what a process allots for itself shows more.
     Peaks scatter: what one process does not show has to be the median of three.
     """
-    monkeypatch.setattr(stored_memory, "child", forked.child)
+    if torch.version.cuda is None:  # a forked process counts code that its parent has; CUDA builds bring in more of it
+        monkeypatch.setattr(stored_memory, "child", forked.child)
     for runs in (1, 3):
         (tmp_path / f"{runs}").mkdir()
         monkeypatch.setattr(stored_memory, "RUNS", runs)
