@@ -190,7 +190,7 @@ def test_efforts_that_think(service: Service, effort: str) -> None:
 )  # fmt: skip
 def test_tool_choice(service: Service, choice: Any, parallel: bool, names: tuple[str, ...]) -> None:
     other = {"type": "function", "function": TOOL["function"] | {"name": "sub"}}
-    answer = service.ask(tools=[TOOL, other], tool_choice=choice, parallel_tool_calls=parallel, tokens=600).choices[0]
+    answer = service.ask(tools=[TOOL, other], tool_choice=choice, parallel_tool_calls=parallel, tokens=120).choices[0]
     calls = answer.message.tool_calls or []
     assert {call.function.name for call in calls} <= set(names)
     assert bool(calls) == bool(names)
