@@ -3,6 +3,7 @@
 Shared by the tests of such models.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_i
 
 def slots(folder: Path, count: int) -> int:
     """Bytes for so many experts."""
-    return count * offloaded(folder, "1GB").store.pool.memory.shape[1]
+    return count * _slot_bytes(folder)
+
+
+@cache
+def _slot_bytes(folder: Path) -> int:
+    return offloaded(folder, "1GB").store.pool.memory.shape[1]
 
 
 class offloaded:

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from stored_folder import FORMS, Folders
+from test_stored_loading import few
 
 from modeling_small4 import Small4ForCausalLM, lora_targets, stored_experts, stored_kernels, stored_lora
 from modeling_small4.stored_experts import Small4StoredExperts
@@ -21,6 +22,7 @@ from modeling_small4.stored_layers import Small4StoredLinear, StoredModule
 torch.set_num_threads(1)
 
 
+# All forms, but for the tests of `few`: what these are about comes after the products of stored weights.
 @pytest.fixture(scope="module", params=FORMS)
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return stored_folder.write(tmp_path_factory.mktemp("stored"), request.param)
@@ -133,6 +135,7 @@ def test_merging_attention_leaves_experts_as_they_are(folders: Folders) -> None:
     assert kinds.count(Small4StoredExperts) == 2
 
 
+@few
 def test_unloading_leaves_the_base_as_it_was(folders: Folders) -> None:
     tuned = adapted(folders.stored).eval()
     plain = Small4ForCausalLM.from_pretrained(folders.stored, dtype=torch.float32).eval()
@@ -140,6 +143,7 @@ def test_unloading_leaves_the_base_as_it_was(folders: Folders) -> None:
         assert torch.equal(tuned.unload()(**batch()).logits, plain(**batch()).logits)
 
 
+@few
 def test_several_adapters(folders: Folders) -> None:
     models = [adapted(folders.stored), adapted(folders.expanded)]
     logits = []
@@ -158,6 +162,7 @@ def test_several_adapters(folders: Folders) -> None:
         assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
 
 
+@few
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(folders: Folders, reentrant: bool) -> None:
     held = adapted(folders.stored).train()
@@ -189,6 +194,7 @@ def test_bfloat16(folders: Folders) -> None:
     assert ours < 1.2 * theirs + 0.002
 
 
+@few
 def test_training_in_bfloat16_multiplies_few_counts_of_tokens(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +213,7 @@ def test_training_in_bfloat16_multiplies_few_counts_of_tokens(
     assert counts <= {16, 32, 48}, counts
 
 
+@few
 def test_a_trainable_router(folders: Folders) -> None:
     models = [adapted(folder) for folder in (folders.stored, folders.expanded)]
     for model in models:
