@@ -4,7 +4,6 @@ transformers' layers compute it. Its files come in three forms: transformers' ow
 the library speculators, in which the draft of the released model is published. Must not know: how drafts are checked.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
 from transformers.cache_utils import DynamicCache
 
-from .files_reading import shown
+from .files_reading import read_json, shown
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _OURS = {"fc.": "encoder.fc.", "hidden_norm.": "encoder.output_norm_enc."}
@@ -160,6 +159,9 @@ def body_of(config: dict[str, Any]) -> tuple[MuseGlimmerAssistantConfig, DFlashR
     else:
         rules = DFlashRules(tuple(wanted), block, mask, (FULL, SLIDING) if dflash.get("causal") else ())
     rules.window = getattr(theirs, "sliding_window", None) or theirs.max_position_embeddings
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
+        if (getattr(theirs, name, None) or 1) < 1:
+            raise ValueError(f"has {name} {getattr(theirs, name)} in config.json; it must be at least 1.")
     return MuseGlimmerAssistantConfig(
         hidden_size=theirs.hidden_size, intermediate_size=theirs.intermediate_size, hidden_act=theirs.hidden_act,
         num_hidden_layers=theirs.num_hidden_layers, num_attention_heads=theirs.num_attention_heads,
@@ -184,7 +186,7 @@ def read_dflash(folder: Path, dtype: torch.dtype) -> DFlashDraft:
     Raises:
         ValueError: Tensors or keys are missing, of another shape, or unknown.
     """
-    config, rules = body_of(json.loads((folder / "config.json").read_text()))
+    config, rules = body_of(read_json(folder / "config.json"))
     config.dtype = dtype
     with torch.device("meta"):
         draft = DFlashDraft(MuseGlimmerAssistantModel(config), rules)

@@ -4,7 +4,6 @@ The official layout is `params.json` and `consolidated*.safetensors`, with tenso
 scale per tensor or plain. Must not know: how drafts are used.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MuseGlimmerAssistantM
 
 from .drafts_dflash import DFlashDraft, body_of, is_dflash, read_dflash
 from .drafts_eagle import Small4EagleConfig, Small4EagleDraft
-from .files_reading import shown
+from .files_reading import naming, read_json, shown
 
 _FILES = ("params.json", "consolidated*", "config.json", "generation_config.json", "model*.safetensors*")
 _NAMES = {  # official name of a module in a layer: ours
@@ -46,11 +45,16 @@ def read_draft(name: str, dtype: torch.dtype) -> PreTrainedModel | DFlashDraft:
         ValueError: There is none, or it is damaged.
     """
     folder = Path(name) if Path(name).is_dir() else _downloaded(name)
+    with naming(folder / "config.json"):
+        return _read(name, folder, dtype)
+
+
+def _read(name: str, folder: Path, dtype: torch.dtype) -> PreTrainedModel | DFlashDraft:
     if is_official(folder):
         return read_official(folder, dtype)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no draft: neither config.json nor params.json with an eagle_linear is in it.")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     try:
         dflash = is_dflash(config)
     except ValueError as error:
@@ -82,8 +86,8 @@ def is_draft(folder: Path) -> bool:
         return True
     file = folder / "config.json"
     try:
-        return file.is_file() and json.loads(file.read_text()).get("model_type") == Small4EagleConfig.model_type
-    except (ValueError, AttributeError):
+        return file.is_file() and read_json(file).get("model_type") == Small4EagleConfig.model_type
+    except ValueError:
         return False  # a damaged file is reported by who reads it
 
 
@@ -97,14 +101,19 @@ def draft_bytes(name: str, context: int, batch: int) -> int:
         ValueError: There is none of this name.
     """
     folder = Path(name) if Path(name).is_dir() else _downloaded(name, ("params.json", "config.json"))
+    with naming(folder / "config.json"):
+        return _bytes(name, folder, context, batch)
+
+
+def _bytes(name: str, folder: Path, context: int, batch: int) -> int:
     ours, raw = folder / "config.json", folder / "params.json"
-    content = json.loads(ours.read_text()) if ours.is_file() else {}
+    content = read_json(ours) if ours.is_file() else {}
     if is_dflash(content):
         return _dflash_bytes(content, context, batch)
     official = content.get("model_type") != Small4EagleConfig.model_type
     if official and (not raw.is_file() or (Path(name).is_dir() and not is_official(folder))):
         raise ValueError(f"{name} holds no EAGLE or DFlash draft; the planner counts none other.")
-    file, content = (raw, json.loads(raw.read_text())) if official else (ours, content)
+    file, content = (raw, read_json(raw)) if official else (ours, content)
     config = config_of(content, file) if official else Small4EagleConfig.from_dict(content)
     with torch.device("meta"):
         weights = sum(each.numel() for each in Small4EagleDraft(config).parameters())
@@ -181,7 +190,7 @@ def read_official(folder: Path, dtype: torch.dtype | None = None) -> Small4Eagle
         ValueError: Tensors or keys are missing, of another shape, or unknown.
     """
     file = folder / "params.json"
-    config = config_of(json.loads(file.read_text()), file)
+    config = config_of(read_json(file), file)
     dtype = dtype or torch.bfloat16
     with torch.device("meta"):
         draft = Small4EagleDraft(config)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DEEPEST = 100  # floors of a tree that are damaged
 MARKER = "@@RAW@@"  # stands in a JSON text for what json.dumps would not write
 RAW = {
     "NaN": "NaN",
@@ -109,8 +110,10 @@ def damaged(name: str, data: bytes, draw: random.Random) -> Change:
 
 
 def places(tree: object, path: Path_ = ()) -> list[Path_]:
-    """All places of a JSON value; of long lists only the beginning."""
+    """All places of a JSON value; of long lists only the beginning, of deep nesting only the upper floors."""
     out = [path] if path else []
+    if len(path) == DEEPEST:
+        return out
     entries = tree.items() if isinstance(tree, dict) else enumerate(tree[:20]) if isinstance(tree, list) else ()
     for key, value in entries:
         out += places(value, (*path, key))
