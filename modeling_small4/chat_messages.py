@@ -95,18 +95,29 @@ def is_batch(conversation: object) -> bool:
 def read_objects(value: object) -> Any:
     """Conversations with every message object in them as a dict: dataclasses, pydantic models, and lists of messages
     that are an attribute `messages` of something, as transformers takes them. What is none of these, an image say,
-    stays as it is."""
+    stays as it is.
+
+    Raises:
+        ValueError: The conversation holds itself, or is nested too deeply.
+    """
+    try:
+        return _as_plain(value)
+    except RecursionError:
+        raise ValueError("The conversation is nested too deeply, or holds itself.") from None
+
+
+def _as_plain(value: object) -> Any:
     if isinstance(value, (str, bytes, bytearray, memoryview)):
         return value
     if isinstance(value, Mapping):
-        return {key: read_objects(item) for key, item in value.items()}
+        return {key: _as_plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return [read_objects(item) for item in value]
+        return [_as_plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: read_objects(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: _as_plain(getattr(value, item.name)) for item in fields(value)}
     if hasattr(value, "model_dump"):
-        return read_objects(value.model_dump())
-    return read_objects(value.messages) if hasattr(value, "messages") else value
+        return _as_plain(value.model_dump())
+    return _as_plain(value.messages) if hasattr(value, "messages") else value
 
 
 def check_conversation(messages: list[Message], finished: bool) -> None:

@@ -130,12 +130,22 @@ def render(pieces: Sequence[Piece], special: SpecialTokens) -> PromptText:
 def escape_all(value: object, special: SpecialTokens) -> Any:
     """Messages or tools with every text in them escaped, for a template that is not ours; images are left as they
     are.
+
+    Raises:
+        ValueError: They hold themselves, or are nested too deeply.
     """
+    try:
+        return _escaped(value, special)
+    except RecursionError:
+        raise ValueError("What the chat template is given is nested too deeply, or holds itself.") from None
+
+
+def _escaped(value: object, special: SpecialTokens) -> Any:
     if isinstance(value, str):
         return special.escape(value)
     if isinstance(value, Mapping):
         is_image = value.get("type") in ("image", "image_url")
-        return dict(value) if is_image else {key: escape_all(item, special) for key, item in value.items()}
+        return dict(value) if is_image else {key: _escaped(item, special) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [escape_all(item, special) for item in value]
+        return [_escaped(item, special) for item in value]
     return value

@@ -175,6 +175,26 @@ def test_places_of_replacements_are_those_of_transformers(processor: Small4Proce
     assert processor.get_text_with_replacements(texts, images) == theirs
 
 
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}"])
+@pytest.mark.parametrize("what", ["message", "content", "deep"])
+def test_a_conversation_that_holds_itself_is_refused(processor: Small4Processor, what: str, template: Any) -> None:
+    message: dict[str, Any] = {"role": "user", "content": "x"}
+    if what == "message":
+        message["name"] = [message]
+    elif what == "content":
+        message["content"] = [{"type": "text", "text": message}]
+    else:
+        for _ in range(3000):
+            message["content"] = [message["content"]]
+    for part in (processor, processor.tokenizer):
+        with pytest.raises(ValueError, match="nested too deeply, or holds itself"):
+            part.apply_chat_template([message], chat_template=template, tokenize=False)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}], chat_template="{{ more }}", tokenize=False, more=message
+        )
+
+
 def test_messages_may_be_objects(processor: Small4Processor) -> None:
     from dataclasses import dataclass
 
