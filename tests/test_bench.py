@@ -258,9 +258,9 @@ def test_a_part_that_fails_leaves_the_others_alone() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the file cache cannot be dropped")
 def test_bytes_of_experts_that_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One layer of 8 experts, 100 MB; what is read is what misses explain, if the file system counts it."""
+    """One layer of 8 experts, 50 MB; what is read is what misses explain, if the file system counts it."""
     monkeypatch.setattr(residency, "child", forked.child)
-    residency.write(tmp_path, 1, 8, hidden_size=2048, moe_intermediate_size=1024)
+    residency.write(tmp_path, 1, 8, hidden_size=1024, moe_intermediate_size=1024)
     rows = residency.measured(arguments(shares=[0.5], tokens=8, threads=1, runs=1), tmp_path)
     half, above = rows["50% of the experts"], rows["50% on an accelerator"]
     assert half["mb"] < 1.1 * half["need_mb"] + 1

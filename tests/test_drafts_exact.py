@@ -91,7 +91,7 @@ def test_bfloat16_answers_are_the_same_to_the_bit(rows: int, case: str) -> None:
     if not products_are_of_each_row_alone(torch.bfloat16):
         pytest.skip("this CPU's products of one row in bfloat16 round otherwise than those of several")
     accepted = 0
-    for seed in range(3):
+    for seed in range(2):
         (model, draft), ids = rounding_pair(seed), prompt(11, rows, seed)
         before = drafting_for(model, draft).pace.accepted
         mask = torch.ones_like(ids)
@@ -135,7 +135,7 @@ def test_answers_beyond_8192_tokens() -> None:
     config.text_config.max_position_embeddings = 16384
     model = Small4ForCausalLM.from_pretrained(demo_checkpoint(), config=config, dtype=torch.float32).eval()
     torch.manual_seed(0)
-    ids = prompt(9000)
+    ids = prompt(8300)
     given = GIVEN | {"input_ids": ids}
     plain = model.generate(**given)
     for draft in ("prompt_lookup", new_draft(model).eval()):

@@ -76,7 +76,7 @@ def test_the_demo_script_learns_from_answers_of_the_demo() -> None:
         )
     assert end < 0.8 * start
     assert drafting_for(model, trained).view is not None
-    again = train(model, list(answers(model, AutoProcessor.from_pretrained(demo_checkpoint()), rows=4, seed=9)), 15, 0)
+    again = train(model, given, 15, 0)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
 
 

@@ -265,7 +265,7 @@ def test_refused_before_anything_is_decoded(tiny: Served, tmp_path: Path, monkey
 @pytest.mark.parametrize("mode", ["none", "high"])
 def test_random_schemas_with_the_demo(demo: Served, mode: str) -> None:
     torch.manual_seed(0)
-    seeds = range(5000, 5024)
+    seeds = range(5000, 5012) if mode == "none" else range(5012, 5024)
     schemas = [random_schema(seed) for seed in seeds]
     answers = ask(demo.model, demo.processor, schemas, mode, sampled=mode == "high", tokens=300)
     said = {

@@ -140,7 +140,7 @@ def test_the_chunk_that_is_named_is_near_the_best(devices: str, precision: str) 
     assert rate(found.prompt_chunk) > 0.85 * max(rate(chunk) for chunk in range(2048, 65536, 2048))
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "fp8", "nvfp4", "int4"])
+@pytest.mark.parametrize("precision", ["bfloat16", "nvfp4"])  # in all, a layer is held as below
 def test_bandwidths_are_measured(precision: str) -> None:
     rates = measure(precision)
     assert rates.host_others is not None
