@@ -83,6 +83,26 @@ def test_compressed_tensors_reads_it(tmp_path: Path, source: tuple[Path, rc.Tens
         torch.testing.assert_close(theirs, plain[f"{name}.weight"], rtol=2**-7, atol=0)
 
 
+def test_what_is_announced_of_some_weights_is_not_kept_for_more(
+    tmp_path: Path, source: tuple[Path, rc.Tensors]
+) -> None:
+    """Routed experts are NVFP4 and shared ones ignored; then shared ones are quantized too."""
+    raw = source[1]
+    stored, _ = rc.to_nvfp4({name: tensor for name, tensor in raw.items() if ".experts." in name})
+    p = rc.nvfp4_params(rc.params())
+    ignored = ["re:.*shared_experts.*", *p["quantization_config"]["ignore"]]
+    p["quantization_config"]["ignore"] = ignored
+    rc.write_raw(tmp_path / "some", p, {name: t for name, t in raw.items() if ".experts." not in name} | stored)
+    for dtype, kept in ((None, True), ("nvfp4", False)):
+        out = tmp_path / f"{dtype}"
+        run(tmp_path / "some", out, to="mistral", **({"dtype": dtype} if dtype else {}))
+        said = json.loads((out / "params.json").read_text())["quantization_config"]["ignore"]
+        assert (said == ignored) == kept
+        assert any("shared_experts" in each for each in said) == kept
+        shared = [name for name in rc.read_all(out) if "shared_experts" in name]
+        assert any(name.endswith("weight_packed") for name in shared) != kept
+
+
 def test_gate_and_up_share_a_divisor_as_engines_want(tmp_path: Path, source: tuple[Path, rc.Tensors]) -> None:
     run(source[0], tmp_path / "q", to="mistral", dtype="nvfp4")
     stored = rc.read_all(tmp_path / "q")
