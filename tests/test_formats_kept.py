@@ -1,6 +1,7 @@
 """Formats in transformers' names whose codes our layout holds: read, kept bit for bit, expanded, and written back."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ def test_codes_are_kept(tmp_path: Path, name: str) -> None:
     assert equal(tmp_path / "hf", tmp_path / "ours")
     assert equal(tmp_path / "ours", tmp_path / "hf")
     run(tmp_path / "ours", tmp_path / "kept", to="mistral")
+    said = json.loads((tmp_path / "kept" / "params.json").read_text()).get("quantization_config", {"ignore": []})
+    ignored = [entry.removeprefix("re:") for entry in said["ignore"]]
+    quantized = [n.rpartition(".")[0] for n, t in rc.read_all(tmp_path / "kept").items() if t.dtype in narrow]
+    assert not [name for name in quantized for pattern in ignored if re.match(pattern, name)]
     run(tmp_path / "kept", tmp_path / "again")
     rc.same_bits(rc.read_all(tmp_path / "again"), ours)
     first, second = (
