@@ -83,6 +83,14 @@ def test_compressed_tensors_reads_it(tmp_path: Path, source: tuple[Path, rc.Tens
         torch.testing.assert_close(theirs, plain[f"{name}.weight"], rtol=2**-7, atol=0)
 
 
+def test_a_group_of_zeros_has_a_scale_and_the_code_of_zero() -> None:
+    numbers = torch.cat([torch.zeros(2, 16), torch.ones(2, 16)], dim=1)
+    codes, scales = int4.quantize(numbers, 16)
+    assert (codes[:, :16] == 8).all()
+    assert (scales[:, 0] == 1).all()
+    assert torch.equal(int4.dequantize(codes, scales, 8)[:, :16], numbers[:, :16])
+
+
 def test_what_is_announced_of_some_weights_is_not_kept_for_more(
     tmp_path: Path, source: tuple[Path, rc.Tensors]
 ) -> None:
