@@ -45,7 +45,7 @@ def read_draft(name: str, dtype: torch.dtype) -> PreTrainedModel | DFlashDraft:
         ValueError: There is none, or it is damaged.
     """
     folder = Path(name) if Path(name).is_dir() else _downloaded(name)
-    with naming(folder / "config.json"):
+    with naming(folder):
         return _read(name, folder, dtype)
 
 
@@ -101,7 +101,7 @@ def draft_bytes(name: str, context: int, batch: int) -> int:
         ValueError: There is none of this name.
     """
     folder = Path(name) if Path(name).is_dir() else _downloaded(name, ("params.json", "config.json"))
-    with naming(folder / "config.json"):
+    with naming(folder):
         return _bytes(name, folder, context, batch)
 
 
@@ -114,7 +114,8 @@ def _bytes(name: str, folder: Path, context: int, batch: int) -> int:
     if official and (not raw.is_file() or (Path(name).is_dir() and not is_official(folder))):
         raise ValueError(f"{name} holds no EAGLE or DFlash draft; the planner counts none other.")
     file, content = (raw, read_json(raw)) if official else (ours, content)
-    config = config_of(content, file) if official else Small4EagleConfig.from_dict(content)
+    with naming(file):
+        config = config_of(content, file) if official else Small4EagleConfig.from_dict(content)
     with torch.device("meta"):
         weights = sum(each.numel() for each in Small4EagleDraft(config).parameters())
     return 2 * (weights + config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * context * batch)
@@ -190,7 +191,8 @@ def read_official(folder: Path, dtype: torch.dtype | None = None) -> Small4Eagle
         ValueError: Tensors or keys are missing, of another shape, or unknown.
     """
     file = folder / "params.json"
-    config = config_of(read_json(file), file)
+    with naming(file):
+        config = config_of(read_json(file), file)
     dtype = dtype or torch.bfloat16
     with torch.device("meta"):
         draft = Small4EagleDraft(config)

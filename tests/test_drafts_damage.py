@@ -1,5 +1,6 @@
 """Drafts whose settings or headers are damaged in any way: one line that names the folder, or a draft."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -53,3 +54,13 @@ def test_what_is_no_object_is_no_draft(text: str, tmp_path: Path) -> None:
     assert not is_draft(tmp_path)
     with pytest.raises(ValueError, match=r"config.json: not a valid JSON object"):
         read_draft(str(tmp_path), torch.float32)
+
+
+@pytest.mark.parametrize("value", [[1], "x", None])
+def test_the_file_that_is_wrong_is_named(value: object, tmp_path: Path) -> None:
+    folder = write(tmp_path / "draft", "official")
+    params = json.loads((folder / "params.json").read_text())
+    (folder / "params.json").write_text(json.dumps(params | {"rope_theta": value}))
+    for read in (lambda: read_draft(str(folder), torch.float32), lambda: draft_bytes(str(folder), 100, 1)):
+        with pytest.raises(ValueError, match=r"draft/params\.json: "):
+            read()

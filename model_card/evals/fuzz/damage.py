@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DEEPEST = 100  # floors of a tree that are damaged
+DEEPEST = 100  # levels of a tree that are damaged
 MARKER = "@@RAW@@"  # stands in a JSON text for what json.dumps would not write
 RAW = {
     "NaN": "NaN",
@@ -110,7 +110,7 @@ def damaged(name: str, data: bytes, draw: random.Random) -> Change:
 
 
 def places(tree: object, path: Path_ = ()) -> list[Path_]:
-    """All places of a JSON value; of long lists only the beginning, of deep nesting only the upper floors."""
+    """All places of a JSON value; of long lists only the beginning, of deep nesting only the upper levels."""
     out = [path] if path else []
     if len(path) == DEEPEST:
         return out
