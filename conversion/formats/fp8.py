@@ -36,8 +36,8 @@ def quantize(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers [out, in] to E4M3 codes and one bfloat16 scale [], as the release stores them. Inverse up to rounding:
     `dequantize`.
     """
-    most = numbers.abs().amax().float()
-    scale = torch.where(most > 0, most / MAX, 1.0).to(torch.bfloat16)
+    scale = (numbers.abs().amax().float() / MAX).to(torch.bfloat16)
+    scale = scale.where(scale > 0, torch.ones((), dtype=torch.bfloat16))  # also where it is too small for bfloat16
     return (numbers.float() / scale.float()).clamp(-MAX, MAX).to(torch.float8_e4m3fn), scale
 
 

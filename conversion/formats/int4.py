@@ -20,6 +20,7 @@ _SHARES = (
     1.0,
     0.9,
 )  # of a group's largest number that its outermost code stands for; more of them gain 1 % of the error
+_LEAST = torch.finfo(torch.bfloat16).smallest_normal  # of scales: smaller ones, and zero, have no reciprocal
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | int) -> torch.Tensor:
@@ -43,7 +44,7 @@ def quantize(numbers: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Ten
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     for share in _SHARES:
         scales = (ends * (-share / 8)).to(torch.bfloat16)
-        scales = scales.where(scales != 0, torch.ones((), dtype=torch.bfloat16))
+        scales = scales.where(scales.abs() >= _LEAST, torch.ones((), dtype=torch.bfloat16))
         codes = (groups * scales.float().reciprocal()).round_().clamp_(-8, 7)
         error = (codes * scales.float()).sub_(groups).square_().sum(-1, keepdim=True)
         if best is None:
@@ -158,14 +159,19 @@ class Packed(Values):
     def pieces(self, reader: Reader) -> Iterator[torch.Tensor]:
         """See `Values.pieces`."""
         zeros = reader.tensor(self.zeros) if self.zeros else None
-        order = reader.tensor(self.groups).long() if self.groups else None
-        if order is not None and not 0 <= int(order.min()) <= int(order.max()) < self.scale.shape[1]:
-            assert self.groups is not None
-            raise CheckpointError(
-                f"{self.groups.file}: tensor {self.groups.tensor} names groups from {int(order.min())} to "
-                f"{int(order.max())}, but there are {self.scale.shape[1]}"
-            )
+        order = group_of_columns(reader, self.groups, self.scale.shape[1]) if self.groups else None
         yield from _pieces(reader, self.shape, self.body, self.scale, zeros, self.bits, order)
+
+
+def group_of_columns(reader: Reader, stored: Stored, groups: int) -> torch.Tensor:
+    """The group of each column [in]. Raises CheckpointError for one that is not among `groups`."""
+    order = reader.tensor(stored).long()
+    if not 0 <= int(order.min()) <= int(order.max()) < groups:
+        raise CheckpointError(
+            f"{stored.file}: tensor {stored.tensor} names groups from {int(order.min())} to {int(order.max())}, but "
+            f"there are {groups}"
+        )
+    return order
 
 
 def _pieces(
