@@ -46,11 +46,12 @@ class Bits4(Values):
         """What the quantizer wrote down. Raises CheckpointError where it is not about this weight."""
         try:
             said = parse_json(bytes(reader.tensor(self.state).tolist()))
-            fits = (
-                tuple(said["shape"]) == self.shape
-                and -(-math.prod(self.shape) // said["blocksize"]) == self.absmax.count
-            )
-        except (ValueError, KeyError, TypeError, ZeroDivisionError):
+            fits = tuple(said["shape"]) == self.shape
+            fits = fits and _in_blocks(math.prod(self.shape), said["blocksize"], self.absmax)
+            if self.nested is not None:
+                fits = fits and _in_blocks(self.absmax.count, said["nested_blocksize"], self.nested[0])
+                fits = fits and type(said["nested_offset"]) in (int, float)
+        except (ValueError, KeyError, TypeError):
             fits = False
         if not fits:
             raise CheckpointError(
@@ -65,6 +66,11 @@ class Bits4(Values):
         scale, table = (reader.tensor(part).float() for part in self.nested)
         blocks = torch.arange(len(absmax)) // said["nested_blocksize"]
         return table[absmax.int()] * scale[blocks] + said["nested_offset"]
+
+
+def _in_blocks(count: int, size: object, scales: Stored) -> bool:
+    """Whether there is a scale for each `size` of so many numbers."""
+    return type(size) is int and size > 0 and -(-count // size) == scales.count
 
 
 def take(finder: Finder, place: Place, shape: tuple[int, ...]) -> Bits4 | None:

@@ -118,7 +118,7 @@ class Gptq(Transposed):
 
     def groups(self, reader: Reader) -> torch.Tensor | None:
         """See `Transposed`."""
-        return None if self.order is None else reader.tensor(self.order).long()
+        return None if self.order is None else int4.group_of_columns(reader, self.order, self.scale.shape[0])
 
     def held(self) -> Held | None:
         """See `Values.held`."""
