@@ -1,8 +1,12 @@
 """Writing FP8, NVFP4 and 4-bit groups: what is quantized, how well, and that every reader takes it."""
 
 import json
+import math
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
+import derivatives as d
 import pytest
 import raw_checkpoint as rc
 import torch
@@ -11,6 +15,9 @@ from small4_conversion import verify
 from small4_conversion.__main__ import main
 from small4_conversion.convert import convert
 from small4_conversion.formats import fp8, int4, nvfp4
+from small4_conversion.naming import leaves
+from small4_conversion.quantize import Quantizer, relative_error
+from small4_conversion.raw import config_from_params
 
 from modeling_small4 import Small4ForCausalLM
 
@@ -60,27 +67,81 @@ def test_the_release_says_fp8_as_the_release_does(tmp_path: Path, source: tuple[
     rc.same_bits(rc.read_all(tmp_path / "again"), rc.read_all(tmp_path / "q"))
     run(folder, tmp_path / "hf", to="transformers", dtype="fp8")
     assert equal(tmp_path / "hf", tmp_path / "q")
+    for scale, entry in (("row", d.FP8_ENTRY), ("block", d.FP8_BLOCK)):
+        d.write_folder(tmp_path / scale, rc.params(), d.derive(rc.params(), raw, partial(d.fp8, scale))[0], entry)
+        run(tmp_path / scale, tmp_path / f"{scale} q", to="mistral", dtype="fp8")
+        assert json.loads((tmp_path / f"{scale} q" / "params.json").read_text())["quantization"] == said["quantization"]
+        assert rc.read_all(tmp_path / f"{scale} q").keys() == rc.read_all(tmp_path / "q").keys()
 
 
-@pytest.mark.parametrize("dtype", ["nvfp4", "int4"])
-def test_compressed_tensors_reads_it(tmp_path: Path, source: tuple[Path, rc.Tensors], dtype: str) -> None:
+STRATEGIES = {"nvfp4": "tensor_group", "int4": "group", "row": "channel", "block": "block", "awq": "group"}
+OTHERS = {
+    "row": (partial(d.fp8, "row"), d.FP8_ENTRY),
+    "block": (partial(d.fp8, "block"), d.FP8_BLOCK),
+    "awq": (partial(d.awq, 16), d.AWQ),
+}
+
+
+@pytest.mark.parametrize("form", STRATEGIES)
+def test_compressed_tensors_reads_it(tmp_path: Path, source: tuple[Path, rc.Tensors], form: str) -> None:
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
 
-    folder, _ = source
-    run(folder, tmp_path / "q", to="mistral", dtype=dtype)
+    folder, raw = source
+    if form in OTHERS:
+        encode, said = OTHERS[form]
+        folder = d.write_folder(tmp_path / "hf", rc.params(), d.derive(rc.params(), raw, encode)[0], said)
+    run(folder, tmp_path / "q", to="mistral", dtype="keep" if form in OTHERS else form)
     run(tmp_path / "q", tmp_path / "plain", to="mistral", dtype="bfloat16")
     entry = QuantizationConfig.model_validate(
         json.loads((tmp_path / "q" / "params.json").read_text())["quantization_config"]
     )
     scheme = entry.config_groups["group_0"]
+    assert scheme.weights.strategy == STRATEGIES[form]
     compressor = BaseCompressor.get_value_from_registry(scheme.format or entry.format)
     stored, plain = rc.read_all(tmp_path / "q"), rc.read_all(tmp_path / "plain")
     for name in ("layers.0.experts.3.w1", "layers.1.experts.0.w2", "layers.1.shared_experts.w3"):
         parts = {key.removeprefix(f"{name}."): part for key, part in stored.items() if key.startswith(f"{name}.")}
         theirs = compressor.decompress(parts, scheme)["weight"]
-        torch.testing.assert_close(theirs, plain[f"{name}.weight"], rtol=2**-7, atol=0)
+        torch.testing.assert_close(theirs.bfloat16(), plain[f"{name}.weight"], rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize(("width", "hidden", "group"), [(256, 128, 128), (64, 32, 32), (96, 48, 16), (64, 24, 0)])
+def test_groups_are_as_long_as_the_experts_rows_allow(width: int, hidden: int, group: int) -> None:
+    """Rows of attention do not matter."""
+    p = rc.params(dim=width, q_lora_rank=40, moe={"expert_hidden_dim": hidden})
+    table = list(leaves(config_from_params(p, Path("params.json"))))
+    if group:
+        assert Quantizer.for_leaves("int4", table, "small4").group == group
+        return
+    for dtype in ("int4", "nvfp4"):
+        with pytest.raises(ValueError, match=f"{dtype}.*no multiples of 16"):
+            Quantizer.for_leaves(dtype, table, "small4")
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-40, 1.4e-38, 1.0, 1e15])
+def test_weights_of_any_size(size: float) -> None:
+    """The scales of the smallest are zero, or too small for all their digits."""
+    numbers = size * torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    for found in (
+        fp8.dequantize(*fp8.quantize(numbers)),
+        nvfp4.dequantize(*nvfp4.quantize(numbers)),
+        int4.dequantize(*int4.quantize(numbers, 16), 8),
+    ):
+        assert (found - numbers).abs().max() <= numbers.abs().max()
+        assert relative_error(found, numbers) <= (0.11 if size >= 1 else 1)
+
+
+def test_nvfp4_rounds_to_the_nearest_and_halfway_to_the_even_code() -> None:
+    """Of quarters, beside 6 in each group, so that all scales are 1."""
+    quarters = [*(n / 4 for n in range(-24, 25)), -0.0, *[0.0] * 10]
+    groups = [[6.0, *quarters[first : first + 15]] for first in range(0, 60, 15)]
+    packed, _, _ = nvfp4.quantize(torch.tensor(groups))
+    codes = torch.stack((packed & 15, packed >> 4), dim=-1).view(4, 16).tolist()
+    for code, number in zip(chain(*codes), chain(*groups), strict=True):
+        nearest = min(range(8), key=lambda c: (abs(abs(number) - rc.E2M1[c]), c % 2))
+        assert code == nearest + 8 * (math.copysign(1, number) < 0)
 
 
 def test_a_group_of_zeros_has_a_scale_and_the_code_of_zero() -> None:
