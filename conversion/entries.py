@@ -18,6 +18,7 @@ _NUMBERS: dict[str, Any] = {
     "observer": "minmax",
     "symmetric": True,
 }
+_SKIPPED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 _IGNORED = ["lm_head", "re:.*vision.*", "re:.*multi_modal_projector.*", "re:.*patch_merger.*", r"re:.*\.gate$"]
 _ATTENTION = ["re:.*self_attn.*", "re:.*attention.*"]
 
@@ -26,19 +27,14 @@ def quantization_entry(out: Plan) -> dict[str, Any] | None:
     """`quantization_config` of the config.json that goes with a plan; None where no codes are written."""
     if not out.held:
         return None
-    told = _told(out)
     values = list(out.held.values())
-    if not all(isinstance(value, Fp8) for value in values):
-        return told or _compressed(out)
     arrangements = {value.arrangement for value in values if isinstance(value, Fp8)}
-    skipped = (
-        ["lm_head"]
-        if out.source.config.vision_config is None
-        else ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-    )
+    mixed = out.layout == "small4" and len(arrangements) > 1 and "block" in arrangements  # `fp8` cannot say so
+    if mixed or not all(isinstance(value, Fp8) for value in values):
+        return _told(out) or _compressed(out)
     scheme = "static" if _static(values) else "dynamic"
     blocks = {"weight_block_size": [BLOCK, BLOCK]} if arrangements == {"block"} else {}
-    return {**_FP8, **blocks, "activation_scheme": scheme, "modules_to_not_convert": skipped}
+    return {**_FP8, **blocks, "activation_scheme": scheme, "modules_to_not_convert": _SKIPPED}
 
 
 def params_entry(out: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import raw_checkpoint as rc
 import torch
 from conversion_cases import CASES, check_logits, equal, run
+from small4_conversion.checkpoint import Stored
 from small4_conversion.convert import convert
+from small4_conversion.formats.values import check_finite
 
 from modeling_small4 import Small4ForCausalLM
 
@@ -92,6 +95,44 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
     d.write_folder(tmp_path / "hf", p, apart, old_names=False)
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.experts\.2\.up_proj\.weight is missing"):
         convert(tmp_path / "hf", tmp_path / "out")
+
+
+def test_zeros_of_some_weights(tmp_path: Path) -> None:
+    """Two groups of layers are announced, of which one has no zeros."""
+
+    def encode(tensor: torch.Tensor) -> d.Encoded:
+        return d.compressed_int(16, 4, 32 in tensor.shape, tensor)
+
+    p = rc.params()
+    stored, plain = d.derive(p, rc.weights(p), encode)
+    entry = d.int_entry(16, 4, False)
+    entry["config_groups"]["group_1"] = d.int_entry(16, 4, True)["config_groups"]["group_0"]
+    d.write_folder(tmp_path / "hf", p, stored, entry)
+    run(tmp_path / "hf", tmp_path / "ours")
+    for folder in ("hf", "ours"):
+        check_logits(Small4ForCausalLM.from_pretrained(tmp_path / folder), p, plain)
+
+
+def test_fp8_in_blocks_beside_rows(tmp_path: Path) -> None:
+    def encode(tensor: torch.Tensor) -> d.Encoded:
+        parts, numbers = d.fp8("block" if 32 in tensor.shape else "channel", tensor)
+        return {name.replace("scale_inv", "scale"): part for name, part in parts.items()}, numbers
+
+    p = rc.params()
+    stored, plain = d.derive(p, rc.weights(p), encode)
+    d.write_folder(tmp_path / "hf", p, stored, d.CHANNEL)
+    run(tmp_path / "hf", tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "raw", to="mistral", dtype="bfloat16")
+    rc.same_bits(rc.read_all(tmp_path / "raw"), plain)
+    for folder in ("hf", "ours"):
+        check_logits(Small4ForCausalLM.from_pretrained(tmp_path / folder), p, plain)
+
+
+def test_codes_of_fp8_that_are_no_numbers(tmp_path: Path) -> None:
+    for code in torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn):
+        refusing = pytest.raises(ValueError, match="not finite") if code.isnan() else nullcontext()
+        with refusing:
+            check_finite(code.reshape(1), Stored(tmp_path, "x", "F8_E4M3", (1,), 0))
 
 
 @pytest.mark.parametrize("ending", ["weight_scale", "weight_packed", "weight_zero_point", "weight_global_scale"])
