@@ -39,7 +39,6 @@ class ValueHash:
 
     _narrow: Hash | None = field(default_factory=hashlib.sha256)
     _wide: Hash = field(default_factory=hashlib.sha256)
-    _all_narrow: bool = True
 
     def update(self, numbers: torch.Tensor) -> None:
         """Add the next numbers; of one weight all are of one dtype."""

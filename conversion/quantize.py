@@ -48,10 +48,12 @@ class Quantizer:
         return cls(dtype, group)
 
     def takes(self, leaf: Leaf) -> bool:
-        """Whether a weight is quantized: all text linears in FP8, routed and shared experts in 4 bits."""
+        """Whether a weight is quantized: all text linears in FP8, routed and shared experts in 4 bits (their rows are
+        multiples of `group`).
+        """
         if not leaf.linear or self.dtype == "fp8":
             return leaf.linear
-        return "experts." in leaf.raw and leaf.shape[1] % (nvfp4.GROUP if self.dtype == "nvfp4" else self.group) == 0
+        return "experts." in leaf.raw
 
     def quantized(self, value: Values, leaf: Leaf, partner: Values | None) -> Held:
         """The weight in this precision: as it is stored if it already has it, otherwise quantized while it is written.

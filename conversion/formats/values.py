@@ -145,7 +145,7 @@ def check_finite(tensor: torch.Tensor, stored: Stored) -> None:
 
 def rows_at_once(shape: tuple[int, ...]) -> int:
     """Rows of a tensor that are read together: about `STEP` numbers."""
-    return max(1, STEP // max(1, math.prod(shape[1:])))
+    return max(1, STEP // math.prod(shape[1:]))
 
 
 def row_steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
