@@ -11,13 +11,14 @@ import raw_checkpoint as rc
 import torch
 from conversion_cases import CASES, check_logits, equal, published_folder, raw_case, run
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small4_conversion.__main__ import main as convert_main
-from small4_conversion.checkpoint import width
+from small4_conversion.checkpoint import Reader, width
 from small4_conversion.convert import Options, convert
 from small4_conversion.naming import fused_shape, leaves
 from small4_conversion.plan import Output, Piece
 from small4_conversion.raw import config_from_params, params_from_config, same_model
-from small4_conversion.shards import split
+from small4_conversion.shards import split, write
 from small4_conversion.steps import Literal
 from small4_conversion.transformers_layout import transformers_config
 from transformers import AutoModelForCausalLM, AutoProcessor, Mistral3ForConditionalGeneration, Mistral4ForCausalLM
@@ -92,8 +93,21 @@ def test_published_plain_folder(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(("shards", "index"), [(1, False), (1, True), (3, True)])
 def test_raw_files_with_and_without_index(tmp_path: Path, shards: int, index: bool) -> None:
     _, raw = raw_case(tmp_path / "raw", shards=shards, index=index)
+    (tmp_path / "raw" / "consolidated-old.safetensors").mkdir()  # a folder, which is no shard
     run(tmp_path / "raw", tmp_path / "out", to="mistral")
     rc.same_bits(rc.read_all(tmp_path / "out"), raw)
+
+
+def test_a_text_model_by_the_names_of_its_own_class(tmp_path: Path) -> None:
+    """Without `language_model`, though config.json is that of a model that could have a tower."""
+    _, raw = raw_case(tmp_path / "raw", "text only")
+    run(tmp_path / "raw", tmp_path / "ours")
+    tensors = rc.read_all(tmp_path / "ours")
+    renamed = {name.replace("model.language_model.", "model."): tensor for name, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
+    run(tmp_path / "ours", tmp_path / "back", to="mistral")
+    rc.same_bits(rc.read_all(tmp_path / "back"), raw)
 
 
 def test_params_follow_a_changed_configuration(tmp_path: Path) -> None:
@@ -229,6 +243,18 @@ def test_shards_are_filled_in_order(seed: int) -> None:
         assert shard.name == (several if len(found) > 1 else "model.safetensors")
         widths = [width(output.dtype) for output in shard.outputs]
         assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize("files", [1, 2, 3])
+def test_several_files_have_an_index(tmp_path: Path, files: int) -> None:
+    outputs = [Output(f"t{n}", "U8", (4,), (Piece(Literal(bytes(4)), 4),)) for n in range(files)]
+    with Reader() as reader:
+        write(tmp_path, split(outputs, 4, "model"), "model", reader, lambda _: None)
+    places = {name: file.name for file in tmp_path.glob("*.safetensors") for name in load_file(file)}
+    assert len(places) == files
+    index = tmp_path / "model.safetensors.index.json"
+    found = json.loads(index.read_text()) if index.exists() else None
+    assert found == ({"metadata": {"total_size": 4 * files}, "weight_map": places} if files > 1 else None)
 
 
 def test_bodies_start_at_multiples_of_their_width(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small4_conversion.__main__ import main
 from small4_conversion.convert import Options, convert
+from small4_conversion.files import weight_files
 
 Damage = Callable[[Path], None]
 FIRST, SECOND = "consolidated-00001-of-00002.safetensors", "consolidated-00002-of-00002.safetensors"
@@ -60,6 +61,14 @@ def change(tensor: str, new: Callable[[torch.Tensor], torch.Tensor | None]) -> D
 
 def drop(tensor: str) -> Damage:
     return change(tensor, lambda _: None)
+
+
+def drop_all(*prefixes: str) -> Damage:
+    def damage(folder: Path) -> None:
+        for file in folder.glob("*.safetensors"):
+            save_file({name: t for name, t in load_file(file).items() if not name.startswith(prefixes)}, file)
+
+    return damage
 
 
 def add(tensor: str, value: torch.Tensor | None = None, file: str = FIRST) -> Damage:
@@ -177,6 +186,8 @@ KINDS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "expert missing": ("raw", drop(W1 + ".weight"), (W1, "missing")),
     "vision tensor missing": ("raw", drop("patch_merger.merging_layer.weight"),
     ("patch_merger.merging_layer.weight", "missing")),
+    "vision missing": ("hf", drop_all("model.vision_tower.", "model.multi_modal_projector."),
+    ("model.vision_tower.", "missing")),
     "tensor extra": ("raw", add("layers.9.attention.wo.weight"), (FIRST, "layers.9.attention.wo.weight")),
     "bias extra": ("raw", add("vision_language_adapter.w_in.bias"), (FIRST, "vision_language_adapter.w_in.bias")),
     "foreign tensor": ("raw", add("lora_A.weight"), (FIRST, "lora_A.weight")),
@@ -220,6 +231,10 @@ KINDS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "all shards missing": ("raw", remove(FIRST, SECOND), ("consolidated",)),
     "shard of another set": ("raw", lambda f: shutil.copy(f / FIRST,
     f / "consolidated-00001-of-00003.safetensors") and None, ("several sets",)),
+    "whole file beside shards": ("raw", lambda f: shutil.copy(f / FIRST, f / "consolidated.safetensors") and None,
+    ("several sets",)),
+    "shard too many": ("raw", lambda f: shutil.copy(f / FIRST, f / "consolidated-00003-of-00002.safetensors") and None,
+    ("3 shards of 2",)),
     "pickle instead": ("raw", pickled("consolidated.00.pth"), ("consolidated.00.pth", "pickle")),
     "pickle instead, ours": ("ours", pickled("pytorch_model.bin"), ("pytorch_model.bin", "pickle")),
     "params missing": ("raw", remove("params.json"), ("params.json",)),
@@ -257,6 +272,8 @@ KINDS: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
     "params without vision": ("raw", edit("params.json", "vision_encoder"), ("not part",)),
     "params unknown format": ("fp8", edit("params.json", "quantization/qformat_weight", "int4"),
     ("params.json", "quantization", "int4")),
+    "params unknown scheme": ("fp8", edit("params.json", "quantization/qscheme_act", "CHANNEL"),
+    ("params.json", "quantization", "CHANNEL")),
     "FP8 announced, none stored": ("raw",
     edit("params.json", "quantization", {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}),
         ("params.json", "FP8")),
@@ -396,11 +413,22 @@ def test_what_is_no_source(
     assert not (tmp_path / "out").exists()
 
 
-def test_softmax_scale_may_not_contradict_params(
-    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_longest_name_of_a_shard(tmp_path: Path) -> None:
+    name = "é" + "m" * (255 - len("é.safetensors".encode())) + ".safetensors"
+    save_file({"a": torch.ones(1)}, tmp_path / name)
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    assert weight_files(tmp_path, "index.json", "*") == [tmp_path / name]
+    (tmp_path / "index.json").write_text(json.dumps({"weight_map": {"a": f"m{name}"}}))
+    with pytest.raises(ValueError, match="too long"):
+        weight_files(tmp_path, "index.json", "*")
+
+
+@pytest.mark.parametrize(("layout", "file"), [("raw", "params.json"), ("ours", "config.json")])
+def test_softmax_scale_may_not_contradict_the_configuration(
+    layout: str, file: str, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(good / "raw"), str(tmp_path / "out"), "--softmax-scale", "transformers"]
-    refused(arguments, capsys, "params.json", "released")
+    arguments = [str(good / layout), str(tmp_path / "out"), "--softmax-scale", "transformers"]
+    refused(arguments, capsys, file, "released")
 
 
 def test_what_the_raw_layout_cannot_say(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import raw_checkpoint as rc
 from forked import Python, python
-from small4_conversion import checkpoint
+from small4_conversion import checkpoint, shards
 from small4_conversion import convert as convert_module
 from small4_conversion.__main__ import main
 from small4_conversion.convert import Options, convert
@@ -135,6 +135,17 @@ def test_full_disk_is_reported_and_leaves_nothing(
 
     monkeypatch.setattr(checkpoint.os, "write", full)
     refused([str(raw), str(tmp_path / "made" / "dst")], capsys, "No space left", "model.safetensors")
+    assert entries(tmp_path) == []
+
+
+def test_an_error_of_the_disk_at_the_end_of_a_file_is_reported(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(shards.os, "fsync", broken)
+    refused([str(raw), str(tmp_path / "dst")], capsys, "Input/output error", "model.safetensors")
     assert entries(tmp_path) == []
 
 
