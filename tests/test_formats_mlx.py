@@ -53,6 +53,14 @@ def test_its_tensors_are_all_accounted_for(tmp_path: Path) -> None:
     folder = rewritten(tmp_path / "more", config, tensors | {f"{stem}.zeros": torch.ones(1)})
     with pytest.raises(ValueError, match="not part of the model"):
         convert(folder, tmp_path / "out")
+    wide = f"{stem.replace('down', 'gate')}.weight"
+    wider = torch.cat([tensors[wide], tensors[wide][..., :1]], dim=-1)
+    folders = [rewritten(tmp_path / "wider", config, tensors | {wide: wider})]
+    entry = {"group_size": 32, "bits": 8, "mode": "affine"}
+    folders += [rewritten(tmp_path / "other", config | {"quantization": entry}, tensors)]
+    for folder in folders:
+        with pytest.raises(ValueError, match="no announced form"):
+            convert(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])

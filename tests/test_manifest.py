@@ -139,6 +139,20 @@ def test_a_copy_says_of_what_and_how_far(tmp_path: Path, dtype: str) -> None:
     assert manifest.of_folder(tmp_path / "again") == made  # of a copy too it says of what it is one
     assert cli.main(["manifest", str(tmp_path / "again")]) == 0
     assert manifest.of_folder(tmp_path / "again") == made  # written anew too
+    cf.flip_bit(tmp_path / "again", "norm.weight", random.Random(0))
+    run(tmp_path / "again", tmp_path / "changed")
+    assert cli.main(["manifest", str(tmp_path / "again")]) == 0
+    for folder in ("again", "changed"):  # of which nobody knows what they are copies of
+        found = manifest.of_folder(tmp_path / folder)
+        assert found is not None
+        assert found.copy_of is None
+
+
+def test_numbers_that_fit_a_narrower_dtype_are_the_same_weights(tmp_path: Path) -> None:
+    raw_case(tmp_path / "raw")
+    run(tmp_path / "raw", tmp_path / "wide", dtype="float32")
+    run(tmp_path / "wide", tmp_path / "narrow", dtype="bfloat16")
+    assert manifest.of_folder(tmp_path / "narrow") == of(tmp_path / "raw")
 
 
 def test_a_stale_manifest_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +210,10 @@ def test_damaged_manifests_are_refused(tmp_path: Path) -> None:
         {"tensors": None},
         {"tokenizer": {"tokens": float("inf"), "sha256": ""}},
         {"tensors": content["tensors"] | {name: {}}},
-        {"tensors": content["tensors"] | {name: content["tensors"][name] | {"value": "0" * 63}}},
+        *(
+            {"tensors": content["tensors"] | {name: content["tensors"][name] | wrong}}
+            for wrong in ({"value": "0" * 63}, {"parts": {"codes": "0" * 63}}, {"rows": [1]})
+        ),
     ]
     for damage in damages:
         (tmp_path / "m.json").write_text(json.dumps(content | damage).replace("Infinity", "1e400"))
