@@ -56,7 +56,7 @@ class Plan:
     or one of `quantize.PRECISIONS`.
 
     quantizer: where weights are quantized. outputs: in writing order. remarks: what the user should know. held: the
-    weights that are written as codes, by their raw names.
+    weights that are written as codes, by their raw names. kept: whether the layout can hold the source's codes.
     """
 
     source: Checkpoint
@@ -66,6 +66,7 @@ class Plan:
     outputs: list[Output] = field(default_factory=list)
     remarks: set[str] = field(default_factory=set)
     held: dict[str, Held] = field(default_factory=dict)
+    kept: bool = True
 
     def plain_dtype(self) -> str:
         """The dtype of what is written as numbers, in safetensors' spelling."""
@@ -78,7 +79,7 @@ def plan(source: Checkpoint, layout: str, dtype: str, reader: Reader) -> Plan:
     Raises:
         CheckpointError: Experts of one layer that are stored in different formats and so do not fit into one tensor.
     """
-    out = Plan(source, layout, dtype)
+    out = Plan(source, layout, dtype, kept=layout != "transformers" or _transformers_reads(source))
     if dtype in PRECISIONS:
         out.quantizer = Quantizer.for_leaves(dtype, list(leaves(source.config)), layout)
     experts = source.config.text_config.n_routed_experts
@@ -115,17 +116,14 @@ def _kept(out: Plan, leaf: Leaf) -> Held | None:
     if held is None and out.dtype == "keep" and value.quantized:
         forms = sorted({part.form for part in value.inner() if part.quantized})
         out.remarks.add(f"{', '.join(forms)} weights are expanded: our layout does not hold this form of them")
-    if held is None or out.layout != "transformers":
-        return held
-    whole = isinstance(held, Fp8) and (
-        held.arrangement == "tensor" or (held.arrangement == "block" and _whole_blocks(leaf))
-    )
-    if not whole:
+    if held is None:
+        return None
+    if not out.kept:
         out.remarks.add(
             f"{held.form} weights are expanded: transformers (up to 5.24) reads them of this model wrongly or not at "
             "all"
         )
-    return held if whole else None
+    return held if out.kept else None
 
 
 def _partner(raw: str) -> str:
@@ -135,9 +133,15 @@ def _partner(raw: str) -> str:
     return raw.replace(".w3.", ".w1.") if ".w3." in raw else ""
 
 
-def _whole_blocks(leaf: Leaf) -> bool:
-    """Whether no block of FP8 scales holds rows of two matrices of a fused tensor."""
-    return not leaf.index or leaf.shape[0] % BLOCK == 0
+def _transformers_reads(source: Checkpoint) -> bool:
+    """Whether transformers reads the codes of a checkpoint: FP8 of all text linears in one arrangement, and no block
+    that holds rows of two matrices of a fused tensor.
+    """
+    linears = [leaf for leaf in leaves(source.config) if leaf.linear]
+    held = [source.values[leaf.raw].held() for leaf in linears]
+    arrangements = {value.arrangement if isinstance(value, Fp8) else "" for value in held}
+    whole = all(not leaf.index or leaf.shape[0] % BLOCK == 0 for leaf in linears)
+    return arrangements == {"tensor"} or (arrangements == {"block"} and whole)
 
 
 def _one_kind(out: Plan, members: list[Leaf], held: Sequence[Held | None]) -> None:

@@ -13,7 +13,7 @@ import raw_checkpoint as rc
 import torch
 from conversion_cases import CASES, check_logits, equal, run
 from small4_conversion.checkpoint import Stored
-from small4_conversion.convert import convert
+from small4_conversion.convert import Options, convert
 from small4_conversion.formats.values import check_finite
 
 from modeling_small4 import Small4ForCausalLM
@@ -126,6 +126,25 @@ def test_fp8_in_blocks_beside_rows(tmp_path: Path) -> None:
     rc.same_bits(rc.read_all(tmp_path / "raw"), plain)
     for folder in ("hf", "ours"):
         check_logits(Small4ForCausalLM.from_pretrained(tmp_path / folder), p, plain)
+
+
+@pytest.mark.parametrize("case", ["two arrangements", "routed experts alone", "all but a projection"])
+def test_fp8_that_transformers_has_no_words_for_is_expanded(tmp_path: Path, case: str) -> None:
+    """Its entry is about all text linears, and about one arrangement."""
+    chosen = {"two arrangements": "", "routed experts alone": ".experts.", "all but a projection": "wo|w[123]|wq|wkv_b"}
+
+    def encode(tensor: torch.Tensor) -> d.Encoded:
+        parts, numbers = d.fp8("block" if case == "two arrangements" and 32 in tensor.shape else "tensor", tensor)
+        return {name.replace("scale_inv", "scale"): part for name, part in parts.items()}, numbers
+
+    p = rc.params()
+    stored, plain = d.derive(p, rc.weights(p), encode, lambda name: re.search(chosen[case], name) is not None)
+    d.write_folder(tmp_path / "source", p, stored, d.CHANNEL)
+    notes: list[str] = []
+    convert(tmp_path / "source", tmp_path / "hf", Options(to="transformers"), notes.append)
+    assert any("fp8 weights are expanded" in note for note in notes)
+    assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    rc.same_bits(rc.read_all(tmp_path / "hf"), rc.host_state(p, plain))
 
 
 def test_codes_of_fp8_that_are_no_numbers(tmp_path: Path) -> None:
