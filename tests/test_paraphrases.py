@@ -51,6 +51,24 @@ def stored(*keys: str) -> dict[str, Any]:
     return found
 
 
+NAMES = {
+    "stories": "word_problem", "sums in words": "arithmetic", "puzzles": "puzzle", "look-ups": "retrieval",
+    "programs": "program", "tools": "tools", "small talk": "talk",
+}  # fmt: skip
+
+
+def test_the_guide_tells_the_stored_figures() -> None:
+    text = " ".join((ROOT / "model_card/guides/demo.md").read_text("utf-8").split())
+    told = dict(re.findall(r"([a-z][a-z -]*) (\d+ of \d+)[,.( ]", text.partition("(`none`")[2].partition("- ")[0]))
+
+    def right(score: dict[str, Any]) -> str:
+        return f"{round(score['accuracy'] * score['rows'])} of {score['rows']}"
+
+    assert told == {name: right(stored("tasks", task, "high")) for name, task in NAMES.items()}
+    assert f"it answered {right(stored('all', 'high'))} questions right" in text
+    assert f"(`none`: {right(stored('all', 'none')).split()[0]})" in text
+
+
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
