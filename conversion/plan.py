@@ -116,14 +116,12 @@ def _kept(out: Plan, leaf: Leaf) -> Held | None:
     if held is None and out.dtype == "keep" and value.quantized:
         forms = sorted({part.form for part in value.inner() if part.quantized})
         out.remarks.add(f"{', '.join(forms)} weights are expanded: our layout does not hold this form of them")
-    if held is None:
-        return None
-    if not out.kept:
-        out.remarks.add(
-            f"{held.form} weights are expanded: transformers (up to 5.24) reads them of this model wrongly or not at "
-            "all"
-        )
-    return held if out.kept else None
+    if held is None or out.kept:
+        return held
+    out.remarks.add(
+        f"{held.form} weights are expanded: transformers (up to 5.24) reads them of this model wrongly or not at all"
+    )
+    return None
 
 
 def _partner(raw: str) -> str:

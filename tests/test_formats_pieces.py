@@ -75,7 +75,6 @@ def test_a_few_rows_of_mlx_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_few_rows_of_gguf_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gguf_folder = pytest.importorskip("gguf_folder")
-    pytest.importorskip("gguf")
     p = rc.params(vision=False, kv_lora_rank=64, qk_nope_head_dim=32, v_head_dim=32)
     plain = gguf_folder.write(tmp_path / "g", p, rc.weights(p), "Q8_0")
     check(tmp_path / "g", {name: tensor.bfloat16() for name, tensor in plain.items()}, monkeypatch)
