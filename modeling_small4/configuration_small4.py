@@ -276,12 +276,15 @@ class Small4VisionConfig(_Small4BaseConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("head_dim", None)
-        given = self.rope_parameters
+        legacy = kwargs.pop("rope_scaling", None)
+        given = legacy if self.rope_parameters is None else self.rope_parameters
         require(given is None or isinstance(given, dict), "vision rope_parameters", given, "it must be an object")
         rope = dict(given or {})
         theta = kwargs.pop("rope_theta", None)
         theta = rope.get("rope_theta", 10000.0 if theta is None else theta)
-        self.rope_parameters = {"rope_type": rope.get("rope_type", "axial"), "rope_theta": theta}
+        share = rope.get("partial_rotary_factor", kwargs.pop("partial_rotary_factor", None))
+        require(share in (None, 1), "vision partial_rotary_factor", share, "it must be 1: whole heads are rotated")
+        self.rope_parameters = {"rope_type": rope.get("rope_type", rope.get("type", "axial")), "rope_theta": theta}
         self._finish(**kwargs)
 
     @property

@@ -133,6 +133,30 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         Small4Config.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("rope", "refused"),
+    [
+        ({"rope_scaling": {"rope_theta": 7.0}}, ""),
+        ({"rope_scaling": {"type": "default", "rope_theta": 7.0}}, ""),
+        ({"rope_theta": 7.0, "partial_rotary_factor": 1.0}, ""),
+        ({"rope_parameters": {"rope_theta": 7.0, "partial_rotary_factor": 1}}, ""),
+        ({"rope_theta": 7.0, "partial_rotary_factor": 0.4}, "partial_rotary_factor=0.4"),
+        ({"rope_parameters": {"rope_theta": 7.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_parameters": {"type": "yarn"}}, "'yarn'"),
+    ],
+    ids=str,
+)
+def test_older_spellings_of_the_towers_positions(rope: dict[str, Any], refused: str) -> None:
+    if refused:
+        with pytest.raises(ValueError, match=refused):
+            Small4VisionConfig(**rope)
+        return
+    config = Small4VisionConfig(**rope)
+    assert config.rope_parameters["rope_theta"] == 7
+    assert Small4VisionConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
 def test_older_spellings_give_the_same_model(tmp_path: Path) -> None:
     old = json.loads(json.dumps(RELEASED))
     text, vision = old["text_config"], old["vision_config"]
