@@ -211,7 +211,7 @@ def naming(file: str | os.PathLike[str]) -> Iterator[None]:
             and not isinstance(error, UnicodeError)
         ):
             raise
-        raise ValueError(f"{file}: {one_line(text, 2 * LONGEST)}") from error
+        raise ValueError(f"{file}: {one_line(text, LONGEST)}") from error
     except Exception as error:
         if not (isinstance(error, _STUMBLES) or type(error) is Exception or _of_a_format(error)):
             raise

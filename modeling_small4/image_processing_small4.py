@@ -168,9 +168,11 @@ def _process(images: list[Image.Image], settings: ImageSettings) -> tuple[np.nda
     pixels = (np.zeros if padded else np.empty)((len(images), 3, height, width), np.float32)
     for index, (height, width) in enumerate(sizes):
         image = decoded(images[index], names[index])
-        if not settings.as_mistral_common:
-            image = as_seen(image)
-        resample(image, pixels[index, :, :height, :width], settings.mean, settings.std)
+        try:
+            image = image if settings.as_mistral_common else as_seen(image)
+            resample(image, pixels[index, :, :height, :width], settings.mean, settings.std)
+        except ValueError as error:  # also Pillow's, for colors that an image does not have
+            raise ValueError(f"{names[index]} cannot be read: {error}") from error
     return pixels, np.array(sizes, np.int64)
 
 

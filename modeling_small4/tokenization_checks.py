@@ -33,6 +33,7 @@ def check_tokenizer(content: dict[str, Any]) -> None:
     ids = _ids(vocabulary, "model.vocab")
     _check_merges(model.get("merges"), vocabulary)
     _check_words(content.get("pre_tokenizer"))
+    _check_around(content)
     added = content.get("added_tokens")
     if not isinstance(added, list):
         raise ValueError(f"added_tokens must be a list, but is {shown(added)}")
@@ -78,6 +79,30 @@ def _check_words(splitter: object) -> None:
     for name, value in _FIXED.items():
         if others.get(name) is not value and others.get(name) != value:
             raise ValueError(f"pre_tokenizer: {name} must be {value!r}, but is {shown(others.get(name))}")
+
+
+def _check_around(content: dict[str, Any]) -> None:
+    """Nothing but an escape's backslash is taken from a text, nothing but special tokens put around its ids, and bytes
+    come of them again."""
+    normalizer = content.get("normalizer")
+    for part in _parts(normalizer, "normalizers"):
+        if part.get("type") != "Replace" or part.get("content") != "":
+            raise ValueError(f"normalizer is {shown(normalizer)}, but Small 4 reads texts as they are")
+    for part in _parts(content.get("post_processor"), "processors"):
+        single = part.get("single")
+        if part.get("type") == "TemplateProcessing" and (
+            not isinstance(single, list) or sum("Sequence" in piece for piece in single if isinstance(piece, dict)) != 1
+        ):
+            raise ValueError(f"post_processor.single must hold the text once, but is {shown(single)}")
+    decoder = content.get("decoder")
+    if all(part.get("type") != "ByteLevel" for part in _parts(decoder, "decoders")):
+        raise ValueError(f"decoder must be ByteLevel, but is {shown(decoder)}")
+
+
+def _parts(given: object, name: str) -> list[dict[str, Any]]:
+    """The parts of a sequence of the tokenizers library, or the one part that it is."""
+    parts = given.get(name, [given]) if isinstance(given, dict) else []
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
 
 def _added(tokens: list[Any]) -> dict[str, int]:

@@ -124,6 +124,13 @@ def test_tekken_patterns_that_leave_out_text(tmp_path: Path) -> None:
         (to("pre_tokenizer/pretokenizers/0/pattern", {"String": "x"}), "Regex"),
         (to("pre_tokenizer/pretokenizers/0/behavior", "Removed"), "behavior"),
         (to("pre_tokenizer/pretokenizers/1/add_prefix_space", True), "add_prefix_space"),
+        (to("normalizer", {"type": "Lowercase"}), "normalizer"),
+        (to("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFC"}]}), "normalizer"),
+        (lambda tree: tree.update(decoder=tree["normalizer"], normalizer=tree["decoder"]), "normalizer"),
+        (to("decoder", None), "decoder"),
+        (lambda tree: tree.update(decoder=tree["normalizer"]), "decoder"),
+        (to("post_processor/single", []), "post_processor.single"),
+        (lambda tree: tree["post_processor"]["single"].append(tree["post_processor"]["single"][1]), "the text once"),
     ],
 )  # fmt: skip
 def test_tokenizers(folder: Path, tmp_path: Path, change: Change, words: str) -> None:
@@ -135,6 +142,15 @@ def test_tokenizers(folder: Path, tmp_path: Path, change: Change, words: str) ->
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
     for reader in (Small4Tokenizer, AutoTokenizer):
         refused(lambda: reader.from_pretrained(tmp_path), str(tmp_path / "tokenizer.json"), words)  # noqa: B023
+
+
+def test_a_long_value_does_not_make_a_long_message(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    given = json.loads((folder / "tokenizer_config.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(given | {"padding_side": "x" * 5000}))
+    with pytest.raises(ValueError, match="Padding side") as error:
+        Small4Tokenizer.from_pretrained(tmp_path)
+    assert len(str(error.value).replace(str(tmp_path), "")) < 400
 
 
 @pytest.mark.parametrize(

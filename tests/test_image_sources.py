@@ -392,6 +392,13 @@ def test_broken_images_get_a_clear_error() -> None:
             load_image(array)
 
 
+def test_colors_that_an_image_does_not_have_get_a_clear_error() -> None:
+    image = Image.new("P", (8, 8))
+    image.info["transparency"] = bytes(300)  # a PNG may say so of more colors than there are
+    with pytest.raises(ValueError, match=r"image 2 of 2 cannot be read: .*palette"):
+        Small4ImageProcessor().preprocess([Image.new("RGB", (8, 8)), image])
+
+
 def test_the_pixel_count_is_read_from_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
     for size in ((50_000, 50_000), (60_000, 2_000), (2**31 - 1, 2**31 - 1)):

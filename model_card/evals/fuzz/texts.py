@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+from jinja2.exceptions import TemplateError
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from small4_conversion.tokenizer import read_tokenizer
 from tokenizers import Tokenizer
@@ -76,7 +77,7 @@ def processor(bench: Bench, draw: random.Random) -> Case:
             return None if reader is AutoProcessor else f"read as {type(found).__name__}"
         try:
             found.apply_chat_template(CHAT, tokenize=True, return_dict=True)
-        except ValueError as error:
+        except (ValueError, TemplateError) as error:  # the latter is what a template itself says
             return unreadable(str(error))
         return None
 
