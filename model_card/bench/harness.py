@@ -57,7 +57,7 @@ def seconds(run: Run, device: torch.device) -> float:
 
 def interleaved(args: argparse.Namespace, ours: Run, **others: Run) -> dict[str, Any]:
     """Medians of runs taken in turns, after a first round that warms up (and is all there is, should it exceed the
-    budget).
+    budget). Each round begins with another one, so that none always runs after the same.
 
     Returns:
         `{"ours_ms", "<other>_ms", "speedup_<other>", "runs"}`; a speed-up is the median ratio within a round, above 1
@@ -66,7 +66,9 @@ def interleaved(args: argparse.Namespace, ours: Run, **others: Run) -> dict[str,
     ways = {"ours": ours} | others
     rounds: list[dict[str, float]] = []
     while len(rounds) <= args.runs and sum(sum(r.values()) for r in rounds) < args.budget:
-        rounds.append({name: seconds(run, args.device) for name, run in ways.items()})
+        first = len(rounds) % len(ways)
+        turns = [*list(ways)[first:], *list(ways)[:first]]
+        rounds.append({name: seconds(ways[name], args.device) for name in turns})
     kept = rounds[1:] or rounds
     row: dict[str, Any] = {f"{name}_ms": statistics.median(r[name] for r in kept) * 1e3 for name in ways}
     row |= {f"speedup_{name}": statistics.median(r[name] / r["ours"] for r in kept) for name in others}

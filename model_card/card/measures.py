@@ -9,7 +9,7 @@ MEASURES: dict[str, str] = {
     "host_suites": "python -m model_card.evals.host_suites",
     "usage": "python -m model_card.evals.usage",
     "decode": "python -m model_card.bench.decode --threads 2 --budget 25 --out model_card/results/decode.json",
-    "experts": "python -m model_card.bench.experts --threads 2 --runs 15 --budget 16 "
+    "experts": "python -m model_card.bench.experts --threads 2 --runs 15 --budget 60 "
     "--out model_card/results/experts.json",
     "predecessor": "python -m model_card.bench.predecessor --threads 2 --budget 20 "
     "--out model_card/results/predecessor.json",
