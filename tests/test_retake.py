@@ -13,11 +13,11 @@ from model_card.card.results import RESULTS
 
 
 def bare(command: str) -> list[str]:
-    """The words without where the result goes, how long it may take, what is shown, the interpreter's own options, and
-    folders.
+    """The words without where the result goes, how long it may take, which seeds and what is shown, the interpreter's own
+    options, and folders.
     """
     words = shlex.split(command)
-    for option in {"--out", "--minutes"}.intersection(words):
+    for option in {"--out", "--minutes", "--first"}.intersection(words):
         del words[(at := words.index(option)) : at + 2]
     if words[1:3] == ["-W", "ignore"]:
         del words[1:3]
