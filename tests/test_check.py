@@ -366,8 +366,9 @@ def test_a_healthy_release_passes(tmp_path: Path, form: str, seed: int) -> None:
     run(folder, tmp_path / "hf", to="transformers")
     for name in ("raw", "ours", "hf"):
         assert found(tmp_path / name) == []
-        report = check(tmp_path / name, CheckOptions(run=False, manifest=kept))
-        assert [str(fault) for row in report.rows for fault in row.faults] == [], name
+        for quick in (False, True):
+            report = check(tmp_path / name, CheckOptions(quick=quick, run=False, manifest=kept))
+            assert [str(fault) for row in report.rows for fault in row.faults] == [], (name, quick)
 
 
 def test_a_scale_that_is_applied_twice_is_called_so(releases: dict[str, Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from . import weights
 from .rows import SKIPPED, Row, judged
 
 Progress = Callable[[int, int], None]
-SAMPLED = 8  # matrices of each layer that are read for --quick
+SAMPLED = 6  # matrices of each layer that are read for --quick; gate and up, which may share a scale, count as one
 
 
 def number_rows(source: Checkpoint, given: Manifest | None, quick: bool, progress: Progress) -> Iterator[Row]:
@@ -69,12 +69,14 @@ def _sample(table_of: list[Leaf]) -> list[Leaf]:
     """Norms and routers, and of each layer a few matrices, the same ones each time."""
     draw = random.Random(0)
     chosen = {leaf.raw for leaf in table_of if len(leaf.shape) == 1 or leaf.raw.endswith(".gate.weight")}
-    layers: dict[str, list[str]] = {}
+    layers: dict[str, dict[str, list[str]]] = {}
     for leaf in table_of:
         if leaf.raw not in chosen and (match := re.match(r"(.*layers\.\d+)\.", leaf.raw)):
-            layers.setdefault(match[1], []).append(leaf.raw)
-    for names in layers.values():
-        chosen.update(draw.sample(names, min(SAMPLED, len(names))))
+            pairs = layers.setdefault(match[1], {})
+            pairs.setdefault(leaf.raw.replace(".w3.", ".w1."), []).append(leaf.raw)
+    for pairs in layers.values():
+        for names in draw.sample(list(pairs.values()), min(SAMPLED, len(pairs))):
+            chosen.update(names)
     return [leaf for leaf in table_of if leaf.raw in chosen]
 
 
