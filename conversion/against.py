@@ -18,7 +18,7 @@ from .checkpoint import CheckpointError, Reader
 from .digest import Measured, canonical, value_hash
 from .manifest import Entry, Manifest, measure_leaf
 from .naming import Leaf, leaves
-from .raw import facts
+from .raw import different_facts, facts
 from .source import Checkpoint
 from .transforms import halves_to_interleaved, interleaved_to_halves
 from .vocabulary import read_vocabulary
@@ -64,12 +64,10 @@ def said_faults(source: Checkpoint, manifest: Manifest) -> list[Fault]:
     """
     out = []
     mine = facts(source.config)
-    for key in sorted(mine.keys() | manifest.model.keys()):
-        if mine.get(key) != manifest.model.get(key):
-            kind = "softmax rule" if key == RULE else "configuration"
-            one, other = shown(mine.get(key)), shown(manifest.model.get(key))
-            reason = f"is {one} in {source.config_file.name}, the manifest says {other}"
-            out.append(Fault(kind, key, reason))
+    for key in different_facts(mine, manifest.model):
+        kind = "softmax rule" if key == RULE else "configuration"
+        one, other = shown(mine.get(key)), shown(manifest.model[key])
+        out.append(Fault(kind, key, f"is {one} in {source.config_file.name}, the manifest says {other}"))
     words = None
     try:
         words = read_vocabulary(source.folder, tekken=source.layout == "mistral")

@@ -85,6 +85,7 @@ _QUERY_LATENT: _Rows = (
     ("attention.q_a_norm.weight", "self_attn.q_a_layernorm.weight"),
     ("attention.wq_b.weight*", "self_attn.q_b_proj.weight"),
 )
+_QUERY_LATENT_BIAS: _Rows = (("attention.wq_a.bias", "self_attn.q_a_proj.bias"),)
 _QUERY_FULL: _Rows = (("attention.wq.weight*", "self_attn.q_proj.weight"),)
 _LAYER: _Rows = (
     ("attention_norm.weight", "input_layernorm.weight"),
@@ -93,6 +94,10 @@ _LAYER: _Rows = (
     ("attention.wkv_b.weight*", "self_attn.kv_b_proj.weight"),
     ("attention.wo.weight*", "self_attn.o_proj.weight"),
     ("ffn_norm.weight", "post_attention_layernorm.weight"),
+)
+_LAYER_BIAS: _Rows = (  # the release has none, and no names for them
+    ("attention.wkv_a_with_mqa.bias", "self_attn.kv_a_proj_with_mqa.bias"),
+    ("attention.wo.bias", "self_attn.o_proj.bias"),
 )
 _ROUTER: _Rows = (("gate.weight", "mlp.gate.weight"),)
 _SHARED: _Rows = (
@@ -150,6 +155,8 @@ def leaves(config: Small4Config) -> Iterator[Leaf]:
 def _decoder_layer(text: Small4TextConfig, layer: int, shapes: Shapes) -> Iterator[Leaf]:
     raw, ours = f"layers.{layer}.", f"{TEXT}layers.{layer}."
     yield from _filled(_LAYER + (_QUERY_FULL if text.q_lora_rank is None else _QUERY_LATENT), shapes, raw, ours)
+    if text.attention_bias:
+        yield from _filled(_LAYER_BIAS + (() if text.q_lora_rank is None else _QUERY_LATENT_BIAS), shapes, raw, ours)
     if layer < text.first_k_dense_replace:
         yield from _filled(_DENSE, shapes, raw, ours)
         return

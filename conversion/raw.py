@@ -67,6 +67,7 @@ _VISION = (
     _Key("vision_encoder.image_token_id", "image_token_index", int, 10),
 )
 _SCALE = "yarn.apply_scale"
+_BETA = "text_config.rope_parameters.llama_4_scaling_beta"
 
 # What the raw layout has one value for, as far as this model goes: (key, values read, value written).
 _FIXED: tuple[tuple[str, tuple[Any, ...], Any], ...] = (
@@ -84,11 +85,13 @@ _UNSAID: tuple[tuple[str, Any], ...] = (
     ("text_config.norm_topk_prob", True),
     ("text_config.hidden_act", "silu"),
     ("text_config.rope_parameters.rope_type", "yarn"),
+    ("text_config.rope_parameters.truncate", True),
 )
 _UNSAID_VISION: tuple[tuple[str, Any], ...] = (
     ("vision_config.hidden_act", "silu"),
     ("vision_config.rms_norm_eps", 1e-5),
     ("projector_hidden_act", "gelu"),
+    ("vision_feature_layer", -1),
 )
 
 
@@ -133,18 +136,10 @@ def params_from_config(config: Small4Config, original: dict[str, Any] | None, fi
     Raises:
         CheckpointError: The configuration has a setting for which this layout has no key.
     """
-    vision = config.vision_config is not None
+    vision, known = config.vision_config is not None, facts(config)
     for field, value in _UNSAID + (_UNSAID_VISION if vision else ()):
-        if _of(config, field) != value:
-            raise CheckpointError(
-                f"{file}: {field} is {shown(_of(config, field))}; the raw layout can only say {value!r}"
-            )
-    if config.text_config.rope_parameters.get("truncate") is False:
-        raise CheckpointError(f"{file}: rope_parameters.truncate is False; the raw layout has no key for it")
-    if vision and config.vision_feature_layer not in (-1, config.vision_config.num_hidden_layers):
-        raise CheckpointError(
-            f"{file}: vision_feature_layer is {config.vision_feature_layer}; the raw layout can only say -1"
-        )
+        if known[field] != value:
+            raise CheckpointError(f"{file}: {field} is {shown(known[field])}; the raw layout can only say {value!r}")
     params = copy.deepcopy(original) if original else _defaults(config)
     for name in ("quantization", "quantization_config"):
         params.pop(name, None)
@@ -153,14 +148,12 @@ def params_from_config(config: Small4Config, original: dict[str, Any] | None, fi
     if original and same_model(config_from_params(params, file), config):
         return params
     for key in _TEXT + (_VISION if vision else ()):
-        _set(params, key.raw, _of(config, key.field))
+        _set(params, key.raw, known[key.field])
     for raw, allowed, written in _FIXED + (_FIXED_VISION if vision else ()):
         if written is not None and _get(params, raw) not in allowed:
             _set(params, raw, written)
     base = config.text_config.rope_parameters["original_max_position_embeddings"]
     _set(params, "llama_4_scaling.original_max_position_embeddings", base)
-    if _of(config, "text_config.rope_parameters.llama_4_scaling_beta") is None:
-        _set(params, "llama_4_scaling.beta", 0.0)
     _set(params, _SCALE, config.text_config.softmax_scale_rule == "transformers")
     return params
 
@@ -184,7 +177,26 @@ def facts(config: Small4Config) -> dict[str, Any]:
     keys = [key.field for key in _TEXT] + [field for field, _ in _UNSAID] + ["text_config.softmax_scale_rule"]
     if config.vision_config is not None:
         keys += [key.field for key in _VISION] + [field for field, _ in _UNSAID_VISION]
-    return {key: _of(config, key) for key in keys}
+    return {key: _plain(config, key, _of(config, key)) for key in keys}
+
+
+def different_facts(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The paths at which the facts `mine` differ from those that were written down, maybe by an earlier version: what
+    that did not write is not compared.
+    """
+    former = theirs | ({_BETA: 0.0} if theirs.get(_BETA, ...) is None else {})
+    return sorted(key for key, value in former.items() if key not in mine or mine[key] != value)
+
+
+def _plain(config: Small4Config, key: str, value: Any) -> Any:
+    """One spelling for values that mean the same."""
+    if key == _BETA:
+        return value or 0.0
+    if key == "text_config.rope_parameters.truncate":
+        return value is not False
+    if key == "vision_feature_layer" and value >= 0:  # hidden states count from the tower's input
+        return value - config.vision_config.num_hidden_layers - 1
+    return value
 
 
 def _read(params: dict[str, Any], key: _Key, file: Path) -> Any:

@@ -25,6 +25,7 @@ _TEXT_FIELDS = (
 )
 # Defaults of PixtralVisionConfig, which a config.json may omit, where they differ from ours.
 _PIXTRAL_DEFAULTS = {"image_size": 1024, "patch_size": 16, "hidden_act": "gelu"}
+_PIXTRAL_EPS = 1e-5
 _VISION_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size"),
     *("patch_size", "hidden_act", "attention_dropout", "initializer_range"),
@@ -87,11 +88,19 @@ def transformers_config(config: Small4Config, dtype: str) -> dict[str, Any]:
 
     Without magnitude correction `attention_factor` 1.0 and `mscale_all_dim` 0.0, which every version reads as none, and
     `mscale` 0.0 for readers like MLX that know no `attention_factor`; with it `mscale = mscale_all_dim = 1.0`.
+
+    Raises:
+        CheckpointError: The tower's norms have another epsilon than transformers' Pixtral, where it is no setting.
     """
     text = _text(config.text_config, dtype)
     if config.vision_config is None:
         tied = {"tie_word_embeddings": config.tie_word_embeddings}
         return {"architectures": ["Mistral4ForCausalLM"], **text, **tied}
+    if config.vision_config.rms_norm_eps != _PIXTRAL_EPS:
+        given = shown(config.vision_config.rms_norm_eps)
+        raise CheckpointError(
+            f"vision_config.rms_norm_eps is {given}; in transformers' layout it can only be {_PIXTRAL_EPS}"
+        )
     vision = {name: getattr(config.vision_config, name) for name in _VISION_FIELDS}
     rope = config.vision_config.rope_parameters
     vision |= {"model_type": "pixtral", "head_dim": config.vision_config.head_dim, "dtype": dtype}

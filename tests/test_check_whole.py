@@ -22,7 +22,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 
 from model_card.demo_recipe.tasks.data import rows as demo_rows
 from model_card.evals.fuzz.damage import damage
-from modeling_small4 import Small4ForCausalLM, demo_checkpoint
+from modeling_small4 import Small4Config, Small4ForCausalLM, demo_checkpoint
 from modeling_small4.commands import cli
 from modeling_small4.files_saving import MANIFEST
 
@@ -150,6 +150,41 @@ def test_other_healthy_checkpoints_pass(demo: Path, tmp_path: Path) -> None:
     model.apply(model._init_weights)
     model.save_pretrained(demo)
     assert faults(demo) == []
+
+
+SETTINGS: dict[str, tuple[str, object]] = {
+    "hidden_act": ("text_config", "gelu"),
+    "norm_topk_prob": ("text_config", False),
+    "vision_feature_layer": ("", -2),
+    "rms_norm_eps": ("vision_config", 1e-6),  # which transformers' layout cannot say either
+    "truncate": ("rope_parameters", False),
+    "rope_type": ("rope_parameters", "default"),
+    "llama_4_scaling_beta": ("rope_parameters", None),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_another_layout_cannot_say_are_no_fault(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(folder, tmp_path / "tiny")
+    content = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    place = {"": content, "rope_parameters": content["text_config"]["rope_parameters"], **content}[SETTINGS[name][0]]
+    place[name] = SETTINGS[name][1]
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(content))
+    report = check(tmp_path / "tiny", CheckOptions(run=False))
+    assert [str(fault) for row in report.rows for fault in row.faults] == []
+    row = next(row for row in report.rows if row.check == "read back")
+    assert row.status == (SKIPPED if name == "rms_norm_eps" else OK), row
+    assert name == "rms_norm_eps" or f"in {'mistral' if 'beta' in name else 'transformers'} layout" in row.summary
+
+
+def test_biases_of_attention_belong_to_the_model(folder: Path, tmp_path: Path) -> None:
+    config = Small4Config.from_pretrained(folder)
+    config.text_config.attention_bias = True
+    Small4ForCausalLM(config).save_pretrained(tmp_path / "biased")
+    assert faults(tmp_path / "biased") == []
+    run(tmp_path / "biased", tmp_path / "hf", to="transformers")
+    assert faults(tmp_path / "hf", manifest=tmp_path / "hf" / MANIFEST) == []
+    assert "layers.1.attention.wq_a.bias" in (tmp_path / "hf" / MANIFEST).read_text()
 
 
 def test_quick_reads_samples_and_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,16 @@ import torch
 from conversion_cases import CASES, published_folder, raw_case, run, shared_scales
 from safetensors.torch import load_file, save_file
 from small4_conversion import manifest
+from small4_conversion.against import said_faults
 from small4_conversion.checkpoint import CheckpointError, Reader
+from small4_conversion.raw import different_facts, facts
 from small4_conversion.source import open_checkpoint
 
-from modeling_small4 import Small4ForCausalLM
+from modeling_small4 import Small4Config, Small4ForCausalLM
 from modeling_small4.commands import cli
 from modeling_small4.files_saving import MANIFEST
+
+ROPE = "text_config.rope_parameters."
 
 
 def of(folder: Path, rule: str | None = None) -> manifest.Manifest:
@@ -181,6 +185,32 @@ def test_saving_and_overwriting_know_the_file(tmp_path: Path) -> None:
     (tmp_path / "ours" / MANIFEST).write_text('{"format": "mine"}')
     model.save_pretrained(tmp_path / "ours")
     assert (tmp_path / "ours" / MANIFEST).read_text() == '{"format": "mine"}'
+
+
+@pytest.mark.parametrize(("key", "value"), [("vision_feature_layer", -2), (ROPE + "truncate", False)])
+def test_settings_that_no_raw_checkpoint_has_are_compared(tmp_path: Path, key: str, value: object) -> None:
+    raw_case(tmp_path / "raw")
+    run(tmp_path / "raw", tmp_path / "hf", to="transformers")
+    told = json.loads((tmp_path / "hf" / MANIFEST).read_text())
+    content = place = json.loads((tmp_path / "hf" / "config.json").read_text())
+    *outer, name = key.split(".")
+    for each in outer:
+        place = place[each]
+    place[name] = value
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(content))
+    source = open_checkpoint(tmp_path / "hf")
+    assert [fault.what for fault in said_faults(source, manifest.read(tmp_path / "hf" / MANIFEST))] == [key]
+    former = {name: each for name, each in told["model"].items() if name != key}  # as earlier versions wrote it
+    (tmp_path / "old.json").write_text(json.dumps(told | {"model": former}))
+    assert said_faults(source, manifest.read(tmp_path / "old.json")) == []
+
+
+def test_no_scale_of_long_queries_is_written_in_one_way() -> None:
+    config = Small4Config(text_config={"rope_parameters": {"rope_type": "default"}})
+    beta = ROPE + "llama_4_scaling_beta"
+    assert facts(config)[beta] == 0.0
+    assert different_facts({beta: 0.0}, {beta: None}) == []  # as earlier versions wrote it
+    assert different_facts({beta: 0.1}, {beta: None}) == [beta]
 
 
 def test_where_a_manifest_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
