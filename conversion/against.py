@@ -4,10 +4,11 @@ A hash tells only that numbers differ. What happened is found by trying: the num
 turned, scaled or in another order. Knows manifests and names; it reads tensors again only where they differ.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,7 +25,8 @@ from .transforms import halves_to_interleaved, interleaved_to_halves
 from .vocabulary import read_vocabulary
 
 RULE = "text_config.softmax_scale_rule"  # the key of a manifest's `model` that names the softmax scale
-_SCALED = 1e-3  # relative change of the numbers' size from which they are called scaled
+_SCALED = 2.0  # how many times larger or smaller plain numbers are called scaled rather than other ones
+_HEADS = "vision_config.num_attention_heads"
 _PREFIX = re.compile(r"((?:vision_encoder\.transformer\.)?layers\.\d+\.)(experts\.\d+\.)?")
 Turn = Callable[[torch.Tensor], torch.Tensor]
 
@@ -102,7 +104,7 @@ def tensor_faults(source: Checkpoint, found: dict[str, Measured], manifest: Mani
             continue
         if mine.parts.keys() != entry.parts.keys():
             otherwise.append(name)
-        else:
+        elif not _of_other_heads(source, table[name], entry, manifest.model.get(_HEADS), reader):
             out.append(_explained(source, table[name], mine, entry, reader))
     if otherwise:
         some = otherwise[0] if len(otherwise) == 1 else f"{len(otherwise)} tensors, such as {otherwise[0]}"
@@ -118,6 +120,17 @@ def _differs(mine: Measured, entry: Entry | None) -> bool:
     if (mine.shape, mine.value, mine.dtype) != (entry.shape, entry.value, entry.dtype):
         return True
     return mine.parts.keys() == entry.parts.keys() and mine.parts != entry.parts
+
+
+def _of_other_heads(source: Checkpoint, leaf: Leaf, entry: Entry, heads: object, reader: Reader) -> bool:
+    """Whether rotary rows are what they have to be, and only the configuration's number of heads, by which they are
+    put in order, is not.
+    """
+    if source.interleaved or not leaf.rotary_heads or not isinstance(heads, int) or heads < 1:
+        return False
+    if heads == leaf.rotary_heads or leaf.shape[0] % (2 * heads):
+        return False
+    return value_hash(canonical(source.values[leaf.raw], replace(leaf, rotary_heads=heads), False, reader)) == entry.value
 
 
 def _moved(differ: list[str], found: dict[str, Measured], manifest: Manifest) -> dict[str, str]:
@@ -195,11 +208,13 @@ def _explained(source: Checkpoint, leaf: Leaf, mine: Measured, entry: Entry, rea
     changed = [role for role, digest in entry.parts.items() if mine.parts[role] != digest]
     if mine.value == entry.value:
         return Fault(
-            "stored form", leaf.raw, f"its {', '.join(changed)} differ, though they stand for the same numbers"
+            "stored form", leaf.raw, f"{', '.join(changed)}: not the manifest's, though of the same numbers"
         )
+    wrong = [n for n, (one, other) in enumerate(zip(mine.rows, entry.rows, strict=False)) if one != other]
     if entry.rows and Counter(mine.rows) == Counter(entry.rows):
-        wrong = [n for n, (one, other) in enumerate(zip(mine.rows, entry.rows, strict=True)) if one != other]
         return Fault("permuted rows", leaf.raw, f"its rows are in another order: experts {_numbers(wrong)}")
+    if 0 < len(wrong) < len(entry.rows):
+        return Fault("changed numbers", leaf.raw, f"all is right but the rows of these experts: {_numbers(wrong)}")
     for kind, reason, turn in _turns(leaf, source.config.text_config):
         whole = torch.cat(list(canonical(source.values[leaf.raw], leaf, source.interleaved, reader)))
         if value_hash(iter([turn(whole).contiguous()])) == entry.value:
@@ -214,16 +229,15 @@ def _explained(source: Checkpoint, leaf: Leaf, mine: Measured, entry: Entry, rea
     if changed and all("scale" in role for role in changed):
         if len(changed) == 1 and _twice(mine, changed[0], ratio):
             return Fault("scale", leaf.raw, f"its {changed[0]} is applied twice: numbers {ratio:.4g} times as large")
-        return Fault(
-            "scale",
-            leaf.raw,
-            f"its codes are the manifest's, its {', '.join(changed)} not: numbers {ratio:.6g} times as large",
-        )
-    if abs(ratio - 1) > _SCALED and not changed:
-        return Fault("scale", leaf.raw, f"its numbers are {ratio:.4g} times as large as they should be, or other ones")
-    which = f"its {', '.join(changed)} differ; " if changed else ""
+        size = "of the same size" if abs(ratio - 1) < 1e-5 else f"{ratio:.6g} times as large"
+        return Fault("scale", leaf.raw, f"its codes are the manifest's, its {', '.join(changed)} not: numbers {size}")
+    if not changed and (1 < ratio / _SCALED < math.inf or 0 < ratio * _SCALED < 1):
+        return Fault("scale", leaf.raw, f"its numbers are {ratio:.4g} times as large as they should be")
+    which = f"{', '.join(changed)}: not the manifest's; " if changed else ""
     return Fault(
-        "changed numbers", leaf.raw, f"{which}numbers were changed: a few, as by a flipped bit, or all of them"
+        "changed numbers",
+        leaf.raw,
+        f"{which}numbers are other ones: a few, as after a flipped bit, or all (in size {ratio:.4g} times the right ones)",
     )
 
 

@@ -299,7 +299,7 @@ PLANTED = [
     Planted(duplicated_expert, "duplicate expert", "layers.0.experts.3", True),
     Planted(dead_expert, "dead expert", "layers.1.experts.1.w2", True),
     Planted(scale_twice, "scale", "layers.", True),
-    Planted(slightly_wrong_scale, "scale", "layers.0."),
+    Planted(slightly_wrong_scale, "scale|changed numbers", "layers.0."),
     Planted(negative_scale, "negative scale|negated", "layers.0.experts.1.w3", None),
     Planted(norms_of_two_layers, "swapped tensors", "layers.0.ffn_norm.weight and layers.1.ffn_norm.weight"),
     Planted(norms_in_the_wrong_order, "swapped tensors", "layers.0.attention_norm.weight and layers.0.ffn_norm.weight"),
@@ -429,3 +429,53 @@ def test_faults_in_fused_layouts(fused: dict[str, Path], tmp_path: Path, layout:
     tensors = cf.load(tmp_path / "out")
     cf.change(tmp_path / "out", {name: turn(tensors[name]).contiguous() for name, turn in turns.items()})
     assert any(one == kind and where in text for one, text in found(tmp_path / "out")), found(tmp_path / "out")
+
+
+def interleaved(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x[:, :32], x[:, 32:]], dim=2).reshape(x.shape)
+
+
+OTHER_NUMBERS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "interleaved": (f"{OURS}1.mlp.experts.gate_up_proj", interleaved, "layers.1.experts.0.w1.weight"),
+    "transposed": (
+        f"{OURS}1.mlp.experts.gate_up_proj",
+        lambda x: x.mT.reshape(x.shape),
+        "layers.1.experts.3.w3.weight: numbers are",
+    ),
+    "half a head": ("lm_head.weight", lambda x: torch.cat([x[:550], 0 * x[550:]]), "output.weight"),
+    "router": (
+        f"{OURS}0.mlp.gate.weight",
+        lambda x: x * torch.tensor([[1], [1], [0], [1]]),
+        "layers.0.gate.weight: all is right but the rows of these experts: 2",
+    ),
+    "larger": (f"{OURS}0.self_attn.o_proj.weight", lambda x: x * 1.1, "in size 1.1 times the right ones"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_NUMBERS)
+def test_other_numbers_are_not_called_a_scale(fused: dict[str, Path], tmp_path: Path, case: str) -> None:
+    shutil.copytree(fused["small4"], tmp_path / "out")
+    name, turn, says = OTHER_NUMBERS[case]
+    cf.change(tmp_path / "out", {name: turn(cf.load(tmp_path / "out")[name]).to(torch.bfloat16).contiguous()})
+    manifest_row = next(row for row in check(tmp_path / "out", CheckOptions(run=False)).rows if row.check == "manifest")
+    assert {fault.kind for fault in manifest_row.faults} == {"changed numbers"}
+    assert any(says in str(fault) for fault in manifest_row.faults), manifest_row.faults
+
+
+@pytest.mark.parametrize("layout", ["small4", "transformers"])
+def test_another_number_of_vision_heads_is_no_fault_of_the_tensors(
+    fused: dict[str, Path], tmp_path: Path, layout: str
+) -> None:
+    shutil.copytree(fused[layout], tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    content["vision_config"] |= {"num_attention_heads": 3, "head_dim": 16}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(content))
+    faults = found(tmp_path / "out")
+    assert {kind for kind, _ in faults} == {"configuration"}, faults
+
+
+def test_a_negative_scale_of_a_group_is_told(fused: dict[str, Path], tmp_path: Path) -> None:
+    run(fused["small4"], tmp_path / "int4", dtype="int4")
+    name, scale = next((name, each) for name, each in cf.load(tmp_path / "int4").items() if name.endswith("_scale"))
+    cf.change(tmp_path / "int4", {name: torch.cat([-scale.flatten()[:1], scale.flatten()[1:]]).view_as(scale)})
+    assert [text for _, text in found(tmp_path / "int4") if "its scale not: numbers of the same size" in text]
