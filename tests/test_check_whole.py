@@ -14,9 +14,9 @@ from conversion_cases import CASES, published_folder, raw_case, run
 from small4_conversion import manifest
 from small4_conversion.check import CheckOptions, check
 from small4_conversion.checkpoint import CheckpointError
-from small4_conversion.checks import questions
+from small4_conversion.checks import questions, running
 from small4_conversion.checks.answers import Question, _called, _holds, image_of, read_questions
-from small4_conversion.checks.rows import FAILED, OK, SKIPPED
+from small4_conversion.checks.rows import FAILED, OK, SKIPPED, TOLD
 from test_formats_expanded import EXPANDED, REGROUPED, made
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -111,6 +111,15 @@ def test_the_demo_answers_and_its_softmax_scale_is_settled(
     assert rows["answers, high"]["data"]["answers"][0]["answer"]
 
 
+def test_a_text_that_repeats_itself_decides_nothing(demo: Path) -> None:
+    found, _ = running.loaded(demo, None)
+    assert found is not None
+    for text in ("What is 348 + 276? " * 60, "The cat sat on the mat. A boy ran to buy milk. It is raining. " * 20):
+        row = running.softmax_scale(found, text)
+        assert (row.status, row.data["standard_error"]) == (TOLD, None)
+        assert "undecided" in row.summary
+
+
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])
 def test_a_raw_release_runs_from_a_temporary_folder(tmp_path: Path, form: str) -> None:
     p = rc.params()
@@ -185,6 +194,14 @@ def test_biases_of_attention_belong_to_the_model(folder: Path, tmp_path: Path) -
     run(tmp_path / "biased", tmp_path / "hf", to="transformers")
     assert faults(tmp_path / "hf", manifest=tmp_path / "hf" / MANIFEST) == []
     assert "layers.1.attention.wq_a.bias" in (tmp_path / "hf" / MANIFEST).read_text()
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3])
+def test_untrained_models_pass(folder: Path, tmp_path: Path, spread: float) -> None:
+    config = Small4Config.from_pretrained(folder)
+    config.text_config.initializer_range = config.vision_config.initializer_range = spread
+    Small4ForCausalLM(config).save_pretrained(tmp_path / "untrained")
+    assert faults(tmp_path / "untrained") == []
 
 
 def test_quick_reads_samples_and_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ from .rows import FAILED, OK, SKIPPED, TOLD, Row, judged
 
 WINDOW = 2048  # tokens of a text that are read at once
 SURE = 3.0  # standard errors by which one softmax scale has to be better
+ALONGSIDE, BLOCK, FEWEST = 4, 32, 12  # tokens that count as one text, in a block, blocks that are too few to decide
 _PROMPT = "Say hello."
 _FEW, _DECODED = 4, 36  # tokens of the answers that are timed
 _NAMES = {"BF16": "bfloat16", "F16": "bfloat16", "F32": "float32"}
@@ -133,24 +134,30 @@ def softmax_scale(found: Loaded, text: str) -> Row:
     scales = {rule: scale_of(config, rule) for rule in SOFTMAX_SCALE_RULES}
     if len(set(scales.values())) == 1:
         return Row("softmax scale", TOLD, "both rules are the same for this configuration (no YaRN factor above 1)")
-    losses = {}
+    losses, new = {}, _first_seen(_windows(found.model, ids))
     layers = [module for module in found.model.modules() if isinstance(module, Small4Attention)]
     own = [layer.scaling for layer in layers]
     try:
         for rule, scale in scales.items():
             for layer in layers:
                 layer.scaling = scale
-            losses[rule] = token_losses(found.model, ids)
+            losses[rule] = token_losses(found.model, ids)[new]
     finally:
         for layer, scale in zip(layers, own, strict=True):
             layer.scaling = scale
     rule = config.softmax_scale_rule
     other = next(name for name in SOFTMAX_SCALE_RULES if name != rule)
     better = losses[other] - losses[rule]  # above 0: the configuration's rule foretells the token better
-    mean, error = float(better.mean()), float(better.std()) / math.sqrt(len(better)) if len(better) > 1 else math.inf
+    # neighbours are foretold alike: what is independent is blocks
+    blocks = better[: len(better) // BLOCK * BLOCK].view(-1, BLOCK).mean(dim=1)
+    decided = len(blocks) >= FEWEST
+    mean, error = float(better.mean()), float(blocks.std()) / math.sqrt(len(blocks)) if decided else None
     perplexity = {name: math.exp(float(each.mean())) for name, each in losses.items()}
     words = ", ".join(f"{name} {value:.4g}" for name, value in perplexity.items())
     data = {"perplexity": perplexity, "tokens": len(better), "rule": rule, "nats_better": mean, "standard_error": error}
+    if error is None:
+        few = f"undecided: {len(better)} different tokens are too few, {BLOCK * FEWEST} are needed; perplexity {words}"
+        return Row("softmax scale", TOLD, few, data=data)
     if mean < -SURE * error:
         reason = f"is '{rule}', but '{other}' foretells the text better: perplexity {words}"
         return judged("softmax scale", [Fault("softmax rule", RULE, reason)], "", data)
@@ -164,14 +171,32 @@ def scale_of(config: Small4TextConfig, rule: str) -> float:
     return type(config).from_dict({**config.to_dict(), "softmax_scale_rule": rule}).softmax_scale
 
 
+def _windows(model: Small4ForCausalLM, ids: list[int]) -> list[list[int]]:
+    """What is read at once of a text."""
+    begin = getattr(model.config.text_config, "bos_token_id", None)
+    first = [] if begin is None else [begin]
+    windows = [first + ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
+    return [window for window in windows if len(window) > 1]
+
+
+def _first_seen(windows: list[list[int]]) -> torch.Tensor:
+    """Of each token but the first of each window, whether it stands for the first time after those before it: what a
+    text repeats tells nothing new.
+    """
+    seen: set[tuple[int, ...]] = set()
+    out = []
+    for window in windows:
+        for end in range(2, len(window) + 1):
+            text = tuple(window[max(0, end - ALONGSIDE) : end])
+            out.append(text not in seen)
+            seen.add(text)
+    return torch.tensor(out)
+
+
 def token_losses(model: Small4ForCausalLM, ids: list[int]) -> torch.Tensor:
     """The negative log-likelihood of each token but the first of each window of the text, in nats, float64."""
     out = []
-    begin = getattr(model.config.text_config, "bos_token_id", None)
-    for start in range(0, len(ids), WINDOW):
-        window = ([begin] if begin is not None else []) + ids[start : start + WINDOW]
-        if len(window) < 2:
-            continue
+    for window in _windows(model, ids):
         tokens = torch.tensor([window], device=model.device)
         with torch.inference_mode():
             scores = model(input_ids=tokens).logits[0, :-1].float()
