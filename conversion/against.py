@@ -130,7 +130,8 @@ def _of_other_heads(source: Checkpoint, leaf: Leaf, entry: Entry, heads: object,
         return False
     if heads == leaf.rotary_heads or leaf.shape[0] % (2 * heads):
         return False
-    return value_hash(canonical(source.values[leaf.raw], replace(leaf, rotary_heads=heads), False, reader)) == entry.value
+    numbers = canonical(source.values[leaf.raw], replace(leaf, rotary_heads=heads), False, reader)
+    return value_hash(numbers) == entry.value
 
 
 def _moved(differ: list[str], found: dict[str, Measured], manifest: Manifest) -> dict[str, str]:
@@ -207,9 +208,7 @@ def _explained(source: Checkpoint, leaf: Leaf, mine: Measured, entry: Entry, rea
         return Fault("not finite", leaf.raw, f"{mine.broken} of its numbers are not finite")
     changed = [role for role, digest in entry.parts.items() if mine.parts[role] != digest]
     if mine.value == entry.value:
-        return Fault(
-            "stored form", leaf.raw, f"{', '.join(changed)}: not the manifest's, though of the same numbers"
-        )
+        return Fault("stored form", leaf.raw, f"{', '.join(changed)}: not the manifest's, though of the same numbers")
     wrong = [n for n, (one, other) in enumerate(zip(mine.rows, entry.rows, strict=False)) if one != other]
     if entry.rows and Counter(mine.rows) == Counter(entry.rows):
         return Fault("permuted rows", leaf.raw, f"its rows are in another order: experts {_numbers(wrong)}")
@@ -234,11 +233,8 @@ def _explained(source: Checkpoint, leaf: Leaf, mine: Measured, entry: Entry, rea
     if not changed and (1 < ratio / _SCALED < math.inf or 0 < ratio * _SCALED < 1):
         return Fault("scale", leaf.raw, f"its numbers are {ratio:.4g} times as large as they should be")
     which = f"{', '.join(changed)}: not the manifest's; " if changed else ""
-    return Fault(
-        "changed numbers",
-        leaf.raw,
-        f"{which}numbers are other ones: a few, as after a flipped bit, or all (in size {ratio:.4g} times the right ones)",
-    )
+    some = f"a few, as after a flipped bit, or all (in size {ratio:.4g} times the right ones)"
+    return Fault("changed numbers", leaf.raw, f"{which}numbers are other ones: {some}")
 
 
 def _twice(mine: Measured, role: str, ratio: float) -> bool:

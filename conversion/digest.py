@@ -86,6 +86,8 @@ class Measured:
         rows: The first 8 digits of each row's hash, where asked for.
         scales: Of quantized weights, by role.
         input_scale: The static scale of the layer's input, where there is one.
+        hole: The largest number of rows one after another that are zero; 0 for vectors.
+        alike: Whether all rows are equal, or all columns; never for vectors.
     """
 
     shape: tuple[int, ...]
@@ -101,6 +103,8 @@ class Measured:
     rows: tuple[str, ...] = ()
     scales: dict[str, Scales] = field(default_factory=dict)
     input_scale: float | None = None
+    hole: int = 0
+    alike: bool = False
 
 
 def canonical(value: Values, leaf: Leaf | None, interleaved: bool, reader: Reader) -> Iterator[torch.Tensor]:
@@ -126,11 +130,13 @@ def measure(value: Values, leaf: Leaf | None, interleaved: bool, reader: Reader,
     Raises:
         CheckpointError: The file has become shorter, or a scale from which numbers are made is not finite.
     """
-    total, hashed = _Numbers(), ValueHash()
+    total, seen, hashed = _Numbers(), _Rows(), ValueHash()
     row_hashes: list[str] = []
     for numbers in canonical(value, leaf, interleaved, reader):
         hashed.update(numbers)
         total.add(numbers)
+        if len(value.shape) > 1:
+            seen.add(numbers)
         if rows:
             wide = numbers.float().contiguous()
             row_hashes += [hashlib.sha256(as_bytes(row)).hexdigest()[:8] for row in wide]
@@ -150,6 +156,8 @@ def measure(value: Values, leaf: Leaf | None, interleaved: bool, reader: Reader,
         tuple(row_hashes),
         scales,
         given,
+        seen.hole,
+        seen.alike,
     )
 
 
@@ -198,6 +206,37 @@ class _Numbers:
     @property
     def mean(self) -> float:
         return self._sum / max(1, self.count - self.broken)
+
+
+@dataclass
+class _Rows:
+    """What the rows of a matrix show, as far as it was read."""
+
+    hole: int = 0
+    _zero: int = 0  # rows at the end that are zero
+    _first: torch.Tensor | None = None
+    _equal_rows: bool = True
+    _equal_columns: bool = True
+
+    def add(self, numbers: torch.Tensor) -> None:
+        if self._first is None:
+            self._first = numbers[:1].clone()
+        # one row is looked at before all: mostly it differs already
+        for some in (numbers[-1:], numbers):
+            self._equal_rows = self._equal_rows and torch.equal(some, self._first.expand_as(some))
+            self._equal_columns = self._equal_columns and torch.equal(some, some[:, :1].expand_as(some))
+        zero = numbers[:, 0] == 0
+        zero[zero.clone()] = (numbers[zero] == 0).all(dim=1)  # whole rows of the few that begin so
+        if not bool(zero.any()):
+            self._zero = 0
+            return
+        for empty in zero.tolist():
+            self._zero = self._zero + 1 if empty else 0
+            self.hole = max(self.hole, self._zero)
+
+    @property
+    def alike(self) -> bool:
+        return self._equal_rows or self._equal_columns
 
 
 def _parts(value: Values, reader: Reader) -> tuple[dict[str, str], dict[str, Scales], float | None]:

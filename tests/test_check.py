@@ -378,6 +378,56 @@ def test_a_scale_that_is_applied_twice_is_called_so(releases: dict[str, Path], t
         assert any("is applied twice" in text for _, text in found(folder)), form
 
 
+@pytest.mark.parametrize("scale", ["twice", "missing"])
+def test_scales_that_are_all_wrong_are_found(releases: dict[str, Path], tmp_path: Path, scale: str) -> None:
+    folder = shutil.copytree(releases["fp8"], tmp_path / "fp8")
+    (folder / MANIFEST).unlink()
+    scales = {name: each for name, each in cf.load(folder).items() if name.endswith(".qscale_weight")}
+    cf.change(folder, {n: each * each if scale == "twice" else torch.ones_like(each) for n, each in scales.items()})
+    assert [kind for kind, _ in found(folder)] == ["scale"]
+
+
+@pytest.mark.parametrize("name", ["tok_embeddings", "output", "vision_language_adapter.w_out"])
+def test_a_single_matrix_that_is_far_too_large_is_found(releases: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(releases["bf16"], tmp_path / "bf16")
+    (folder / MANIFEST).unlink()
+    Bench(folder, "bf16", random.Random(0)).change(f"{name}.weight", lambda x: x * 1000)
+    assert [(kind, name in text) for kind, text in found(folder)] == [("scale", True)]
+
+
+def first_rows_are_zero(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.zeros_like(x[: len(x) // 2]), x[len(x) // 2 :]])
+
+
+HOLES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "half": ("layers.0.attention.wo.weight", first_rows_are_zero),
+    "half a head": ("output.weight", first_rows_are_zero),
+    "rows": ("vision_language_adapter.w_in.weight", lambda x: x[:1].expand_as(x)),
+    "columns": ("layers.1.experts.2.w2.weight", lambda x: x[:, :1].expand_as(x)),
+    "constant": ("layers.1.attention.wkv_b.weight", lambda x: torch.full_like(x, 0.125)),
+}
+
+
+@pytest.mark.parametrize("case", HOLES)
+def test_rows_of_zeros_and_rows_that_are_alike_are_found(releases: dict[str, Path], tmp_path: Path, case: str) -> None:
+    folder = shutil.copytree(releases["bf16"], tmp_path / "bf16")
+    (folder / MANIFEST).unlink()
+    name, turn = HOLES[case]
+    Bench(folder, "bf16", random.Random(0)).change(name, turn)
+    kind = "zeros" if "half" in case else "dead tensor"
+    assert [(kind, name in text) for kind, text in found(folder)] == [(kind, True)]
+
+
+def test_tokens_that_are_never_used_and_dead_neurons_may_be_zero(releases: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(releases["bf16"], tmp_path / "bf16")
+    (folder / MANIFEST).unlink()
+    bench = Bench(folder, "bf16", random.Random(0))
+    for name in ("tok_embeddings.weight", "output.weight"):
+        bench.change(name, first_rows_are_zero)
+    bench.change("layers.0.experts.1.w1.weight", lambda x: torch.where(torch.arange(len(x))[:, None] % 5 > 1, x, 0))
+    assert found(folder) == []
+
+
 OURS = "model.language_model.layers."
 
 

@@ -53,6 +53,27 @@ def test_numbers(tmp_path: Path, dtype: torch.dtype, narrow: int, wrong: list[fl
     assert found.rows == tuple(sha256(row.float())[:8] for row in numbers)
 
 
+@pytest.mark.parametrize("zero", [[], [3], [0, 1, 2], [2, 3, 4, 5, 6, 7, 8, 9, 10], [1, 7, 8, 21, 22], [20, 21, 22]])
+def test_rows_of_zeros(tmp_path: Path, zero: list[int]) -> None:
+    """They are counted over the ends of pieces, which are four rows."""
+    numbers = torch.randn(ROWS, COLUMNS)
+    numbers[zero] = 0
+    save_file({"x": numbers}, tmp_path / "x.safetensors")
+    found = measured(Plain((ROWS, COLUMNS), read_headers([tmp_path / "x.safetensors"])["x"]))
+    runs = "".join("0" if row in zero else " " for row in range(ROWS)).split()
+    assert (found.hole, found.alike) == (max(map(len, runs), default=0), False)
+
+
+def test_rows_that_are_alike(tmp_path: Path) -> None:
+    row = torch.randn(1, COLUMNS).expand(ROWS, -1)
+    column = torch.randn(ROWS, 1).expand(-1, COLUMNS)
+    last = row.clone()
+    last[-1, -1] += 1
+    for numbers, alike in ((row, True), (column, True), (last, False)):
+        save_file({"x": numbers.contiguous()}, tmp_path / "x.safetensors")
+        assert measured(Plain((ROWS, COLUMNS), read_headers([tmp_path / "x.safetensors"])["x"])).alike == alike
+
+
 @pytest.mark.parametrize("broken", [0, 5, ROWS])
 def test_scales(tmp_path: Path, broken: int) -> None:
     scale = torch.arange(ROWS)[:, None] / 8 - 1

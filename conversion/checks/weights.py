@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
@@ -22,7 +22,10 @@ LARGEST = 1e4  # of a weight
 ALIKE = 12.0  # how far the size of a matrix may be from the median of its kind
 NEAR = 100.0  # how far from the median of all matrices of its part of the model
 NORMS_ALIKE = 50.0
+SIZE = (0.01, 200.0)  # of most matrices of a kind, for inputs of size 1: after training, and before it, about 1
+EMBEDDINGS = (1e-4, 10.0)  # root-mean-square of the embeddings
 DEAD = 0.995  # share of zeros
+HOLE = 24 << 10  # numbers in rows of zeros one after another: 64 KiB of BF16 without the rows at its ends
 _FEW = 4  # fewer of a kind have no median worth comparing with
 _SCALES = (1e-12, 1e6)
 
@@ -30,10 +33,18 @@ _SCALES = (1e-12, 1e6)
 def faults_of(found: dict[str, Measured], table: dict[str, Leaf]) -> list[Fault]:
     """What is wrong with tensors that were read, by their raw names."""
     out = [fault for name, each in found.items() for fault in _one(name, each, table[name])]
-    told = {fault.what for fault in out}
-    out += [fault for fault in _sizes(found, table) if fault.what not in told]
-    out += _twice({name: each for name, each in found.items() if name not in told})
+    out += _hole_in_head(found)
+    rest = _without(found, {fault.what for fault in out})
+    implausible = _implausible(rest)
+    out += dict.fromkeys(implausible.values())
+    rest = _without(rest, implausible.keys())
+    out += _sizes(rest, table)
+    out += _twice(_without(rest, {fault.what for fault in out}))
     return out
+
+
+def _without(found: dict[str, Measured], told: Collection[str]) -> dict[str, Measured]:
+    return {name: each for name, each in found.items() if name not in told}
 
 
 def _one(name: str, each: Measured, leaf: Leaf) -> Iterator[Fault]:
@@ -57,6 +68,26 @@ def _one(name: str, each: Measured, leaf: Leaf) -> Iterator[Fault]:
         yield Fault("norm", name, f"its weights are of size {each.rms:.3g}, usual are numbers near 1")
     if each.rows:
         yield from _rows(name, each, leaf)
+    elif each.alike and min(each.shape[0], math.prod(each.shape[1:])) > 1:
+        yield Fault("dead tensor", name, "all of its rows, or all of its columns, are equal")
+    elif _has_hole(name, each):
+        yield Fault("zeros", name, f"{each.hole} rows one after another are zero, as where a part of a file is missing")
+
+
+def _has_hole(name: str, each: Measured) -> bool:
+    """Whether more rows one after another are zero than dead neurons explain. Tokens that are never used may be zero in
+    embeddings and head.
+    """
+    numbers = each.hole * math.prod(each.shape[1:])
+    vocabulary = name in ("tok_embeddings.weight", "output.weight")
+    return not vocabulary and each.hole >= 4 and (numbers >= HOLE or each.hole * 2 >= each.shape[0])
+
+
+def _hole_in_head(found: dict[str, Measured]) -> Iterator[Fault]:
+    """Tokens that are zero in the head, many and one after another, though they are not in the embeddings."""
+    head, embeddings = found.get("output.weight"), found.get("tok_embeddings.weight")
+    if head and embeddings and head.rms and head.hole * 4 >= head.shape[0] and head.hole > 2 * embeddings.hole:
+        yield Fault("zeros", "output.weight", f"{head.hole} rows one after another are zero, and not in the embeddings")
 
 
 def _scales(name: str, each: Measured) -> Iterator[Fault]:
@@ -105,20 +136,51 @@ def _sizes(found: dict[str, Measured], table: dict[str, Leaf]) -> Iterator[Fault
         kinds.setdefault(kind_of(name), []).append(sizes[name])
         if table[name].linear or (name.startswith("vision_encoder.transformer") and len(each.shape) > 1):
             parts.setdefault(name.split(".")[0], []).append(sizes[name])
+    medians = {key: statistics.median(each) for key, each in (kinds | parts).items() if len(each) >= _FEW}
     for name, size in sizes.items():
-        kind, part = kinds[kind_of(name)], parts.get(name.split(".")[0], [])
-        limit = ALIKE if len(found[name].shape) > 1 else NORMS_ALIKE
-        far = abs(size - statistics.median(kind)) > math.log(limit) if len(kind) >= _FEW else False
-        matrix = table[name].linear or name.startswith("vision_encoder.transformer")
-        if matrix and len(found[name].shape) > 1 and len(part) >= _FEW:
-            far = far or abs(size - statistics.median(part)) > math.log(NEAR)
-        if far:
-            usual = math.exp(statistics.median(kind if len(kind) >= _FEW else part) - size)
-            what = "too small" if usual > 1 else "too large"
-            times = f"{max(usual, 1 / usual):.3g} times"
-            kind_word = "norm" if len(found[name].shape) == 1 else "scale"
-            about = ", as if a scale were applied twice or not at all" if kind_word == "scale" else ""
-            yield Fault(kind_word, name, f"its numbers are {times} {what} beside others of its kind{about}")
+        vector = len(found[name].shape) == 1
+        others = [(kind_of(name), NORMS_ALIKE if vector else ALIKE)]
+        if not vector and (table[name].linear or name.startswith("vision_encoder.transformer")):
+            others.append((name.split(".")[0], NEAR))
+        ratios = [
+            math.exp(medians[key] - size)
+            for key, limit in others
+            if key in medians and abs(medians[key] - size) > math.log(limit)
+        ]
+        if ratios:
+            what = "too small" if ratios[0] > 1 else "too large"
+            times = f"{max(ratios[0], 1 / ratios[0]):.3g} times"
+            about = "" if vector else ", as if a scale were applied twice or not at all"
+            kind = "norm" if vector else "scale"
+            yield Fault(kind, name, f"its numbers are {times} {what} beside others of its kind{about}")
+
+
+def _implausible(found: dict[str, Measured]) -> dict[str, Fault]:
+    """Kinds of matrices of a size that no model has, whatever the others are: where all scales are wrong alike. One
+    fault for each part of the model, by the names of all that it concerns.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name, each in found.items():
+        if len(each.shape) > 1 and not each.broken and each.rms > 0:
+            kinds.setdefault(kind_of(name), []).append(name)
+    wrong: dict[tuple[str, bool], list[tuple[float, list[str]]]] = {}
+    for names in kinds.values():
+        embeddings = names == ["tok_embeddings.weight"]
+        size = statistics.median(
+            found[name].rms * (1.0 if embeddings else math.prod(found[name].shape[1:]) ** 0.5) for name in names
+        )
+        least, most = EMBEDDINGS if embeddings else SIZE
+        if not least <= size <= most:
+            wrong.setdefault((names[0].split(".")[0], size < least), []).append((size, names))
+    out: dict[str, Fault] = {}
+    for (_, small), members in wrong.items():
+        size, names = members[0]
+        others = " and of others" if len(members) > 1 else ""
+        far = f"far too {'small' if small else 'large'}: of size {size:.3g} in place of about 1"
+        about = "as if scales were applied twice or not at all"
+        fault = Fault("scale", names[0], f"numbers of its kind{others} are {far}, {about}")
+        out |= {name: fault for _, each in members for name in each}
+    return out
 
 
 def _twice(found: dict[str, Measured]) -> Iterator[Fault]:
