@@ -9,11 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from modeling_small4.configuration_small4 import Small4TextConfig
-from modeling_small4.files_reading import one_line, shown
+from modeling_small4.files_reading import one_line, reason_of, shown
 
 from .checkpoint import CheckpointError, Reader
 from .digest import Measured, canonical, value_hash
@@ -22,7 +23,7 @@ from .naming import Leaf, leaves
 from .raw import different_facts, facts
 from .source import Checkpoint
 from .transforms import halves_to_interleaved, interleaved_to_halves
-from .vocabulary import read_vocabulary
+from .vocabulary import TEKKEN, TOKENIZER, read_vocabulary
 
 RULE = "text_config.softmax_scale_rule"  # the key of a manifest's `model` that names the softmax scale
 _SCALED = 2.0  # how many times larger or smaller plain numbers are called scaled rather than other ones
@@ -38,6 +39,14 @@ class Fault:
     kind: str
     what: str
     reason: str
+
+    @classmethod
+    def of_file(cls, kind: str, folder: Path, error: Exception) -> "Fault":
+        """What a reader says of a file in `folder`, whose path is where its message begins; else of all of it."""
+        place, colon, reason = one_line(error, 600).partition(": ")
+        if not colon or not place.startswith(str(folder)):
+            return cls(kind, folder.name, reason_of(error))
+        return cls(kind, place[len(str(folder)) :].strip("/\\") or folder.name, reason)
 
     def __str__(self) -> str:
         return one_line(f"{one_line(self.what, 120)}: {self.reason}", 600)
@@ -70,16 +79,8 @@ def said_faults(source: Checkpoint, manifest: Manifest) -> list[Fault]:
         kind = "softmax rule" if key == RULE else "configuration"
         one, other = shown(mine.get(key)), shown(manifest.model[key])
         out.append(Fault(kind, key, f"is {one} in {source.config_file.name}, the manifest says {other}"))
-    words = None
-    try:
-        words = read_vocabulary(source.folder, tekken=source.layout == "mistral")
-    except CheckpointError as error:
-        out.append(Fault("tokenizer", "tokenizer", str(error)))
-    if manifest.tokenizer is not None and words is not None and words.sha256 != manifest.tokenizer["sha256"]:
-        counts = f"{words.tokens} tokens, the manifest's {manifest.tokenizer['tokens']}"
-        out.append(Fault("tokenizer", words.file, f"is the tokenizer of another model ({counts})"))
-    if manifest.tokenizer is not None and words is None:
-        out.append(Fault("tokenizer", "tokenizer.json", "is missing, the manifest names a tokenizer"))
+    if manifest.tokenizer is not None:
+        out += _tokenizer_faults(source, manifest.tokenizer)
     out += [
         Fault("missing tensor", name, "is in the manifest, not in the checkpoint")
         for name in manifest.tensors
@@ -89,6 +90,24 @@ def said_faults(source: Checkpoint, manifest: Manifest) -> list[Fault]:
         Fault("extra tensor", name, "is not in the manifest") for name in source.values if name not in manifest.tensors
     ]
     return out
+
+
+def _tokenizer_faults(source: Checkpoint, said: dict[str, int | str]) -> list[Fault]:
+    """Another vocabulary than a manifest says, or other rules by which texts become tokens."""
+    raw = source.layout == "mistral"
+    try:
+        words = read_vocabulary(source.folder, tekken=raw)
+    except CheckpointError as error:
+        return [Fault.of_file("tokenizer", source.folder, error)]
+    if words is None:
+        return [Fault("tokenizer", TEKKEN if raw else TOKENIZER, "is missing, the manifest names a tokenizer")]
+    if words.sha256 != said["sha256"]:
+        counts = f"{words.tokens} tokens, the manifest's {said['tokens']}"
+        return [Fault("tokenizer", words.file, f"is the tokenizer of another model ({counts})")]
+    if words.rules != said.get("rules", words.rules):
+        what = "another pattern splits texts into words" if words.ranked else "its merges are not in the tokens' order"
+        return [Fault("tokenizer", words.file, f"makes other tokens of texts than the manifest says: {what}")]
+    return []
 
 
 def tensor_faults(source: Checkpoint, found: dict[str, Measured], manifest: Manifest, reader: Reader) -> list[Fault]:

@@ -77,7 +77,8 @@ class Manifest:
     Args:
         precision: How weights are stored, "fp8", "BF16", ...
         model: The configuration values that decide what the model computes, by their path.
-        tokenizer: Number of tokens, and the hash of all of them; None where the folder has no tokenizer.
+        tokenizer: Number of tokens, the hash of all of them, and that of the rules by which texts become tokens (not in
+            older manifests); None where the folder has no tokenizer.
         tensors: By the raw layout's names.
         input_scales: Static scales of the inputs of quantized layers.
         copy_of: For a quantized copy, of what.
@@ -198,7 +199,7 @@ def of_measured(source: Checkpoint, found: dict[str, Measured]) -> Manifest:
     return Manifest(
         source.precision(),
         facts(source.config),
-        {"tokens": words.tokens, "sha256": words.sha256} if words else None,
+        {"tokens": words.tokens, "sha256": words.sha256, "rules": words.rules} if words else None,
         {name: Entry.of(each) for name, each in found.items()},
         {name: each.input_scale for name, each in found.items() if each.input_scale is not None},
     )
@@ -262,10 +263,11 @@ def _read(content: dict[str, Any]) -> Manifest:
             raise ValueError(f"{name} has a wrong entry")
         tensors[str(name)] = Entry(shape, str(entry["dtype"]), entry["value"], float(entry["rms"]), parts, rows)
     origin, words = content.get("copy_of"), content.get("tokenizer")
+    rules = {"rules": str(words["rules"])} if words and "rules" in words else {}
     return Manifest(
         str(content["precision"]),
         dict(content["model"]),
-        {"tokens": int(words["tokens"]), "sha256": str(words["sha256"])} if words else None,
+        {"tokens": int(words["tokens"]), "sha256": str(words["sha256"]), **rules} if words else None,
         tensors,
         {str(name): float(scale) for name, scale in content.get("input_scales", {}).items()},
         Origin(str(origin["weights"]), str(origin["precision"]), dict(origin["errors"])) if origin else None,

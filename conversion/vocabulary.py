@@ -1,10 +1,12 @@
-"""The vocabulary of a checkpoint as one hash, the same for `tekken.json` and the `tokenizer.json` that is made of it.
+"""The vocabulary of a checkpoint and the rules by which it is used, each as one hash, the same for `tekken.json` and
+the `tokenizer.json` that is made of it.
 
 Knows the two files' ways to write a token; it does not tokenize.
 """
 
 import base64
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +24,17 @@ TEKKEN, TOKENIZER = "tekken.json", "tokenizer.json"
 @dataclass(frozen=True)
 class Vocabulary:
     """tokens: how many there are. sha256: of all of them in the order of their ids. file: where they were read. single:
-    the bytes that are a token by themselves, all 256 in a whole vocabulary.
+    the bytes that are a token by themselves, all 256 in a whole vocabulary. ranked: whether the merges follow
+    from the order of ids, as Tekken's do. rules: the hash of the pattern that splits texts into words and, where they
+    do not, of the merges.
     """
 
     tokens: int
     sha256: str
     file: str
     single: frozenset[int]
+    ranked: bool
+    rules: str
 
 
 def read_vocabulary(folder: Path, tekken: bool) -> Vocabulary | None:
@@ -48,6 +54,7 @@ def read_vocabulary(folder: Path, tekken: bool) -> Vocabulary | None:
             if name == TOKENIZER:
                 check_tokenizer(content)
         tokens = list(_tekken(content) if name == TEKKEN else _tokenizer(content))
+        pattern, merges = (content["config"]["pattern"], None) if name == TEKKEN else _rules(content)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -56,7 +63,8 @@ def read_vocabulary(folder: Path, tekken: bool) -> Vocabulary | None:
     for token in tokens:
         hashed.update(len(token).to_bytes(4, "little") + token)
     single = frozenset(token[0] for token in tokens if len(token) == 1)
-    return Vocabulary(len(tokens), hashed.hexdigest(), name, single)
+    rules = hashlib.sha256(json.dumps([pattern, merges]).encode()).hexdigest()
+    return Vocabulary(len(tokens), hashed.hexdigest(), name, single, merges is None, rules)
 
 
 def _tekken(content: dict[str, Any]) -> Iterator[bytes]:
@@ -76,6 +84,20 @@ def _tokenizer(content: dict[str, Any]) -> Iterator[bytes]:
     letters = _letters()
     for number in range(max([*special, *names]) + 1):
         yield special[number] if number in special else bytes(letters[letter] for letter in names[number])
+
+
+def _rules(content: dict[str, Any]) -> tuple[str, list[list[str]] | None]:
+    """The pattern that splits texts into words, and the merges; None for those that follow from the vocabulary: all
+    pairs of tokens that are a token, in the order of its ids.
+    """
+    special = {entry["content"] for entry in content["added_tokens"] if entry["special"]}
+    vocabulary = {token: number for token, number in content["model"]["vocab"].items() if token not in special}
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in content["model"]["merges"]]
+    numbers = [vocabulary.get(left + right, -1) for left, right in merges]
+    pairs = ((token[:cut], token[cut:]) for token in vocabulary for cut in range(1, len(token)))
+    follow = {(left, right) for left, right in pairs if left in vocabulary and right in vocabulary}
+    ordered = numbers == sorted(numbers) and len(merges) == len(follow) and {(a, b) for a, b in merges} == follow
+    return content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"], None if ordered else merges
 
 
 def _letters() -> dict[str, int]:

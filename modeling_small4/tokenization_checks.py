@@ -27,6 +27,8 @@ def check_tokenizer(content: dict[str, Any]) -> None:
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise ValueError(f"model.{name} is {shown(model[name])}, but a token of Small 4 is its bytes and no more")
+    if model.get("dropout"):
+        raise ValueError(f"model.dropout is {shown(model['dropout'])}, but a text has the same tokens each time")
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or not all(type(index) is int for index in vocabulary.values()):
         raise ValueError(f"model.vocab must map tokens to ids, but is {shown(vocabulary)}")
