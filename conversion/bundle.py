@@ -68,7 +68,7 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
     from .tokenizer import write_processor  # imports mistral-common, which only this needs
 
     try:
-        write_processor(tekken, folder, _image_sizes(source))
+        write_processor(tekken, folder, image_sizes(source))
     except OSError:
         raise
     except Exception as error:  # the libraries that read it raise many kinds of errors
@@ -79,7 +79,7 @@ def write_tokenizer(source: Checkpoint, folder: Path, layout: str, note: Callabl
             reason if str(tekken) in reason else f"{tekken}: is no Tekken tokenizer ({reason})"
         ) from None
     if layout == "transformers":
-        _name_host_processor(folder, _image_sizes(source))
+        _name_host_processor(folder, image_sizes(source))
 
 
 def _check_vocabulary(tekken: Path, vocab_size: int) -> None:
@@ -89,7 +89,8 @@ def _check_vocabulary(tekken: Path, vocab_size: int) -> None:
         raise CheckpointError(f"{tekken}: has {tokens} tokens, but the model's vocabulary has {vocab_size}")
 
 
-def _image_sizes(source: Checkpoint) -> dict[str, int] | None:
+def image_sizes(source: Checkpoint) -> dict[str, int] | None:
+    """The sizes that the image processor of this model needs; None for a model without vision."""
     vision = source.config.vision_config
     if vision is None:
         return None

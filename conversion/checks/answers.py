@@ -142,7 +142,8 @@ def _answer(found: Loaded, question: Question, mode: str) -> dict[str, Any]:
         content.insert(0, {"type": "image", "image": image_of(question)})
     inputs = found.inputs(content, mode, question.tools)
     length = question.max_new_tokens or _LENGTH[mode]
-    out = found.model.generate(**inputs, reasoning_mode=mode, max_new_tokens=length, do_sample=False)
+    options: dict[str, Any] = {**inputs, "max_new_tokens": length, "tokenizer": found.processor.tokenizer}
+    out = found.model.generate(reasoning_mode=mode, do_sample=False, **options)
     message: dict[str, Any] = found.processor.parse_response(out[0, inputs["input_ids"].shape[1] :])
     return message
 

@@ -17,8 +17,10 @@ ALONE = (
     "numbers that are not finite or out of proportion",
     "negative, zero and implausible scales (a scale of FP8 or NVFP4 applied twice, or all of them)",
     "dead and duplicate experts, layers and tensors; router rows that are zero or equal; rows of zeros in a matrix",
-    "a vocabulary of another size, special tokens in other places, tokenizer files that disagree",
+    "a vocabulary of another size, merges in another order, tokenizer files that disagree",
+    "special tokens in other places, also in the settings of generation",
     "a chat template that lays out prompts differently",
+    "settings of images that do not fit the model or are not the release's",
     "a softmax rule that contradicts the original params.json, or the text of --text",
 )
 BY_MANIFEST = (
@@ -27,7 +29,7 @@ BY_MANIFEST = (
     "rows of a router in another order",
     "rotary rows in the other pairing, keys and values of kv_b swapped, a transposed square matrix",
     "scales that are wrong by a small factor, negative scales of 4-bit groups",
-    "another tokenizer of the same size",
+    "another tokenizer of the same size, another pattern that splits texts into words",
     "changed configuration values that fit the same tensors",
 )
 

@@ -83,7 +83,10 @@ def runs(found: Loaded) -> Row:
         if not bool(scores.isfinite().all()):
             faults.append(Fault("not finite", f"mode {mode}", "the model's scores are not finite"))
             continue
-        data[f"tokens_per_second_{mode}"] = _rate(found, inputs, mode)
+        try:
+            data[f"tokens_per_second_{mode}"] = _rate(found, inputs, mode)
+        except ValueError as error:
+            faults.append(Fault("generation", f"mode {mode}", one_line(error, 600)))
     summary = ", ".join(f"{rate:.1f} tokens/s in {name.rsplit('_', 1)[1]}" for name, rate in data.items())
     return judged("runs", faults, summary, data)
 
@@ -94,7 +97,7 @@ def _rate(found: Loaded, inputs: Mapping[str, torch.Tensor], mode: str) -> float
     for length in (_FEW, _FEW, _DECODED):  # the first warms everything up
         begin = time.perf_counter()
         options: dict[str, Any] = {**inputs, "min_new_tokens": length, "max_new_tokens": length}
-        found.model.generate(reasoning_mode=mode, do_sample=False, **options)
+        found.model.generate(reasoning_mode=mode, do_sample=False, tokenizer=found.processor.tokenizer, **options)
         seconds.append(time.perf_counter() - begin)
     return (_DECODED - _FEW) / max(1e-6, seconds[2] - seconds[1])
 

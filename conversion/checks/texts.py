@@ -1,22 +1,27 @@
-"""Tokenizer and chat template: whether they are whole, fit the model, and lay out conversations as the code does.
+"""Tokenizer, chat template and settings of generation: whether they are whole, fit the model, and lay out conversations
+as the code does.
 
 The template is held against the layout in Python (`modeling_small4.chat`), on conversations of every kind.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling_small4.files_reading import one_line, shown
+from modeling_small4.files_reading import reason_of, shown
+from modeling_small4.generation_prompt import ReasoningIds
 from modeling_small4.processing_small4 import Small4Processor
-from modeling_small4.reasoning import BOS, EOS, IMG, PAD, REASONING_MODES
+from modeling_small4.reasoning import BOS, EOS, IMG, IMG_BREAK, IMG_END, PAD, REASONING_MODES
 from modeling_small4.tokenization_small4 import Small4Tokenizer
 
 from ..against import Fault
 from ..checkpoint import CheckpointError, read_json
 from ..source import Checkpoint
 from ..vocabulary import TEKKEN, TOKENIZER, read_vocabulary
+from .images import image_row
 from .rows import SKIPPED, Row, judged
 
+GENERATION = "generation_config.json"
 _PADDED = 256  # rows of the embedding that may be left over
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -27,6 +32,7 @@ TEXTS = (
     "def f(x):\n\treturn {'a': x ** 2}  # comment\r\n\n\n",
     " leading,  double   and trailing spaces  ",
     "1234567890 3.14159 0xFF 1e-9 a_b-c/d\\e",
+    "I'm sure she'll say DON'T; iPhone HTTPServer \u01c5a\u0301 x\u00b2 \u216b \uff11\uff12 ///\n  \n\t\n   end \n",
 )
 _TOOL = {
     "type": "function",
@@ -38,66 +44,101 @@ _TOOL = {
 }
 _SYSTEM: dict[str, Any] = {"role": "system", "content": "Be brief."}
 _ASKED: dict[str, Any] = {"role": "user", "content": "What is the weather in Paris?"}
+_SUNNY: dict[str, Any] = {"role": "assistant", "content": "Sunny."}
 _CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
-CHATS: tuple[tuple[list[dict[str, Any]], list[dict[str, Any]] | None], ...] = (
-    ([_SYSTEM, _ASKED], None),
-    ([_SYSTEM, _ASKED, {"role": "assistant", "content": "Sunny."}, {"role": "user", "content": "And Rome?"}], None),
-    ([_SYSTEM, _ASKED], [_TOOL]),
-    (
-        [
-            _SYSTEM,
-            _ASKED,
-            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-            {"role": "tool", "tool_call_id": "abcdefghi", "content": '{"sky": "clear"}'},
-        ],
+_OTHER_CALL = {"id": "bcdefghij", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+_RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": '{"sky": "clear"}'}
+_IMAGE, _TEXT = {"type": "image"}, {"type": "text", "text": "What is it?"}
+_THOUGHT = {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Sun."}]}
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation. extra: a template may refuse it. needs: a template without this word need not know it."""
+
+    about: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    extra: bool = False
+    needs: str = ""
+
+
+CHATS = (
+    Chat("a question", [_SYSTEM, _ASKED]),
+    Chat("two questions", [_SYSTEM, _ASKED, _SUNNY, {"role": "user", "content": "And Rome?"}]),
+    Chat("tools", [_SYSTEM, _ASKED], [_TOOL]),
+    Chat(
+        "a tool call",
+        [_SYSTEM, _ASKED, {"role": "assistant", "content": "", "tool_calls": [_CALL]}, _RESULT],
         [_TOOL],
     ),
-    ([_SYSTEM, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}], None),
-    (
+    Chat("an image", [_SYSTEM, {"role": "user", "content": [_IMAGE, _TEXT]}]),
+    Chat("a thought", [_SYSTEM, _ASKED, _THOUGHT, _ASKED]),
+    Chat("an image behind its text", [_SYSTEM, {"role": "user", "content": [_TEXT, _IMAGE]}], extra=True),
+    Chat("two images", [_SYSTEM, {"role": "user", "content": [_IMAGE, _TEXT, _IMAGE]}], extra=True),
+    Chat(
+        "a long conversation with two tool calls at once",
         [
-            _SYSTEM,
-            _ASKED,
-            {
-                "role": "assistant",
-                "content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Sun."}],
-            },
-            _ASKED,
+            *(_SYSTEM, _ASKED, {"role": "assistant", "content": "I look.", "tool_calls": [_CALL, _OTHER_CALL]}),
+            *(_RESULT, {**_RESULT, "tool_call_id": "bcdefghij"}, _SUNNY, _ASKED, _THOUGHT, _ASKED, _SUNNY, _ASKED),
         ],
-        None,
+        [_TOOL, _TOOL],
+        extra=True,
+    ),
+    Chat("messages of one role in a row", [_SYSTEM, _ASKED, _ASKED, _SUNNY, _SUNNY, _ASKED], extra=True),
+    Chat(
+        "a thought in reasoning_content",
+        [_SYSTEM, _ASKED, {**_SUNNY, "reasoning_content": "Hm."}, _ASKED],
+        extra=True,
+        needs="reasoning_content",
     ),
 )
 
 
 def text_rows(source: Checkpoint) -> list[Row]:
-    """The rows about the tokenizer and the chat template."""
+    """The rows about the tokenizer, the chat template and how images are read."""
     raw = source.layout == "mistral"
     names = [name for name in (TEKKEN, TOKENIZER) if (source.folder / name).is_file()]
     if not names or (raw and TEKKEN not in names):
-        return [Row("tokenizer", SKIPPED, "the folder holds no tokenizer"), Row("template", SKIPPED, "no tokenizer")]
+        none = (Row("template", SKIPPED, "no tokenizer"), Row("images", SKIPPED, "no tokenizer"))
+        return [Row("tokenizer", SKIPPED, "the folder holds no tokenizer"), *none]
     faults = vocabulary_faults(source)
-    try:
-        processor = _processor(source.folder, raw)
-    except (ValueError, OSError, KeyError) as error:
-        faults.append(Fault("tokenizer", names[0], f"cannot be loaded: {one_line(error)}"))
-        return [judged("tokenizer", faults, ""), Row("template", SKIPPED, "no tokenizer")]
+    processor, unread = _loaded(source.folder, raw)
+    if processor is None:
+        faults += [fault for fault in unread if fault.what not in {each.what for each in faults}]
+        none = (Row("template", SKIPPED, "no tokenizer"), Row("images", SKIPPED, "no tokenizer"))
+        return [judged("tokenizer", faults, ""), *none]
     if not faults:
         faults += _round_trips(processor.tokenizer, source.folder)
     faults += _special(processor.tokenizer, source)
+    faults += _generation_faults(processor.tokenizer, source)
     rows = [
         judged("tokenizer", faults, f"{len(processor.tokenizer)} tokens; {len(TEXTS)} texts come back as they were")
     ]
+    wrong, left_out = template_faults(processor)
     summary = "the package's own"
     if not _is_own(processor):
-        count = len(CHATS) * len(REASONING_MODES)
-        summary = f"another one than the package's; {count} conversations are laid out alike"
+        summary = f"another one than the package's; {len(CHATS) - len(left_out)} conversations are laid out alike"
+        summary += f"; it does not know {', '.join(left_out)}" if left_out else ""
     elif raw or processor.chat_template is None:
         summary = "none in the folder; conversations are laid out by the package"
-    return [*rows, judged("template", template_faults(processor), summary)]
+    return [*rows, judged("template", wrong, summary), image_row(source, processor.image_processor, unread)]
 
 
 def _is_own(processor: Small4Processor) -> bool:
     template = processor.chat_template
     return not isinstance(template, dict) and processor.tokenizer.is_own_template(template)
+
+
+def _loaded(folder: Path, raw: bool) -> tuple[Small4Processor | None, list[Fault]]:
+    """The processor, without images where only their settings cannot be read; and what cannot be read."""
+    faults: list[Fault] = []
+    for load in (_processor, _without_images):
+        try:
+            return load(folder, raw), faults
+        except (ValueError, OSError, KeyError) as error:
+            faults = [Fault.of_file("tokenizer", folder, error)]
+    return None, faults
 
 
 def _processor(folder: Path, raw: bool) -> Small4Processor:
@@ -108,6 +149,12 @@ def _processor(folder: Path, raw: bool) -> Small4Processor:
     return Small4Processor(None, read_tokenizer(folder / TEKKEN))
 
 
+def _without_images(folder: Path, raw: bool) -> Small4Processor:
+    if not raw and (folder / TOKENIZER).is_file():
+        return Small4Processor(None, Small4Tokenizer.from_pretrained(folder))
+    return _processor(folder, raw)
+
+
 def vocabulary_faults(source: Checkpoint) -> list[Fault]:
     """Whether the vocabulary has the model's size, and the two tokenizer files, where both are there, agree."""
     faults = []
@@ -115,10 +162,12 @@ def vocabulary_faults(source: Checkpoint) -> list[Fault]:
     try:
         found = [read_vocabulary(source.folder, tekken) for tekken in (True, False)]
     except CheckpointError as error:
-        return [Fault("tokenizer", "tokenizer", str(error))]
+        return [Fault.of_file("tokenizer", source.folder, error)]
     for words in {each.file: each for each in found if each is not None}.values():
         if not size - _PADDED < words.tokens <= size:
             faults.append(Fault("tokenizer", words.file, f"has {words.tokens} tokens, the model's vocabulary {size}"))
+        if not words.ranked:
+            faults.append(Fault("tokenizer", words.file, "its merges are not those that follow from its tokens"))
     if found[0] is not None and found[1] is not None and found[0].sha256 != found[1].sha256:
         faults.append(Fault("tokenizer", TOKENIZER, f"holds other tokens than {TEKKEN}: one is another model's"))
     return faults
@@ -143,7 +192,7 @@ def _round_trips(tokenizer: Small4Tokenizer, folder: Path) -> list[Fault]:
         try:
             others = read_tokenizer(folder / TEKKEN).encode_texts(texts)
         except (ValueError, OSError, KeyError) as error:
-            return [*faults, Fault("tokenizer", TEKKEN, f"cannot be loaded: {one_line(error)}")]
+            return [*faults, Fault.of_file("tokenizer", folder, error)]
         differ = [text for text, one, other in zip(texts, ids, others, strict=True) if one != other]
         if differ:
             reason = f"encodes {shown(differ[0][:40])} otherwise than {TEKKEN}"
@@ -152,49 +201,109 @@ def _round_trips(tokenizer: Small4Tokenizer, folder: Path) -> list[Fault]:
 
 
 def _special(tokenizer: Small4Tokenizer, source: Checkpoint) -> list[Fault]:
-    """Special tokens at the ids that configuration and generation settings say."""
+    """Special tokens at the ids that the configuration says, under their names, and `<s>` alone before a text."""
     text = source.config.text_config
     ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     wanted = {BOS: [text.bos_token_id], EOS: ends, PAD: [text.pad_token_id]}
     if source.config.vision_config is not None:
+        given = (source.params or {}).get("vision_encoder") or {}
         wanted[IMG] = [source.config.image_token_index]
+        wanted |= {IMG_BREAK: [given.get("image_break_token_id")], IMG_END: [given.get("image_end_token_id")]}
     faults = []
     for token, ids in wanted.items():
         mine = tokenizer.control_ids.get(token)
-        if ids != [None] and mine not in ids:
+        if ids == [None] and mine is None and token in (IMG_BREAK, IMG_END):
+            faults.append(Fault("tokenizer", token, "is no special token, but images need it"))
+        elif ids != [None] and mine not in ids:
             faults.append(Fault("tokenizer", token, f"is token {mine}, the model's configuration says {ids[0]}"))
-    settings = source.folder / "generation_config.json"
-    if settings.is_file():
-        from ..tokenizer import reasoning_token_ids
-
-        given = read_json(settings).get("reasoning_token_ids")
-        mine_ids = reasoning_token_ids(tokenizer)
-        for name, number in (given or {}).items() if isinstance(given, dict) else ():
-            if name in mine_ids and mine_ids[name] != number:
-                reason = f"{name} is {number} there, in the tokenizer {mine_ids[name]}"
-                faults.append(Fault("tokenizer", "generation_config.json", reason))
+    for name, token in (("bos_token", BOS), ("eos_token", EOS), ("pad_token", PAD)):
+        if (said := getattr(tokenizer, name)) not in (None, token):
+            faults.append(Fault("tokenizer", "tokenizer_config.json", f"{name} is {shown(said)}, it must be {token}"))
+    plain, begun = tokenizer.encode_texts(["a"])[0], tokenizer("a")["input_ids"]
+    begin = [tokenizer.control_ids.get(BOS)]
+    if begun != begin + plain and (source.layout == "small4" or begun != plain):  # transformers' converter adds nothing
+        reason = f"puts {shown(tokenizer.decode(begun))} in place of <s> and a text 'a' (post_processor)"
+        faults.append(Fault("tokenizer", TOKENIZER, reason))
     return faults
 
 
-def template_faults(processor: Small4Processor) -> list[Fault]:
-    """Conversations that the folder's template lays out otherwise than the code."""
+def _generation_faults(tokenizer: Small4Tokenizer, source: Checkpoint) -> list[Fault]:
+    """Special tokens that the settings of generation say otherwise than the tokenizer, or leave out or forbid."""
+    file = source.folder / GENERATION
+    if not file.is_file():
+        lacking = source.layout == "small4"
+        return (
+            [Fault("tokenizer", GENERATION, "is missing; generate finds the reasoning mode by it")] if lacking else []
+        )
+    try:
+        content = read_json(file)
+    except CheckpointError as error:
+        return [Fault.of_file("tokenizer", source.folder, error)]
+    reasons = []
+    for name, token in (("bos_token_id", BOS), ("eos_token_id", EOS), ("pad_token_id", PAD)):
+        said, mine = content.get(name), tokenizer.control_ids.get(token)
+        if said is not None and mine not in (said if isinstance(said, list) else [said]):
+            reasons.append(f"{name} is {shown(said)}, in the tokenizer {token} is {mine}")
+    end = tokenizer.control_ids.get(EOS)
+    for name, banned in (("suppress_tokens", end), ("bad_words_ids", [end])):
+        if isinstance(content.get(name), list) and banned in content[name]:
+            reasons.append(f"{name} forbids {EOS}, so no answer ends")
+    reasons += _reasoning_faults(tokenizer, content.get("reasoning_token_ids"), source.layout == "small4")
+    return [Fault("tokenizer", GENERATION, reason) for reason in reasons]
+
+
+def _reasoning_faults(tokenizer: Small4Tokenizer, said: object, needed: bool) -> list[str]:
+    """What is wrong with `reasoning_token_ids`, which only folders in our layout need."""
+    from ..tokenizer import reasoning_token_ids
+
+    mine = reasoning_token_ids(tokenizer)
+    if said is None and needed and all(mine.values()):
+        return ["reasoning_token_ids are missing; generate finds the reasoning mode by them"]
+    if not isinstance(said, dict):
+        return [] if said is None else [f"reasoning_token_ids is {shown(said)}, it must be an object"]
+    reasons = [
+        f"{name} is {shown(number)} there, in the tokenizer {mine[name]}"
+        for name, number in said.items()
+        if name in mine and mine[name] != number
+    ]
+    if not reasons and all(mine.values()):
+        try:
+            ReasoningIds.from_mapping(said)
+        except ValueError as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def template_faults(processor: Small4Processor) -> tuple[list[Fault], list[str]]:
+    """Conversations that the folder's template lays out otherwise than the code, and those that it does not know."""
     tokenizer = processor.tokenizer
     if _is_own(processor):
-        return []
-    faults = []
-    for number, (chat, tools) in enumerate(CHATS):
-        for mode in REASONING_MODES:
-            pieces, _ = tokenizer.lay_out(chat, tools, None, mode, True, False)
+        return [], []
+    settings = tokenizer.init_kwargs.get("reasoning_settings") or {"default": REASONING_MODES[0]}
+    ways: list[tuple[str, str, dict[str, Any]]] = [(mode, mode, {"reasoning_mode": mode}) for mode in REASONING_MODES]
+    ways.append(("no mode given", settings["default"], {}))
+    template = str(processor.chat_template)
+    if "enable_thinking" in template:
+        ways.append(("enable_thinking", "high", {"enable_thinking": True}))
+    found: dict[str, str] = {}  # reason -> where it was met first
+    left_out = [chat.about for chat in CHATS if chat.needs not in template]
+    for chat in CHATS:
+        for way, mode, options in ways if chat.about not in left_out else ():
+            pieces, _ = tokenizer.lay_out(chat.messages, chat.tools, None, mode, True, False)
             wanted = str(tokenizer.prompt_text(pieces[0]))
             try:
-                found = processor.apply_chat_template(
-                    chat, tools=tools, reasoning_mode=mode, add_generation_prompt=True, tokenize=False
+                text = processor.apply_chat_template(
+                    chat.messages, tools=chat.tools, add_generation_prompt=True, tokenize=False, **options
                 )
             except Exception as error:  # templates raise errors of their own
-                found = f"({type(error).__name__}: {one_line(error)})"
-            if found != wanted:
-                at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), 0)
-                begin = max(0, at - 20)
-                reason = f"lays out {shown(found[begin : at + 40])}, expected {shown(wanted[begin : at + 40])}"
-                faults.append(Fault("template", f"chat_template.jinja, conversation {number + 1}, {mode}", reason))
-    return faults
+                if chat.extra and type(error).__name__ == "TemplateError":  # raise_exception(...)
+                    left_out.append(chat.about)
+                    break
+                found.setdefault(f"cannot be rendered: {reason_of(error)}", f"{chat.about}, {way}")
+                continue
+            if text != wanted:
+                at = next((i for i, (a, b) in enumerate(zip(text, wanted, strict=False)) if a != b), len(text))
+                begin = max(0, min(at, len(wanted)) - 20)
+                reason = f"lays out {shown(text[begin : begin + 60])}, expected {shown(wanted[begin : begin + 60])}"
+                found.setdefault(reason, f"{chat.about}, {way}")
+    return [Fault("template", f"chat_template.jinja, {where}", reason) for reason, where in found.items()], left_out
