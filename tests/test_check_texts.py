@@ -184,6 +184,7 @@ def test_what_is_put_around_a_text(demo: Path, tmp_path: Path) -> None:
     [
         (lambda c: c.update(eos_token_id=3), "eos_token_id is 3"),
         (lambda c: c.update(eos_token_id=[2, 3]), None),
+        (lambda c: c.pop("eos_token_id"), "eos_token_id is None"),
         (lambda c: c.update(pad_token_id=2), "pad_token_id is 2"),
         (lambda c: c.update(bos_token_id=2), "bos_token_id is 2"),
         (lambda c: c.update(suppress_tokens=[5, 2]), "suppress_tokens forbids </s>"),

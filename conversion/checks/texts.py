@@ -242,7 +242,8 @@ def _generation_faults(tokenizer: Small4Tokenizer, source: Checkpoint) -> list[F
     reasons = []
     for name, token in (("bos_token_id", BOS), ("eos_token_id", EOS), ("pad_token_id", PAD)):
         said, mine = content.get(name), tokenizer.control_ids.get(token)
-        if said is not None and mine not in (said if isinstance(said, list) else [said]):
+        needed = said is not None or token == EOS  # where no end is named, transformers looks for none elsewhere
+        if needed and mine not in (said if isinstance(said, list) else [said]):
             reasons.append(f"{name} is {shown(said)}, in the tokenizer {token} is {mine}")
     end = tokenizer.control_ids.get(EOS)
     for name, banned in (("suppress_tokens", end), ("bad_words_ids", [end])):
