@@ -13,10 +13,15 @@ import pytest
 import raw_checkpoint as rc
 import torch
 from conversion_cases import CASES, run
+from safetensors.torch import save_file
 from small4_conversion import manifest
 from small4_conversion.check import CheckOptions, check
-from small4_conversion.checkpoint import Reader
+from small4_conversion.checkpoint import Reader, read_headers
 from small4_conversion.checks.rows import FAILED
+from small4_conversion.checks.weights import faults_of
+from small4_conversion.digest import measure
+from small4_conversion.formats.values import Plain
+from small4_conversion.naming import Leaf
 from small4_conversion.source import open_checkpoint
 from tekken_files import write_tekken
 
@@ -416,6 +421,19 @@ def test_rows_of_zeros_and_rows_that_are_alike_are_found(releases: dict[str, Pat
     Bench(folder, "bf16", random.Random(0)).change(name, turn)
     kind = "zeros" if "half" in case else "dead tensor"
     assert [(kind, name in text) for kind, text in found(folder)] == [(kind, True)]
+
+
+@pytest.mark.parametrize("kibibytes", [0, 16, 64])
+def test_a_hole_in_a_file_begins_anywhere(tmp_path: Path, kibibytes: int) -> None:
+    name, shape = "layers.0.attention.wo.weight", (96, 4096)
+    save_file({name: torch.randn(shape).bfloat16()}, tmp_path / "x.safetensors")
+    content = bytearray((tmp_path / "x.safetensors").read_bytes())
+    content[100_000 : 100_000 + kibibytes * 1024] = bytes(kibibytes * 1024)
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with Reader() as reader:
+        leaf = Leaf(name, name, shape, linear=True)
+        measured = measure(Plain(shape, read_headers([tmp_path / "x.safetensors"])[name]), leaf, True, reader)
+    assert [fault.kind for fault in faults_of({name: measured}, {name: leaf})] == ["zeros"] * (kibibytes == 64)
 
 
 def test_tokens_that_are_never_used_and_dead_neurons_may_be_zero(releases: dict[str, Path], tmp_path: Path) -> None:
