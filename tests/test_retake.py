@@ -13,7 +13,7 @@ from model_card.card.results import RESULTS
 
 
 def bare(command: str) -> list[str]:
-    """The words without where the result goes, how long it may take, which seeds and what is shown, the interpreter's own
+    """The words without where the result goes, how long it may take, which seeds, what is shown, the interpreter's
     options, and folders.
     """
     words = shlex.split(command)
