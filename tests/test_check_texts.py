@@ -88,6 +88,8 @@ def test_settings_of_images(demo: Path, tmp_path: Path) -> None:
             assert len(found) == 1, (name, found)
             assert found[0].startswith(f"images: processor_config.json: {name} is "), (name, found)
             file.write_text(text)
+    change(demo / "processor_config.json", lambda c: c["image_processor"].update(max_image_size=56))
+    assert told(demo) == []  # smaller images are a choice
     file = tmp_path / "hf" / "processor_config.json"
     content = json.loads(file.read_text())  # older folders have two files
     (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(content.pop("image_processor")))

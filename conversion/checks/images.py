@@ -40,7 +40,7 @@ def image_row(source: Checkpoint, vision: Small4ImageProcessor | None, unread: l
     if isinstance(said, dict):
         told = True
         mine = {name: said.get(_TEKKEN_NAMES.get(name, name)) for name in sizes}
-        faults += _differ(TEKKEN, mine, sizes, "the model's configuration says")
+        faults += _misfits(TEKKEN, mine, sizes)
     if source.layout != "mistral" and (source.folder / TOKENIZER).is_file() and not unread:
         told = True
         faults += _processor_faults(source, vision, sizes)
@@ -57,14 +57,22 @@ def _processor_faults(source: Checkpoint, vision: Small4ImageProcessor | None, s
     if not isinstance(given, dict):
         given, file = _content(source.folder / _IMAGES), _IMAGES
     mine = {name: getattr(vision, name) for name in sizes}
-    faults = _differ(file, mine, sizes, "the model's configuration says")
+    faults = _misfits(file, mine, sizes)
     if not faults:  # transformers' Pixtral processor counts tokens by what stands around the image processor
         outer = {name: around[name] for name in ("patch_size", "spatial_merge_size") if name in around}
-        faults = _differ(_PROCESSOR, mine | outer, sizes, "the model's configuration says")
+        faults = _misfits(_PROCESSOR, mine | outer, sizes)
     # Our image processor does not read these from settings of transformers' Pixtral image processor.
     steps = {name: given.get(name, getattr(vision, name)) for name in _STEPS}
     colors = {"image_mean": _three(vision.image_mean), "image_std": _three(vision.image_std)}
     return faults + _differ(file, steps | colors, {**_STEPS, "image_mean": MEAN, "image_std": STD}, "the release has")
+
+
+def _misfits(file: str, mine: dict[str, Any], sizes: dict[str, int]) -> list[Fault]:
+    """Sizes that are not the model's. Smaller images are a choice, as long as one token fits."""
+    most = mine["max_image_size"]
+    if isinstance(most, int) and sizes["patch_size"] * sizes["spatial_merge_size"] <= most <= sizes["max_image_size"]:
+        mine = mine | {"max_image_size": sizes["max_image_size"]}
+    return _differ(file, mine, sizes, "the model's configuration says")
 
 
 def _content(file: Path) -> dict[str, Any]:
