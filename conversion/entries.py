@@ -83,6 +83,8 @@ def _compressed(out: Plan) -> dict[str, Any]:
     """An entry in compressed-tensors' terms, made from what is written. One scheme for all weights."""
     first = next(iter(out.held.values()))
     word, weights = _scheme(first)
+    if all(isinstance(value, Int4) and value.group == value.shape[1] for value in out.held.values()):
+        weights |= {"group_size": None, "strategy": "channel"}  # rows of several lengths
     group = {
         "format": word,
         "input_activations": None,
