@@ -176,10 +176,11 @@ def _end_of_prefix(name: str) -> int:
     return match.end() if match else 0
 
 
-def moves(moved: dict[str, str], names: list[str]) -> Iterator[Fault]:
+def moves(moved: dict[str, str], names: list[str], known: bool = True) -> Iterator[Fault]:
     """Whole layers, then whole experts, then single tensors that hold what belongs elsewhere.
 
     moved: by the name of a tensor, that of the one whose numbers it holds. names: of all tensors that were looked at.
+    known: whether it is known to which of two the numbers belong.
     """
     left = dict(moved)
     for level, kind in ((1, "layer"), (2, "expert")):
@@ -195,8 +196,8 @@ def moves(moved: dict[str, str], names: list[str]) -> Iterator[Fault]:
                 whole[prefix.rstrip(".")] = str(origin).rstrip(".")
                 for name in wrong:
                     del left[name]
-        yield from _pairs(whole, kind)
-    yield from _pairs(left, "tensor")
+        yield from _pairs(whole, kind, known)
+    yield from _pairs(left, "tensor", known)
 
 
 def _swap_prefix(name: str, origin: str, prefix: str) -> str | None:
@@ -205,7 +206,7 @@ def _swap_prefix(name: str, origin: str, prefix: str) -> str | None:
     return origin.removesuffix(tail) if origin.endswith(tail) else None
 
 
-def _pairs(moved: dict[str, str], kind: str) -> Iterator[Fault]:
+def _pairs(moved: dict[str, str], kind: str, known: bool) -> Iterator[Fault]:
     done = set()
     for name, origin in moved.items():
         if name in done:
@@ -215,8 +216,10 @@ def _pairs(moved: dict[str, str], kind: str) -> Iterator[Fault]:
             yield Fault(f"swapped {kind}s", f"{name} and {origin}", "are swapped: each holds the other's numbers")
         elif origin in moved:
             yield Fault(f"moved {kind}", name, f"holds the numbers of {origin}")
-        else:
+        elif known:
             yield Fault(f"duplicate {kind}", name, f"holds a copy of {origin} in place of its own numbers")
+        else:
+            yield Fault(f"duplicate {kind}", f"{origin} and {name}", "are the same")
 
 
 def _explained(source: Checkpoint, leaf: Leaf, mine: Measured, entry: Entry, reader: Reader) -> Fault:

@@ -137,9 +137,11 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(f"{args.json}: is no file that can be written; name one in a folder that is there")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    folder = hub.resolve(args.model, lambda _: None, args.revision)
+    notes: list[str] = []
+    folder = hub.resolve(args.model, notes.append, args.revision, as_loaded=True)
     with progress_bar("reading") as progress:
         report = check(folder, options, progress, args.model.rstrip("/").rpartition("/")[2])
+    report.notes[:0] = notes
     print(report.text())
     if args.json is not None:
         write_file(args.json, json.dumps(report.content(), indent=1, ensure_ascii=False) + "\n", "a report")
@@ -174,6 +176,7 @@ def check(
     source, rows = files.opened(folder)
     report.rows += rows
     if source is not None:
+        report.notes += source.remarks
         if given is not None:
             source = manifest.reopened(source, given.model.get(RULE))
         report.rows += tried("configuration", lambda: [files.configuration(source)])
@@ -223,7 +226,7 @@ def _running(folder: Path, source: Checkpoint, options: CheckOptions, failed: bo
     with tempfile.TemporaryDirectory() as place:
         made = Path(place) / "converted"
         try:
-            convert(folder, made, Options(manifest=False))
+            convert(folder, made, Options(manifest=False, as_loaded=True))
         except (ValueError, OSError) as error:
             fault = Fault("load", folder.name, str(error))
             yield (

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from modeling_small4 import files_reading
-from modeling_small4.files_reading import one_line, parse_json, shown
+from modeling_small4.files_reading import POINTED, is_pointer, one_line, parse_json, shown
 
 from .systems import open_to_read, read_at
 
 CHUNK = 8 << 20  # bytes held at a time while copying
 _MAX_HEADER = 100 << 20
+TRUNCATED, POINTER, MISSING = "truncated file", "Git LFS pointer", "missing file"  # kinds of `CheckpointError`
 
 DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
@@ -54,15 +55,18 @@ _WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8}
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used. The message is one line that names the file and, if it concerns one, the
     tensor.
+
+    kind: one to three words for it in the table of `small4 check`; empty where the file that is named says enough.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, kind: str = "") -> None:
         super().__init__(one_line(message, 600))  # names and values from a damaged file may have any length
+        self.kind = kind
 
 
-def wrong_tensor(file: Path, tensor: str, reason: str) -> CheckpointError:
+def wrong_tensor(file: Path, tensor: str, reason: str, kind: str = "damaged file") -> CheckpointError:
     """The error for a tensor of a file that cannot be used."""
-    return CheckpointError(f"{file}: tensor {one_line(tensor, 120)} {reason}")
+    return CheckpointError(f"{file}: tensor {one_line(tensor, 120)} {reason}", kind)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         return files_reading.read_json(file, strict=True)
     except ValueError as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(str(error), POINTER if is_pointer(file) else "damaged file") from None
 
 
 def read_headers(files: list[Path]) -> dict[str, Stored]:
@@ -123,7 +127,10 @@ def _read_header(file: Path) -> dict[str, Stored]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise CheckpointError(f"{file}: truncated or no safetensors file (header of {length} bytes in {size})")
+            if is_pointer(file):
+                raise CheckpointError(f"{file}: {POINTED}", POINTER)
+            about = f"truncated or no safetensors file (header of {length} bytes in {size})"
+            raise CheckpointError(f"{file}: {about}", TRUNCATED)
         raw = stream.read(length)
     try:
         header = parse_json(raw, strict=True)
@@ -165,9 +172,9 @@ def _check_extents(file: Path, entries: list[Stored], base: int, size: int) -> N
             raise wrong_tensor(file, stored.tensor, "overlaps another or leaves a gap before it")
         position, last = stored.start + stored.nbytes, stored.tensor
         if position > size:
-            raise wrong_tensor(file, stored.tensor, f"is truncated: it ends at byte {position} of {size}")
+            raise wrong_tensor(file, stored.tensor, f"is truncated: it ends at byte {position} of {size}", TRUNCATED)
     if position != size:
-        raise CheckpointError(f"{file}: {size - position} bytes too many after tensor {last}")
+        raise CheckpointError(f"{file}: {size - position} bytes too many after tensor {last}", "trailing bytes")
 
 
 class Reader:

@@ -49,7 +49,7 @@ _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 class Options:
     """How to convert. shard_size is in bytes. softmax_scale None means as the source says, and "released" for
     transformers folders. revision is that of a source on the Hub; None means its main branch. manifest: read back what
-    was written and write its manifest beside it.
+    was written and write its manifest beside it. as_loaded: see `open_checkpoint`.
     """
 
     to: str = "small4"
@@ -60,6 +60,7 @@ class Options:
     shard_size: int = 5_000_000_000
     revision: str | None = None
     manifest: bool = True
+    as_loaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ def convert(
     if options.with_code and options.to != "small4":
         raise CheckpointError(f"--with-code: only the small4 layout carries code, not {options.to}")
     started = time.perf_counter()
-    folder = hub.resolve(str(src), note, options.revision)
+    folder = hub.resolve(str(src), note, options.revision, options.as_loaded)
     check_destination(dst, folder, options.overwrite)
     if is_draft(folder):
         return _convert_draft(folder, dst, options, note, started)
-    source = open_checkpoint(folder, options.softmax_scale)
+    source = open_checkpoint(folder, options.softmax_scale, as_loaded=options.as_loaded)
     note(f"layout: {source.layout}, {source.precision()} -> {options.to}, {options.dtype}")
     note(f"softmax scale: {source.scale_note}")
     with Reader() as reader:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modeling_small4.configuration_small4 import Small4Config
-from modeling_small4.files_reading import one_line, shown
+from modeling_small4.files_reading import POINTED, is_pointer, one_line, shown
 
-from .checkpoint import CheckpointError, Stored, wrong_tensor
+from .checkpoint import MISSING, POINTER, TRUNCATED, CheckpointError, Stored, wrong_tensor
 from .formats import ggml
 from .raw import build_config
 
@@ -141,11 +141,12 @@ def read(files: list[Path], rule: str | None) -> Content:
 def _open(file: Path) -> Any:
     library = ggml.library_of_gguf()
     if not file.is_file():
-        raise CheckpointError(f"{file}: missing")
+        raise CheckpointError(f"{file}: missing", MISSING)
     try:
         return library.GGUFReader(file)
     except Exception as error:  # the package raises many kinds of errors
-        raise CheckpointError(f"{file}: is no GGUF file that can be read ({one_line(error, 200)})") from None
+        about = POINTED if is_pointer(file) else f"is no GGUF file that can be read ({one_line(error, 200)})"
+        raise CheckpointError(f"{file}: {about}", POINTER if about == POINTED else "damaged file") from None
 
 
 def _stored(file: Path, tensor: Any) -> Stored:
@@ -156,7 +157,7 @@ def _stored(file: Path, tensor: Any) -> Stored:
         dtype, shape = "U8", (*shape[:-1], int(tensor.n_bytes) // max(1, math.prod(shape[:-1])))
     stored = Stored(file, tensor.name, dtype, shape, int(tensor.data_offset))
     if stored.start + stored.nbytes > file.stat().st_size or stored.nbytes != int(tensor.n_bytes):
-        raise wrong_tensor(file, tensor.name, "is truncated: it ends behind the file")
+        raise wrong_tensor(file, tensor.name, "is truncated: it ends behind the file", TRUNCATED)
     return stored
 
 

@@ -59,10 +59,12 @@ _FUSED = (
 )
 
 
-def resolve(source: str, note: Callable[[str], None], revision: str | None = None) -> Path:
+def resolve(source: str, note: Callable[[str], None], revision: str | None = None, as_loaded: bool = False) -> Path:
     """The folder of `source`. A path takes precedence over a repository of the same name.
 
     revision: branch, tag or commit of a repository; None: its main branch.
+    as_loaded: of a repository with both released layouts, download the one that `from_pretrained` loads, not the raw
+        one.
 
     Raises:
         CheckpointError: `source` is neither a folder nor a repository, holds no checkpoint in a known layout, has no
@@ -81,7 +83,7 @@ def resolve(source: str, note: Callable[[str], None], revision: str | None = Non
         raise CheckpointError(f"{source}: no such folder (a Hub repository is written owner/name)")
     try:
         with _quiet():
-            return _download(source, note, revision)
+            return _download(source, note, revision, as_loaded)
     except CheckpointError:
         raise
     except RevisionNotFoundError:
@@ -94,7 +96,7 @@ def resolve(source: str, note: Callable[[str], None], revision: str | None = Non
         raise CheckpointError(f"{source}: not read from the Hub ({one_line(error)})") from None
 
 
-def _download(source: str, note: Callable[[str], None], revision: str | None) -> Path:
+def _download(source: str, note: Callable[[str], None], revision: str | None, as_loaded: bool) -> Path:
     try:
         files = set(HfApi().list_repo_files(source, revision=revision))
     except OfflineModeIsEnabled:
@@ -106,8 +108,11 @@ def _download(source: str, note: Callable[[str], None], revision: str | None) ->
         raise CheckpointError(
             f"{source}: the repository holds neither params.json with consolidated weights nor config.json"
         )
+    both = raw and "config.json" in files and any(fnmatchcase(f, "model*.safetensors") for f in files)
+    raw = raw and not (both and as_loaded)
     name = source if revision is None else f"{source} at {revision}"
-    note(f"source: {name} on the Hub, {'raw' if raw else 'config.json'} layout, only its files are downloaded")
+    unread = f"; its weights in the {'config.json' if raw else 'raw'} layout are not read" if both else ""
+    note(f"source: {name} on the Hub, {'raw' if raw else 'config.json'} layout, only its files are downloaded{unread}")
     return Path(snapshot_download(source, revision=revision, allow_patterns=_wanted(files, _RAW if raw else _FUSED)))
 
 

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -137,14 +138,18 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: What `build` and `write` raise, or no place to write to.
     """
-    folder = hub.resolve(args.folder, lambda _: None, args.revision)
+    notes: list[str] = []
+    folder = hub.resolve(args.folder, notes.append, args.revision, as_loaded=True)
     out = args.out or (folder / MANIFEST if folder.is_dir() and Path(args.folder).exists() else None)
     if out is None:
         raise CheckpointError(f"{args.folder}: is no folder here; say where to write the manifest with --out FILE")
     printed = str(out) == "-"
     former = None if printed else _former(out)
     with progress_bar("reading") as progress, Reader() as reader:
-        manifest = build(open_checkpoint(folder, args.softmax_scale), reader, progress)
+        source = open_checkpoint(folder, args.softmax_scale, as_loaded=True)
+        manifest = build(source, reader, progress)
+    for note in (*notes, *source.remarks):
+        print(note, file=sys.stderr if printed or args.json else sys.stdout)
     if former is not None and former.weights == manifest.weights:
         manifest = replace(manifest, copy_of=former.copy_of)
     if printed:
@@ -250,7 +255,7 @@ def reopened(source: Checkpoint, rule: str | None) -> Checkpoint:
     """
     if source.layout != "transformers" or rule not in ("released", "transformers"):
         return source
-    return open_checkpoint(source.folder, rule, strict=False)
+    return open_checkpoint(source.folder, rule, strict=False, as_loaded=True)
 
 
 def _read(content: dict[str, Any]) -> Manifest:

@@ -5,7 +5,9 @@ Never opens a pickle. Knows where values are, not what is done with them.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ from modeling_small4.configuration_small4 import Small4Config
 from modeling_small4.files_reading import shown
 
 from . import gguf_file, raw, transformers_layout
-from .checkpoint import CheckpointError, Stored, read_headers, read_json
+from .checkpoint import MISSING, CheckpointError, Stored, read_headers, read_json
 from .files import INDEX, PATTERN, RAW_INDEX, RAW_PATTERN, no_weights, weight_files
 from .formats import ggml, mlx, reading
 from .formats.announced import Announced, announced
 from .formats.finder import Finder
 from .formats.values import Values
 from .naming import TOWER, from_transformers, leaves, place_fused, place_raw, place_unfused
+
+DRAFT = "draft of another model"  # a kind of `CheckpointError`
+RAW, FUSED = ("params.json", RAW_PATTERN), ("config.json", PATTERN)  # the files that make up a layout
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,13 @@ class Checkpoint:
         return next(parts, ())
 
 
-def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True) -> Checkpoint:
-    """Open `folder`, whatever its layout. If it holds both released layouts, the raw one is used, because it is
-    lossless.
+def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True, as_loaded: bool = False) -> Checkpoint:
+    """Open `folder`, whatever its layout. If it holds both released layouts, one of them is read, which `remarks` says:
+    the raw one, because it is lossless.
 
     rule: how a transformers folder's softmax scale is read, "released" (default) or "transformers".
     strict: raise for tensors that are missing, extra or misshapen; otherwise collect them in `problems`.
+    as_loaded: of both layouts, read the one that `from_pretrained` loads.
 
     Raises:
         CheckpointError: No checkpoint, or a damaged one; the message names the file and the tensor.
@@ -81,19 +87,28 @@ def open_checkpoint(folder: Path, rule: str | None = None, strict: bool = True) 
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     names = {entry.name for entry in folder.iterdir()}
-    if "params.json" in names and any(
-        re.fullmatch(r"consolidated.*\.safetensors(\.index\.json)?", name) for name in names
-    ):
+    released, fused = (_holds(names, *layout) for layout in (RAW, FUSED))
+    if released and fused:
+        read, other = (FUSED, RAW) if as_loaded else (RAW, FUSED)
+        source = (_open_fused if as_loaded else _open_raw)(folder, rule, strict)
+        remark = f"two sets of weights are in the folder: that of {read[0]} ({read[1]}) is read, that of {other[0]} "
+        return replace(source, remarks=(*source.remarks, f"{remark}({other[1]}) is not"))
+    if released:
         return _open_raw(folder, rule, strict)
     if "config.json" in names:
         return _open_fused(folder, rule, strict)
     if "params.json" in names:
         raise no_weights(folder, names, RAW_PATTERN)
     if any(name.startswith("consolidated") for name in names):
-        raise CheckpointError(f"{folder / 'params.json'}: missing beside the consolidated weights")
+        raise CheckpointError(f"{folder / 'params.json'}: missing beside the consolidated weights", MISSING)
     if files := gguf_file.files_of(folder):
         return _open_gguf(files, rule, strict)
-    raise CheckpointError(f"{folder}: no checkpoint, neither params.json nor config.json is in it")
+    raise CheckpointError(f"{folder}: no checkpoint, neither params.json nor config.json is in it", MISSING)
+
+
+def _holds(names: Iterable[str], config: str, pattern: str) -> bool:
+    """Whether a folder with files of these names holds the weights of a layout."""
+    return config in names and any(fnmatchcase(name, f) for name in names for f in (pattern, f"{pattern}.index.json"))
 
 
 def _open_raw(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
@@ -121,7 +136,8 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
     ):
         raise CheckpointError(
             f"{folder}: is a DFlash draft or another one, which drafts tokens for another model; use it as it is, "
-            "without converting it"
+            "without converting it",
+            DRAFT,
         )
     kind, files = given.get("model_type"), weight_files(folder, INDEX, PATTERN)
     found = read_headers(files)
@@ -173,7 +189,8 @@ def _refuse_draft(folder: Path, headers: dict[str, Stored]) -> None:
     if any(name.endswith("eagle_linear.weight") for name in headers):
         raise CheckpointError(
             f"{folder}: is an EAGLE draft (eagle_linear.weight), which drafts tokens for another model; "
-            "use it as it is, without converting it"
+            "use it as it is, without converting it",
+            DRAFT,
         )
 
 
@@ -198,8 +215,19 @@ def _read(finder: Finder, config: Small4Config) -> dict[str, Values]:
         found = mlx.take(finder, leaf, config.text_config) if mlx_names else reading.take(finder, leaf, place)
         if found is not None:
             values[leaf.raw] = found
+    if config.tie_word_embeddings:
+        _refuse_tied_head(finder)
     reading.check(finder, values)
     return values
+
+
+def _refuse_tied_head(finder: Finder) -> None:
+    head, key = ("output.", "tied_embeddings") if finder.layout == "mistral" else ("lm_head.", "tie_word_embeddings")
+    for name, stored in finder.headers.items():
+        if name.startswith(head):
+            finder.leave(name)
+            reason = f"is not part of the model that {finder.config_file.name} describes: {key} is true there"
+            finder.problem(stored.tensor, stored.file, reason)
 
 
 def _refuse_contradiction(rule: str | None, says: str, file: Path) -> None:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             report = compare_with_manifest(args.a, args.b and Path(args.b), progress, args.revision)
         else:
             report = compare_folders(args.a, args.b, progress, args.revision)
-    for note in report.stale:
+    for note in (*report.notes, *report.stale):
         print(note, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(report.summary()))
@@ -94,13 +94,14 @@ class Rounding:
 @dataclass(frozen=True)
 class Report:
     """How two checkpoints compare. errors: by format, where one is a quantization of the other. stale: a sentence for
-    each manifest in one of the folders that is of other weights.
+    each manifest in one of the folders that is of other weights. notes: about how the folders were read.
     """
 
     compared: int
     differences: list[Difference]
     errors: dict[str, Rounding]
     stale: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:
@@ -139,7 +140,8 @@ def compare_folders(
     """
     sides = [open_checkpoint(_folder(source, revision), strict=False) for source in (a, b)]
     report = compare_checkpoints(sides, progress)
-    return replace(report, stale=_stale(sides, report.exact, progress))
+    notes = [f"{side.folder}: {remark}" for side in sides for remark in side.remarks]
+    return replace(report, stale=_stale(sides, report.exact, progress), notes=notes)
 
 
 def compare_checkpoints(
@@ -173,7 +175,7 @@ def compare_with_manifest(
     Raises:
         CheckpointError: It is no checkpoint or has no manifest, or a file is damaged.
     """
-    source = open_checkpoint(_folder(a, revision), strict=False)
+    source = open_checkpoint(_folder(a, revision, as_loaded=True), strict=False, as_loaded=True)
     given = manifest.of_folder(source.folder) if file is None else manifest.read(file)
     if given is None:
         raise CheckpointError(f"{a}: holds no {MANIFEST}; name what to compare with, or write one: small4 manifest {a}")
@@ -181,7 +183,7 @@ def compare_with_manifest(
     faults = against.check_folder(source, given, progress)
     differences = [Difference(fault.what, fault.reason, None) for fault in faults]
     differences += [Difference(tensor, reason, None) for tensor, reason in source.problems]
-    return Report(len(source.values), differences, {})
+    return Report(len(source.values), differences, {}, notes=list(source.remarks))
 
 
 def _stale(sides: list[Checkpoint], equal: bool, progress: Callable[[int, int], None]) -> list[str]:
@@ -237,8 +239,9 @@ def _add(found: dict[str, Difference], new: Difference) -> None:
         found[new.tensor] = new
 
 
-def _folder(source: str | Path, revision: str | None) -> Path:
-    return hub.resolve(str(source), lambda _: None, None if Path(source).exists() else revision)
+def _folder(source: str | Path, revision: str | None, as_loaded: bool = False) -> Path:
+    revision = None if Path(source).exists() else revision
+    return hub.resolve(str(source), lambda _: None, revision, as_loaded)
 
 
 def _compare_leaf(

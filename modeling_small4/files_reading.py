@@ -19,6 +19,8 @@ LONGEST = 300  # letters of a message that comes from elsewhere
 LONGEST_NAME = 255  # bytes of a file's name, on every file system in use
 # Errors that a damaged file brings about in whoever reads it; a message that explains them is ours.
 _STUMBLES = (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, AssertionError, UnicodeError)
+POINTED = "is a Git LFS pointer, not the file itself; fetch it with git lfs pull, or download it"
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _HALF_PAIR = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 
 
@@ -90,7 +92,14 @@ def read_json(file: Path, strict: bool = False) -> dict[str, Any]:
     try:
         return parse_json(file.read_bytes(), strict)
     except ValueError as error:
-        raise ValueError(f"{file}: not a valid JSON object ({one_line(error, 200)})") from None
+        about = POINTED if is_pointer(file) else f"not a valid JSON object ({one_line(error, 200)})"
+        raise ValueError(f"{file}: {about}") from None
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether Git LFS has put the name of a file's contents in their place."""
+    with file.open("rb") as stream:
+        return stream.read(len(_POINTER)) == _POINTER
 
 
 def check_json(folder: Path, *names: str) -> None:
@@ -152,6 +161,8 @@ def _check_header(file: Path) -> None:
         with safe_open(file, "pt", backend="pread"):
             return
     except (SafetensorError, ValueError) as error:  # a ValueError: a name that is no UTF-8
+        if is_pointer(file):
+            raise ValueError(f"{file}: {POINTED}") from None
         tensor = _damaged_tensor(file)
         where = f"tensor {tensor}: " if tensor else ""
         raise ValueError(f"{file}: {where}{one_line(error)}. The file is damaged; copy or download it again.") from None

@@ -14,6 +14,7 @@ from small4_conversion.verify import compare
 from test_conversion_damage import refused
 
 from model_card.evals.fuzz.small_hub import Files, Hub, client_environment
+from modeling_small4.commands import cli
 
 
 @pytest.fixture
@@ -55,6 +56,21 @@ def test_repository_with_both_layouts(hub: Hub, tmp_path: Path) -> None:
     }
     assert sorted(name for name, _ in hub.downloads) == sorted(wanted)
     assert not compare(repository, tmp_path / "dst")[1]
+
+
+@pytest.mark.usefixtures("offline")
+def test_of_a_repository_with_both_the_loaded_one_is_checked(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    p = rc.params(vision=False)
+    repository = rc.write_raw(tmp_path / "repository", p, rc.weights(p))
+    convert(repository, tmp_path / "hf", Options(to="transformers"))
+    hub.commit("lab/small", "main", files_of(tmp_path / "hf") | files_of(repository))
+    assert cli.main(["check", "lab/small", "--quick"]) == 0
+    assert "its weights in the raw layout are not read" in capsys.readouterr().out
+    asked = {name for name, _ in hub.downloads}
+    assert "model.safetensors" in asked
+    assert not any(name.startswith("consolidated") for name in asked)
 
 
 @pytest.mark.usefixtures("offline")

@@ -14,6 +14,7 @@ from .. import raw, transformers_layout
 from ..against import RULE, Fault
 from ..checkpoint import CheckpointError, read_json
 from ..source import Checkpoint, open_checkpoint
+from .announced import announced_faults
 from .rows import FAILED, OK, TOLD, Row, judged
 
 
@@ -25,23 +26,17 @@ def opened(folder: Path) -> tuple[Checkpoint | None, list[Row]]:
     listed = {"files": [{"name": name, "bytes": size} for name, size in sizes]}
     rows = [Row("files", OK, f"{len(sizes)} files, {describe_bytes(total)}", data=listed)]
     try:
-        source = open_checkpoint(folder, strict=False)
+        source = open_checkpoint(folder, strict=False, as_loaded=True)
     except CheckpointError as error:
-        return None, [*rows, Row("headers", FAILED, "cannot be opened", [_unopened(str(error), folder)])]
+        return None, [*rows, Row("headers", FAILED, "cannot be opened", [_unopened(error, folder)])]
     summary = f"{len(source.values)} tensors, {source.layout} layout, {source.precision()}"
     return source, [*rows, judged("headers", header_faults(source), summary)]
 
 
-def _unopened(message: str, folder: Path) -> Fault:
-    kinds = {
-        "truncated": "truncated file",
-        "too many": "truncated file",
-        "missing": "missing file",
-        "holds no": "missing file",
-    }
-    kind = next((kind for word, kind in kinds.items() if word in message), "damaged file")
-    what, _, reason = message.partition(": ")
-    return Fault(kind, Path(what).name or folder.name, reason or message)
+def _unopened(error: CheckpointError, folder: Path) -> Fault:
+    what, _, reason = str(error).partition(": ")
+    kind = error.kind or ("configuration" if what.endswith(".json") else "damaged file")
+    return Fault(kind, Path(what).name or folder.name, reason or str(error))
 
 
 _KINDS = {
@@ -74,7 +69,7 @@ def _kind_of(reason: str) -> str:
 
 
 def configuration(source: Checkpoint) -> Row:
-    """Whether all files that describe the model say the same, and what the softmax scale is."""
+    """Whether all files that describe the model say the same, and what is stored; and what the softmax scale is."""
     text = source.config.text_config
     facts = raw.facts(source.config)
     faults = []
@@ -84,6 +79,7 @@ def configuration(source: Checkpoint) -> Row:
                 kind = "softmax rule" if key == RULE else "configuration"
                 reason = f"is {shown(value)} in {source.config_file.name}, but {shown(others[key])} in {name}"
                 faults.append(Fault(kind, key, reason))
+    faults += announced_faults(source)
     rule = f"softmax scale {text.softmax_scale:.5f} ({text.softmax_scale_rule})"
     row = judged("configuration", faults, rule, {"model": facts, "softmax_scale": text.softmax_scale})
     if row.status == OK and text.softmax_scale_rule != "released":

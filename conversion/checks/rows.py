@@ -12,7 +12,7 @@ OK, FAILED, SKIPPED, TOLD = "ok", "FAILED", "skipped", "told"
 
 # What is found by reading the checkpoint alone, and what only a manifest tells.
 ALONE = (
-    "truncated and missing files",
+    "truncated and missing files, a missing index, files that belong to several sets of weights",
     "missing, extra and misshapen tensors, wrong dtypes",
     "numbers that are not finite or out of proportion",
     "negative, zero and implausible scales (a scale of FP8 or NVFP4 applied twice, or all of them)",
@@ -21,6 +21,7 @@ ALONE = (
     "special tokens in other places, also in the settings of generation",
     "a chat template that lays out prompts differently",
     "settings of images that do not fit the model or are not the release's",
+    "announced bits, groups and scales of quantized weights that are not the stored ones",
     "a softmax rule that contradicts the original params.json, or the text of --text",
 )
 BY_MANIFEST = (

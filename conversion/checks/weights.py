@@ -115,7 +115,7 @@ def _rows(name: str, each: Measured, leaf: Leaf) -> Iterator[Fault]:
         if row == zero:
             yield Fault("dead expert", name, f"the row of expert {expert} is zero")
         elif row in first:
-            yield Fault("duplicate expert", name, f"the row of expert {expert} is that of expert {first[row]}")
+            yield Fault("duplicate expert", name, f"the rows of experts {first[row]} and {expert} are the same")
         first.setdefault(row, expert)
 
 
@@ -194,5 +194,4 @@ def _twice(found: dict[str, Measured]) -> Iterator[Fault]:
         if key in first:
             copies[name] = first[key]
         first.setdefault(key, name)
-    for fault in moves(copies, list(found)):
-        yield Fault(fault.kind, fault.what, fault.reason.replace(" in place of its own numbers", ""))
+    yield from moves(copies, list(found), known=False)
