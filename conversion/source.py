@@ -139,6 +139,12 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
             "without converting it",
             DRAFT,
         )
+    named = given.get("transformers_weights")
+    if named not in (None, "model.safetensors", INDEX):
+        raise CheckpointError(
+            f"{file}: transformers_weights is {shown(named)}, which from_pretrained loads in place of {PATTERN}; give "
+            "these weights a folder of their own, without this key"
+        )
     kind, files = given.get("model_type"), weight_files(folder, INDEX, PATTERN)
     found = read_headers(files)
     text_only = "text_config" not in given or given.get("vision_config", ...) is None
@@ -165,6 +171,8 @@ def _open_fused(folder: Path, rule: str | None, strict: bool) -> Checkpoint:
         remarks += (
             f"scales of keys and values in 8 bits are left out, the cache holds latents: {', '.join(left_out)}",
         )
+    if (folder / "adapter_config.json").exists():
+        remarks += ("adapter_config.json: from_pretrained adds this adapter to the weights; it is not read here",)
     params = read_json(folder / raw.KEPT) if (folder / raw.KEPT).exists() else None
     return Checkpoint(folder, layout, config, file, params, note, values, said, finder.problems, remarks)
 

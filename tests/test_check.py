@@ -626,6 +626,11 @@ def test_files_that_are_loaded_otherwise_than_they_are_named(fused: dict[str, Pa
     assert faults(whole, without=("model-*",)) == sets
     assert [(kind, text.split(":")[0]) for kind, text in faults(without=(index,))] == [("missing file", index)]
     assert faults(whole, without=("model-*", index)) == []
+    (tmp_path / "sound" / "adapter_config.json").write_text("{}")
+    assert "from_pretrained adds this adapter" in check(tmp_path / "sound", CheckOptions(quick=True)).text()
+    config = tmp_path / "sound" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"transformers_weights": "other.safetensors"}))
+    assert [(kind, text[:33]) for kind, text in faults()] == [("configuration", "config.json: transformers_weights")]
 
 
 def contradictions(folder: Path) -> list[str]:
@@ -668,7 +673,7 @@ def test_what_is_announced_of_weights_is_what_is_stored(tmp_path: Path, name: st
 def test_groups_of_whole_rows_are_announced_so(tmp_path: Path) -> None:
     """Whose rows are of several lengths."""
     p = rc.params()
-    entry = {"quant_method": "gptq", "bits": 4, "group_size": -1, "format": "gptq_v2"}
+    entry = {"quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": False, "format": "gptq_v2"}
     stored, _ = d.derive(p, rc.weights(p), lambda tensor: d.gptq(tensor.shape[1], 4, tensor, version=2))
     d.write_folder(tmp_path / "hf", p, stored, entry)
     run(tmp_path / "hf", tmp_path / "ours")
