@@ -13,6 +13,8 @@ import pytest
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
+from checked_releases import FORMS, release, write_manifest
+from conversion_cases import run
 from generation_cases import tiny_model
 from tiny_checkpoint import write_tiny_checkpoint
 from transformers import masking_utils
@@ -87,3 +89,22 @@ def uncompiled_flex(monkeypatch: pytest.MonkeyPatch) -> None:
 def repeating() -> Small4ForCausalLM:
     """A model so eager to repeat itself that drafts are found and accepted."""
     return tiny_model(0)
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A release of each form with its manifest. Not to be written into."""
+    made = {form: release(tmp_path_factory.mktemp(form) / form, form, seed) for seed, form in enumerate(FORMS)}
+    for folder in made.values():
+        write_manifest(folder)
+    return made
+
+
+@pytest.fixture(scope="session")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A release in the fused layouts. Not to be written into."""
+    folder = tmp_path_factory.mktemp("fused")
+    raw = release(folder / "raw", "bf16", 5)
+    for layout in ("small4", "transformers"):
+        run(raw, folder / layout, to=layout)
+    return {layout: folder / layout for layout in ("small4", "transformers")}
