@@ -44,5 +44,5 @@ MEASURES: dict[str, str] = {
     "fuzz": "python -m model_card.evals.fuzz",
     "server": "python -m model_card.bench.server --runs 3 --out model_card/results/server.json",
     "engines": "python -m model_card.bench.engines --vllm VENV/bin/vllm --llama VENV/bin/python "
-    "SOURCE/vendor/llama.cpp",
+    "SOURCE/vendor/llama.cpp --out model_card/results/engines.json",
 }
