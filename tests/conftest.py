@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 from transformers import masking_utils
 from transformers.integrations import flex_attention
 
-from modeling_small4 import Small4ForCausalLM
+from modeling_small4 import Small4ForCausalLM, demo_checkpoint
 from modeling_small4.processing_small4 import Small4Processor
 
 
@@ -89,6 +90,16 @@ def uncompiled_flex(monkeypatch: pytest.MonkeyPatch) -> None:
 def repeating() -> Small4ForCausalLM:
     """A model so eager to repeat itself that drafts are found and accepted."""
     return tiny_model(0)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    """A copy of the demo checkpoint."""
+    try:
+        folder = demo_checkpoint()
+    except FileNotFoundError:
+        pytest.skip("the demo checkpoint is not there")
+    return Path(shutil.copytree(folder, tmp_path / "demo"))
 
 
 @pytest.fixture(scope="session")

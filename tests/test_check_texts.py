@@ -3,7 +3,6 @@ what other programs write passes.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,7 @@ from small4_conversion.checks.rows import OK, SKIPPED, Row
 from small4_conversion.checks.texts import text_rows
 from small4_conversion.source import open_checkpoint
 
-from modeling_small4 import demo_checkpoint
-
 Change = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture
-def demo(tmp_path: Path) -> Path:
-    try:
-        folder = demo_checkpoint()
-    except FileNotFoundError:
-        pytest.skip("the demo checkpoint is not there")
-    return Path(shutil.copytree(folder, tmp_path / "demo"))
 
 
 def rows(folder: Path) -> dict[str, Row]:

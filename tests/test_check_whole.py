@@ -22,7 +22,7 @@ from tiny_checkpoint import write_tiny_checkpoint
 
 from model_card.demo_recipe.tasks.data import rows as demo_rows
 from model_card.evals.fuzz.damage import damage
-from modeling_small4 import Small4Config, Small4ForCausalLM, demo_checkpoint
+from modeling_small4 import Small4Config, Small4ForCausalLM
 from modeling_small4.commands import cli
 from modeling_small4.files_saving import MANIFEST
 
@@ -53,15 +53,6 @@ PROMPTS: list[dict[str, Any]] = [
         ],
     },
 ]
-
-
-@pytest.fixture
-def demo(tmp_path: Path) -> Path:
-    try:
-        folder = demo_checkpoint()
-    except FileNotFoundError:
-        pytest.skip("the demo checkpoint is not there")
-    return Path(shutil.copytree(folder, tmp_path / "demo"))
 
 
 def small4_check(folder: Path, *words: object) -> tuple[int, dict[str, dict[str, Any]]]:
